@@ -1,0 +1,39 @@
+# Works on a machine that has Python 3.10 or later and make, nothing else.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check demo bench lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 picks the interpreter; PYTEST_ARGS='-k store' goes to pytest"
+
+setup:  ## create .venv with the locked versions (quick when nothing changed)
+	@$(PYTHON) scripts/setup.py
+
+test: setup  ## the floors of the import graph, then every test
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## ruff, mypy and the floors of the import graph
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: setup  ## a small study from data to report
+	$(BIN)/lorascope demo $(DEMO_ARGS)
+
+bench: setup  ## speed of a stack against separate runs, with losses and gradients compared
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+lock: setup  ## resolve requirements.lock anew
+	$(BIN)/python scripts/setup.py --lock
+
+clean:  ## remove .venv, caches and build outputs; runs/ stays
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,318 @@
+"""The frozen base: loading it, knowing its heads, and proving that it did not change.
+
+Knows transformers' loading code, tokenizers, which modules are newly initialised, and the checksum. Does not know adapters.
+Floor: beside ``lora``, below ``train``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lorascope.config import BaseModelConfig
+from lorascope.errors import ModelError
+
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+_AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM}
+# Classification heads, by the names that transformers gives them; a family has one or two of these.
+_HEAD_NAMES = ("pre_classifier", "classifier", "score")
+
+
+@dataclass
+class BaseModel:
+    """A frozen model ready for a stack.
+
+    Attributes:
+        heads: modules that are trained whole, newly initialised ones always among them.
+        new_parameters: full names of the parameters that no checkpoint provided.
+        checksum: SHA-256 of all weights outside the heads.
+        plain_head: logits are exactly ``output_embeddings(last_hidden_state)``, so they can be computed for some positions
+            alone; False where the model scales or caps them.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task_type: TaskType
+    heads: tuple[str, ...]
+    new_parameters: tuple[str, ...]
+    checksum: str
+    plain_head: bool
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills short rows; masked everywhere, so any id would do."""
+        return int(self.model.config.pad_token_id)
+
+    def initial_head(self, module: str, seed: int) -> Mapping[str, Tensor]:
+        """Initial values of a head's own parameters: drawn anew for the seed where no checkpoint provided them.
+
+        The draw is the model's own initialisation, seeded for (seed, module) and leaving the global generator as it was.
+        """
+        original = self.model.get_submodule(module)
+        original = getattr(original, "frozen", original)
+        own = dict(original.named_parameters(recurse=False))
+        if not any(f"{module}.{name}" in self.new_parameters for name in own):
+            return {name: value.detach() for name, value in own.items()}
+        fresh = copy.deepcopy(original).float()
+        digest = hashlib.blake2b(repr((seed, "head", module)).encode(), digest_size=7).digest()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int.from_bytes(digest, "big"))
+            self.model._init_weights(fresh)
+        return {name: value.detach() for name, value in fresh.named_parameters()}
+
+
+def read_config(base: BaseModelConfig) -> PretrainedConfig:
+    """The model's ``config.json``, from a directory or the hub.
+
+    Raises:
+        ModelError: there is none, or its ``model_type`` is unknown.
+    """
+    _check_directory(base.model, "config.json")
+    try:
+        return AutoConfig.from_pretrained(base.model, revision=base.revision)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded("configuration", base, error) from None
+
+
+def skeleton(config: PretrainedConfig, task_type: TaskType, num_labels: int = 2) -> PreTrainedModel:
+    """The model on the meta device: every shape and no weights."""
+    config = type(config).from_dict(config.to_dict())
+    if task_type == "SEQ_CLS":
+        config.num_labels = num_labels
+    try:
+        with torch.device("meta"):
+            return _AUTO_CLASSES[task_type].from_config(config)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise ModelError(
+            f"a {config.model_type} model has no {task_type} form",
+            where="base.model",
+            fix="choose another base or task",
+        ) from error
+
+
+def head_modules(model: nn.Module, task_type: TaskType) -> tuple[str, ...]:
+    """The classification head's modules; empty for a causal model."""
+    if task_type != "SEQ_CLS":
+        return ()
+    return tuple(name for name, _ in model.named_children() if name in _HEAD_NAMES)
+
+
+def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it encodes nothing (an empty vocabulary is a known trap).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.model, revision=base.revision)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise _not_loaded("tokenizer", base, error) from None
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ModelError("the tokenizer knows no words", where=base.model, fix="check tokenizer.json and its vocabulary")
+    return tokenizer
+
+
+def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] = (), device: str = "cpu") -> BaseModel:
+    """Load weights and tokenizer, freeze everything, find what is newly initialised, and take the checksum.
+
+    Raises:
+        ModelError: something is missing, damaged, holds NaN, or is newly initialised outside what can be trained.
+    """
+    config = read_config(base)
+    tokenizer = load_tokenizer(base)
+    if task_type == "SEQ_CLS":
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    model, missing, mismatched = _load_weights(base, config, task_type)
+    cast(nn.Module, model).to(device).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    _set_pad_token(model, tokenizer)
+    heads = head_modules(model, task_type)
+    new, warnings = _new_parameters(model, missing, mismatched, heads, base)
+    for name in new:
+        if not any(name.startswith(f"{head}.") for head in heads):
+            owner = name.rpartition(".")[0]
+            heads = (*heads, owner)
+            warnings.append(f"{owner} is not in the checkpoint; it is newly initialised and trained with every adapter")
+    _check_finite(model, base)
+    _check_vocabulary(model, tokenizer, base)
+    plain_head = task_type == "SEQ_CLS" or _head_is_plain(model)
+    if not plain_head:
+        warnings.append("the model scales its logits; they are computed for every position, which takes more memory")
+    checksum = weights_checksum(model, heads)
+    return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings)
+
+
+def weights_checksum(model: nn.Module, heads: Sequence[str]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every base weight and persistent buffer outside the heads.
+
+    Works on a stacked model too: wrappers are looked through, so it is equal before, while and after adapters are on.
+    """
+    digest = hashlib.sha256()
+    tensors = {name.replace(".frozen.", "."): value for name, value in model.state_dict().items()}
+    for name in sorted(tensors):
+        if any(name.startswith(f"{head}.") for head in heads):
+            continue
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def checkpoint_keys(directory: str) -> set[str] | None:
+    """Tensor names in a local checkpoint's safetensors headers; None where there is none to read."""
+    path = Path(directory)
+    try:
+        index = path / "model.safetensors.index.json"
+        if index.is_file():
+            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        with (path / "model.safetensors").open("rb") as file:
+            length = int(np.frombuffer(file.read(8), dtype="<u8")[0])
+            return set(json.loads(file.read(length))) - {"__metadata__"}
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _load_weights(
+    base: BaseModelConfig, config: PretrainedConfig, task_type: TaskType
+) -> tuple[PreTrainedModel, set[str], set[str]]:
+    verbosity = transformers_logging.get_verbosity()
+    # Missing and mismatched weights are reported by Lorascope itself, with what it does about them.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = _AUTO_CLASSES[task_type].from_pretrained(
+            base.model,
+            config=config,
+            revision=base.revision,
+            dtype=getattr(torch, base.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own kinds for a bad checkpoint
+        raise _not_loaded("weights", base, error) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
+    return model, set(info["missing_keys"]), mismatched
+
+
+def _new_parameters(
+    model: PreTrainedModel, missing: set[str], mismatched: set[str], heads: Sequence[str], base: BaseModelConfig
+) -> tuple[tuple[str, ...], list[str]]:
+    parameters = [name for name, _ in model.named_parameters()]
+    wrong = [name for name in mismatched if not any(name.startswith(f"{head}.") for head in heads)]
+    if wrong:
+        raise ModelError(f"{min(wrong)!r} in the checkpoint has another shape than config.json says", where=base.model)
+    new = [name for name in parameters if name in missing | mismatched]
+    if len(new) > len(parameters) // 2:
+        raise ModelError(
+            f"the checkpoint lacks {len(new)} of the model's {len(parameters)} parameters ({new[0]}, …)",
+            where=base.model,
+            fix="check that weights and config.json belong together",
+        )
+    warnings = [f"{name} has another shape in the checkpoint; it starts anew" for name in sorted(mismatched)]
+    return tuple(new), warnings
+
+
+def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give tokenizer and model one pad token; a base without one (GPT-2, Llama) pads with its end token, masked."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        else:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_finite(model: PreTrainedModel, base: BaseModelConfig) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{name!r} holds NaN or infinite numbers", where=base.model, fix="use another checkpoint")
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: BaseModelConfig) -> None:
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    num_embeddings = len(cast(Tensor, model.get_input_embeddings().weight))
+    if largest >= num_embeddings:
+        raise ModelError(
+            f"the tokenizer has id {largest}, the model {num_embeddings} embeddings",
+            where=base.model,
+            fix="use the tokenizer that belongs to the model",
+        )
+
+
+@torch.no_grad()
+def _head_is_plain(model: PreTrainedModel) -> bool:
+    """Whether output embeddings on the last hidden state give the model's logits, tried on four tokens."""
+    output = model.get_output_embeddings()
+    if output is None:
+        return False
+    ids = torch.arange(4, device=model.device).reshape(1, 4)
+    mask = torch.ones_like(ids)
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return bool(torch.allclose(output(hidden).float(), logits.float(), rtol=1e-4, atol=1e-4))
+
+
+def _check_directory(model: str, file: str) -> None:
+    """A path that does not exist must not be asked of the hub."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / file).is_file():
+            raise ModelError(f"the directory has no {file}", where=model, fix="give a directory that save_pretrained wrote")
+    elif path.is_file() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError("no such model directory", where=model, fix="give a directory or a hub id such as gpt2")
+
+
+def _not_loaded(what: str, base: BaseModelConfig, error: Exception) -> ModelError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    local = Path(base.model).is_dir()
+    fix = "check the directory's files" if local else "check the name, or that the hub can be reached"
+    return ModelError(f"cannot load the {what} ({reason[:200]})", where=base.model, fix=fix)
+
+
+def hardware() -> dict[str, Any]:
+    """What a measurement was taken on: processor, cores, memory, torch and its threads."""
+    import platform
+
+    import psutil
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }

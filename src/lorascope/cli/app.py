@@ -1,0 +1,345 @@
+"""The commands. Each reads its options, calls one floor below, and prints. Floor: cli.
+
+stdout holds the result (a table, or one JSON document with ``--json``); logs and progress go to stderr. Errors are one line,
+with the exit codes 0 done, 1 failed, 2 wrong usage, 3 a check did not hold, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from lorascope.cli import tables
+from lorascope.config import EvaluateConfig, Study, TaskConfig, TrialConfig, load_study, parse_override, validate
+from lorascope.errors import LorascopeError, UsageError
+
+if TYPE_CHECKING:
+    from lorascope.plan import Cost, Workload
+
+app = typer.Typer(
+    name="lorascope", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key, e.g. train.learning_rate=1e-4.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+]
+Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the trials, from 1.")]
+
+
+def main() -> None:
+    """Entry point: run a command and turn errors into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        warnings.simplefilter("ignore")
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except LorascopeError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished trials are kept, go on with --resume", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command()
+def plan(
+    study_file: StudyFile,
+    overrides: Override = None,
+    shard: Shard = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
+    study, trials = _study_and_trials(study_file, overrides, shard, None)
+    document = _plan_document(study, trials)
+    if as_json:
+        _print_json(document)
+    else:
+        tables.print_plan(_stdout(), document)
+
+
+@app.command()
+def run(
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="The study's directory; runs/<name> by default.")] = None,
+    overrides: Override = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study begun earlier.")] = False,
+    shard: Shard = None,
+    adapter: Adapters = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate and store every trial of a study."""
+    study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    if dry_run:
+        document = _plan_document(study, trials)
+        _print_json(document) if as_json else tables.print_plan(_stdout(), document)
+        return
+    directory = out or Path("runs") / study.name
+    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device)
+    if as_json:
+        _print_json(document)
+    else:
+        tables.print_results(_stdout(), document)
+        _stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
+    failed = sum(trial["status"] == "failed" for trial in document["trials"])
+    if failed:
+        raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
+
+
+@app.command()
+def results(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """One row per trial."""
+    from lorascope.store import Store, results_document
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
+    stores = [Store.open(directory) for directory in directories]
+    document = results_document(stores)
+    if as_json:
+        _print_json(document)
+    elif as_csv:
+        _print_csv(document)
+    else:
+        tables.print_results(_stdout(), document)
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
+    task: Annotated[str, typer.Option(help="sst2, mrpc, rte, squad or file.")],
+    data: Annotated[str, typer.Option(help="A file, a directory or a hub id.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
+    dtype: Annotated[str, typer.Option(help="The base model's dtype.")] = "float32",
+    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
+    max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per example here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an adapter, ours or PEFT's own, on a task."""
+    from lorascope.cohort.single import evaluate_adapter
+
+    task_config = validate(
+        TaskConfig, {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length}, "evaluate"
+    )
+    settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "evaluate")
+    evaluation, facts = evaluate_adapter(adapter, task_config, settings, base_model=base, dtype=dtype)
+    if predictions is not None:
+        from lorascope.store import write_atomically
+
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
+        write_atomically(predictions, "".join(lines))
+    document = {"adapter": str(adapter), **facts, "metrics": evaluation.metrics}
+    if as_json:
+        _print_json(document)
+    else:
+        for name, value in evaluation.metrics.items():
+            typer.echo(f"{name} {value:.4f}")
+
+
+@app.command()
+def export(
+    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's directory, runs/<study>/trials/<trial>.")],
+    out: Annotated[Path, typer.Option(help="A new directory for the script and its inputs.")],
+    script: Annotated[
+        bool, typer.Option("--script", help="Write a standalone PEFT + Trainer script that reproduces the trial.")
+    ] = False,
+) -> None:
+    """Hand a trial to other tools."""
+    from lorascope.cohort.script import write_script
+
+    if not script:
+        raise UsageError("nothing to export", where="export", fix="add --script; the adapter itself is TRIAL/adapter")
+    write_script(trial, out)
+    typer.echo(f"{out / 'train_peft.py'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the model, the data and the study go.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """A three-configuration study on a small model and data that this command makes; offline, well under a minute."""
+    from lorascope.cli.demo import prepare_demo
+
+    study_file = prepare_demo(out)
+    study = load_study(study_file)
+    from lorascope.design import expand
+
+    document = run_and_report(study, expand(study), out / "study")
+    if as_json:
+        _print_json(document)
+        return
+    tables.print_results(_stdout(), document)
+    console = _stderr()
+    console.print(f"study file: {study_file}", markup=False, highlight=False)
+    console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
+
+
+def run_and_report(
+    study: Study,
+    trials: list[TrialConfig],
+    directory: Path,
+    *,
+    resume: bool = False,
+    slots: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Run with progress on stderr; the results document."""
+    from lorascope.cli.progress import StudyProgress
+    from lorascope.store import Store, results_document
+
+    with StudyProgress(_stderr()) as progress:
+        import torch
+
+        from lorascope.cohort.run import run_study
+
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        for event in run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen):
+            progress.show(event)
+    return results_document([Store.open(directory)])
+
+
+def _study_and_trials(
+    study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
+) -> tuple[Study, list[TrialConfig]]:
+    from lorascope import design
+
+    study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
+    trials = design.expand(study)
+    for path in adapters or []:
+        adapter = study.adapter.model_copy(update={"path": str(path)})
+        trials.append(TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0]))
+    if shard is not None:
+        trials = design.shard(trials, *design.parse_shard(shard))
+        if not trials:
+            raise UsageError(f"shard {shard} holds no trial", where="--shard", fix="use fewer shards")
+    return study, trials
+
+
+def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+    import psutil
+
+    from lorascope import plan as planning
+
+    work, task_type, num_labels, reason = _workload(study)
+    memory = psutil.virtual_memory().available
+    rates: dict[str, float] = {}
+    rows = []
+    for trial in trials:
+        model, heads = planning.meta_model(trial, task_type, num_labels)
+        if trial.base.dtype not in rates:
+            rates[trial.base.dtype] = planning.probe_flops(trial.base.dtype)
+        cost = planning.estimate(trial, model, heads, work, memory, rates[trial.base.dtype])
+        rows.append(_plan_row(trial, cost, reason))
+    return {"study": study.name, "trials": rows}
+
+
+def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:
+    return {
+        "trial": trial.trial,
+        "seed": trial.seed,
+        "config": trial.flat(),
+        "trainable_params": cost.trainable_params,
+        "total_params": cost.total_params,
+        "peft_total_params": cost.peft_total_params,
+        "trainable_percent": cost.trainable_percent,
+        "memory_bytes": cost.memory_bytes,
+        "train_seconds": cost.train_seconds,
+        "fits": cost.fits,
+        "reason": cost.reason or reason,
+    }
+
+
+def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
+    """The data as far as they are at hand: (workload, task type, number of labels, why there is no time estimate)."""
+    from dataclasses import replace
+
+    from lorascope import plan as planning
+    from lorascope.base_model import load_tokenizer
+    from lorascope.data.task import encode_task, known_form, read_task
+    from lorascope.errors import DataError, ModelError
+
+    unknown = planning.Workload(None, None, study.task.max_length)
+    form = known_form(study.task)
+    places = [study.task.data] if isinstance(study.task.data, str) else list(study.task.data.values())
+    if not all(Path(place).expanduser().exists() for place in places):
+        if form is None:
+            raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
+        return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
+    raw = read_task(study.task, study.evaluate.split)
+    try:
+        tokenizer = load_tokenizer(study.base)
+        sample = replace(raw, train=raw.train[:256], eval=raw.eval[:1], notices=[])
+        encoded = encode_task(sample, tokenizer, study.task.max_length)
+    except ModelError:
+        return unknown, raw.task_type, len(raw.labels), "no time estimate: the base has no tokenizer here"
+    lengths = [len(example.input_ids) for example in encoded.train]
+    return planning.workload(lengths, len(raw.train)), raw.task_type, len(raw.labels), None
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _print_csv(document: dict[str, Any]) -> None:
+    rows = []
+    for trial in document["trials"]:
+        flat = {key: value for key, value in trial.items() if not isinstance(value, dict)}
+        flat |= {f"config.{key}": tables.text_of(value) for key, value in trial["config"].items()}
+        rows.append(flat | {f"metrics.{key}": value for key, value in trial["metrics"].items()})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _stdout() -> Console:
+    """The console for results; wide enough for whole tables where nobody's terminal sets the width."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"lorascope: {message}\n")
+    sys.exit(code)

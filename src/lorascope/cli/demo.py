@@ -1,0 +1,93 @@
+"""The first run: a small model, a small dataset and a study of three configurations, all made here, offline. Floor: cli."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from lorascope.errors import UsageError
+from lorascope.store import write_atomically
+
+_SUBJECTS = ("the film", "the acting", "the plot", "this story", "the music", "every scene", "the ending", "the cast")
+_GOOD = ("charming", "moving", "funny", "warm", "brilliant", "gripping", "tender", "fresh", "graceful", "wise")
+_BAD = ("wooden", "dull", "tedious", "cold", "clumsy", "stale", "hollow", "noisy", "shallow", "lazy")
+_LINKS = ("and", "yet never", "if sometimes", "but hardly")
+_STUDY = """\
+# Which projections does a small sentiment classifier need?
+name: demo
+base: {{model: {model}}}
+task: {{name: file, data: {{train: {train}, validation: {validation}}}, labels: [negative, positive], max_length: 32}}
+train: {{epochs: 3, batch_size: 16, learning_rate: 3.0e-3}}
+seeds: [42, 1337]
+design:
+  kind: list
+  trials:
+    - {{r: 4, targets: [query]}}
+    - {{r: 8, targets: [query, value]}}
+    - {{r: 16, targets: all-linear}}
+"""
+
+
+def prepare_demo(directory: Path) -> Path:
+    """Make the model, the data and the study file; returns the study file's path.
+
+    Raises:
+        UsageError: the directory holds an earlier demo's study.
+    """
+    if (directory / "study").exists():
+        raise UsageError("the demo has run here", where=str(directory), fix="remove the directory, or name one with --out")
+    model = directory / "model"
+    _make_model(model)
+    paths = {"model": model}
+    for split, size, seed in (("train", 800, 1), ("validation", 200, 2)):
+        paths[split] = directory / f"{split}.jsonl"
+        lines = "".join(json.dumps(row) + "\n" for row in _sentences(size, seed))
+        write_atomically(paths[split], lines)
+    quoted = {name: json.dumps(str(path)) for name, path in paths.items()}
+    study = directory / "study.yaml"
+    write_atomically(study, _STUDY.format(**quoted))
+    return study
+
+
+def _sentences(count: int, seed: int) -> list[dict[str, str]]:
+    """Sentences whose label turns on the last clause: ``A yet never B`` denies what B says."""
+    draw = random.Random(seed)
+    rows = []
+    while len(rows) < count:
+        label = draw.choice(("positive", "negative"))
+        kind, other = (_GOOD, _BAD) if label == "positive" else (_BAD, _GOOD)
+        link = draw.choice(_LINKS)
+        second = draw.choice(kind if link == "and" else other)
+        rows.append({"text": f"{draw.choice(_SUBJECTS)} is {draw.choice(kind)} {link} {second}", "label": label})
+    return rows
+
+
+def _make_model(directory: Path) -> None:
+    """A BERT of two layers with seeded random weights and a word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = sorted({word for phrase in (*_SUBJECTS, *_GOOD, *_BAD, *_LINKS, "is") for word in phrase.split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*special, *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data *= 4.0  # random features that differ enough to be told apart
+    model.save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(directory)

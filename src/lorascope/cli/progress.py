@@ -1,0 +1,131 @@
+"""What a running study looks like: bars on a terminal, plain lines elsewhere; always on stderr. Floor: cli."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lorascope.cli.tables import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from lorascope.cohort import run
+    from lorascope.evaluate import EvaluationStep
+    from lorascope.train import StepResult
+
+_LINE_SECONDS = 5.0
+
+
+class StudyProgress:
+    """Shows the events of a study as they come.
+
+    On a terminal: one bar for the study in trial-steps with the time left, one for each trial of the cohort at hand with its
+    loss, one for the evaluation. Elsewhere: a line for every event that matters and one every five seconds of training.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._study: TaskID | None = None
+        self._trials: dict[str, TaskID] = {}
+        self._evaluation: TaskID | None = None
+        self._ended = 0
+        self._pending = 0
+        self._line_at = 0.0
+
+    def __enter__(self) -> StudyProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def show(self, event: run.Event) -> None:
+        """Show one event."""
+        from lorascope.cohort import run
+        from lorascope.evaluate import EvaluationStep
+        from lorascope.train import StepResult
+
+        if isinstance(event, run.StudyStarted):
+            self._start(event)
+        elif isinstance(event, run.CohortStarted):
+            self._start_cohort(event)
+        elif isinstance(event, run.ProbeDone):
+            cost = event.cost
+            alone = f"{seconds_text(cost.seconds_per_epoch)} an epoch, {bytes_text(cost.peak_memory_bytes)}"
+            self._say(f"{event.configuration} alone: {alone}")
+        elif isinstance(event, run.Warned):
+            self._say(f"warning ({event.notice.kind}): {event.notice.message}")
+        elif isinstance(event, StepResult):
+            self._step(event)
+        elif isinstance(event, EvaluationStep):
+            self._evaluate(event)
+        elif isinstance(event, run.TrialEnded):
+            self._end_trial(event)
+
+    def _start(self, event: run.StudyStarted) -> None:
+        task = event.task
+        self._pending = event.pending
+        done = event.num_trials - event.pending
+        self._say(f"data: {task.shape}; {len(task.train)} train, {len(task.eval)} {task.eval_split}")
+        skipped = f", {done} finished earlier" if done else ""
+        self._say(f"{event.pending} trials to run in {event.num_cohorts} cohorts{skipped}")
+        self._study = self._progress.add_task("study (trials)", total=event.pending, note="")
+
+    def _start_cohort(self, event: run.CohortStarted) -> None:
+        for task in self._trials.values():
+            self._progress.remove_task(task)
+        self._trials = {name: self._progress.add_task(f"  {name}", total=event.num_steps, note="") for name in event.trials}
+        self._say(f"cohort {event.cohort}: {len(event.trials)} trials together, {event.num_steps} steps")
+
+    def _step(self, event: StepResult) -> None:
+        rate = event.num_examples * len(event.slots) / event.seconds
+        for name, step in event.slots.items():
+            note = f"loss {step.loss:.4f}"
+            self._progress.update(self._trials[name], completed=event.step + 1, note=note)
+        if self._study is not None:
+            self._progress.update(self._study, note=f"{rate:,.0f} examples/s over {len(event.slots)} trials")
+        last = event.step + 1 == event.num_steps
+        if not self._live and (last or time.monotonic() - self._line_at > _LINE_SECONDS):
+            self._line_at = time.monotonic()
+            left = (event.num_steps - event.step - 1) * event.seconds
+            losses = " ".join(f"{step.loss:.4f}" for step in event.slots.values())
+            self._say(
+                f"step {event.step + 1}/{event.num_steps}, {rate:,.0f} examples/s, "
+                f"{seconds_text(left)} left in this cohort, loss {losses}"
+            )
+
+    def _evaluate(self, event: EvaluationStep) -> None:
+        if self._evaluation is None:
+            self._evaluation = self._progress.add_task("", total=event.total, note="")
+        self._progress.update(
+            self._evaluation, description=f"  {event.stage}", completed=event.done, total=event.total, note="examples"
+        )
+        if event.done == event.total:
+            self._progress.remove_task(self._evaluation)
+            self._evaluation = None
+            if not self._live:
+                self._say(f"{event.stage}: {event.total} examples")
+
+    def _end_trial(self, event: run.TrialEnded) -> None:
+        self._ended += 1
+        if self._study is not None:
+            self._progress.update(self._study, completed=self._ended)
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+        self._say(f"{event.trial} {event.status}: {event.error or metrics} ({self._ended}/{self._pending})")
+
+    def _say(self, text: str) -> None:
+        self._progress.console.print(escape(text), highlight=False, soft_wrap=True)

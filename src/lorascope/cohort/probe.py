@@ -1,0 +1,89 @@
+"""What one configuration costs alone: a few real steps in a stack of one, with their time and peak memory.
+
+Inside a padded stack a small adapter costs what its neighbours cost, so reports compare these figures. Floor: ``cohort``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from lorascope.base_model import BaseModel
+from lorascope.config import TrainConfig
+from lorascope.data.packing import batch_order
+from lorascope.data.task import Example
+from lorascope.lora.stack import Slot, Stack
+from lorascope.train import train
+
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class SoloCost:
+    """Measured alone: seconds per epoch and examples per second (extrapolated by tokens), peak memory of the process."""
+
+    seconds_per_epoch: float
+    examples_per_second: float
+    peak_memory_bytes: int
+
+
+def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: Sequence[Example]) -> SoloCost:
+    """Train ``slot`` alone for a few batches of its own first epoch, the first of them uncounted, and throw the result away.
+
+    The batch with the longest row is among them, so that the peak is that of the epoch.
+    """
+    batches = batch_order(len(examples), settings.batch_size, slot.seed, 0)
+    longest = max(batches, key=lambda rows: max(len(examples[row].input_ids) for row in rows))
+    meter = MemoryMeter(base.device)
+    seconds_per_token: list[float] = []
+    for rows in [longest, *batches[: _STEPS - 1]]:
+        stack = Stack(base.model, [slot], base.heads, base.initial_head, settings.base_dropout)
+        one_step = settings.model_copy(update={"max_steps": 1, "batch_size": len(rows)})
+        try:
+            for step in train(stack, base, [examples[row] for row in rows], {slot.name: one_step}):
+                seconds_per_token.append(step.seconds / step.num_tokens)
+        finally:
+            stack.detach()
+    peak = meter.peak_bytes()
+    epoch = median(seconds_per_token[1:]) * sum(len(example.input_ids) for example in examples)
+    return SoloCost(epoch, len(examples) / epoch, peak)
+
+
+class MemoryMeter:
+    """Peak memory since the meter was made: of the device's allocator on CUDA, of the process elsewhere.
+
+    On Linux the kernel's high-water mark is reset first, after the C library gave back what it no longer uses. Where it
+    cannot be reset, the peak is that of the process so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        if sys.platform == "linux":
+            try:
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            except (OSError, AttributeError):
+                return
+
+    def peak_bytes(self) -> int:
+        """The peak so far."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        if sys.platform == "linux":
+            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

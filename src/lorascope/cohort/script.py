@@ -1,0 +1,139 @@
+"""A trial as a standalone program of PEFT and Trainer: the same initial adapter, data order, schedule and evaluation.
+
+The program imports nothing of Lorascope. What it needs lies beside it: the initial adapter, the examples as token ids in
+batch order, and the trial's predictions to compare with. At dropout 0 it arrives where the trial did, up to rounding; with
+dropout the masks differ. Floor: ``cohort``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorascope.base_model import load_base
+from lorascope.config import AdapterConfig, BaseModelConfig, Study, TrainConfig, TrialConfig
+from lorascope.data.packing import batch_order
+from lorascope.data.task import Example, Task, encode_task, read_task
+from lorascope.decode import end_tokens
+from lorascope.errors import UsageError
+from lorascope.lora.peft_io import write_adapter
+from lorascope.lora.stack import Stack
+from lorascope.plan import slot_of
+from lorascope.store import Store, atomic_directory
+
+_TEMPLATE = Path(__file__).with_name("train_peft.py.txt")
+
+
+def write_script(trial_directory: Path, out: Path) -> None:
+    """Write ``train_peft.py`` and its inputs for a trial that is done.
+
+    Args:
+        trial_directory: ``runs/<study>/trials/<trial>``.
+        out: a directory that does not exist yet.
+
+    Raises:
+        UsageError: there is no such trial, it has no adapter, or ``out`` exists.
+    """
+    if out.exists():
+        raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
+    study, trial = _find(trial_directory)
+    raw = read_task(study.task, study.evaluate.split)
+    base = load_base(trial.base, raw.task_type, raw.labels)
+    task = encode_task(raw, base.tokenizer, study.task.max_length)
+    slot = slot_of(trial, base.model, base.heads)
+    stack = Stack(base.model, [slot], base.heads, base.initial_head)
+    weights = stack.read(0)
+    stack.detach()
+    with atomic_directory(out) as directory:
+        (directory / "initial_adapter").mkdir()
+        write_adapter(
+            directory / "initial_adapter",
+            weights,
+            slot,
+            base.model,
+            heads=base.heads,
+            base_model=_base_path(trial),
+            task_type=base.task_type,
+        )
+        settings = _settings(study, trial, task, base.pad_id, end_tokens(base) if task.generates else [])
+        _write_json(directory / "settings.json", settings)
+        _write_json(directory / "batches.json", _batches(trial, len(task.train)))
+        _write_lines(directory / "train.jsonl", [_row(example) for example in task.train])
+        _write_lines(directory / "eval.jsonl", [_row(example) for example in task.eval])
+        predictions = (trial_directory / "predictions.jsonl").read_text(encoding="utf-8")
+        (directory / "predictions.jsonl").write_text(predictions, encoding="utf-8")
+        (directory / "train_peft.py").write_text(_TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _find(trial_directory: Path) -> tuple[Study, TrialConfig]:
+    """The study and configuration of a trial's directory."""
+    name = trial_directory.resolve().name
+    with Store.open(trial_directory.resolve().parents[1]) as store:
+        row = next((row for row in store.trials() if row.trial == name), None)
+        if row is None:
+            raise UsageError("no such trial", where=str(trial_directory), fix="give runs/<study>/trials/<trial>")
+        if row.adapter is None:
+            raise UsageError(f"the trial is {row.status} and has no adapter", where=str(trial_directory))
+        sections = {
+            section: schema.model_validate({key: row.config[key] for key in schema.model_fields if key in row.config})
+            for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig))
+        }
+        return store.study, TrialConfig(**sections, seed=row.seed)  # type: ignore[arg-type]
+
+
+def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: list[int]) -> dict[str, Any]:
+    train = trial.train
+    return {
+        "trial": trial.trial,
+        "base_model": _base_path(trial),
+        "revision": trial.base.revision,
+        "dtype": trial.base.dtype,
+        "task_type": task.task_type,
+        "labels": list(task.labels),
+        "pad_token_id": pad_id,
+        "generates": task.generates,
+        "end_token_ids": ends,
+        "max_new_tokens": study.evaluate.decoding[0].max_new_tokens,
+        "learning_rate": train.learning_rate,
+        "warmup_ratio": train.warmup_ratio,
+        "schedule": train.schedule,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "lora_dropout": trial.adapter.lora_dropout,
+        "seed": trial.seed,
+    }
+
+
+def _batches(trial: TrialConfig, num_examples: int) -> list[list[int]]:
+    """Every optimiser batch of the trial, in order."""
+    train = trial.train
+    per_epoch = -(-num_examples // train.batch_size)
+    num_steps = train.epochs * per_epoch if train.max_steps is None else train.max_steps
+    epochs = -(-num_steps // per_epoch)
+    batches = [rows for epoch in range(epochs) for rows in batch_order(num_examples, train.batch_size, trial.seed, epoch)]
+    return batches[:num_steps]
+
+
+def _row(example: Example) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": example.id, "input_ids": example.input_ids}
+    if example.token_type_ids is not None:
+        row["token_type_ids"] = example.token_type_ids
+    if example.is_target is None:
+        return row | {"label": example.label}
+    pairs = zip(example.input_ids, example.is_target, strict=True)
+    labels = [token if target else -100 for token, target in pairs]
+    return row | {"labels": labels, "prompt_length": example.prompt_length, "answers": list(example.answers)}
+
+
+def _base_path(trial: TrialConfig) -> str:
+    model = Path(trial.base.model)
+    return str(model.resolve()) if model.is_dir() else trial.base.model
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

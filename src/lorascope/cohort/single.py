@@ -1,0 +1,84 @@
+"""One adapter from disk, evaluated on its own. Floor: ``cohort``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from lorascope.base_model import BaseModel, load_base
+from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, validate
+from lorascope.data.task import encode_task, read_task
+from lorascope.errors import AdapterError, UsageError
+from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
+from lorascope.lora.peft_io import SavedAdapter, check_fits, read_adapter
+from lorascope.lora.stack import Stack
+
+
+def evaluate_adapter(
+    directory: Path, task: TaskConfig, settings: EvaluateConfig, *, base_model: str | None, dtype: str
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Load an adapter's base, put the adapter on it, and score it.
+
+    Args:
+        base_model: the base to use; by default the one that the adapter names.
+
+    Returns:
+        The evaluation, and what it was made of: base, task, split, number of examples and checksums.
+
+    Raises:
+        AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
+    """
+    saved = read_adapter(directory)
+    model = base_model or saved.base_model
+    if model is None:
+        raise UsageError("the adapter names no base model", where=str(directory), fix="give it with --base")
+    base_config = validate(BaseModelConfig, {"model": model, "dtype": dtype}, "evaluate")
+    raw = read_task(task, settings.split, with_train=False)
+    base = load_base(base_config, raw.task_type, raw.labels)
+    encoded = encode_task(raw, base.tokenizer, task.max_length)
+    stack = stack_saved(base, saved, str(directory))
+    try:
+        evaluation = _finished(evaluate(stack, base, encoded, settings))[0]
+    finally:
+        stack.detach()
+    if not evaluation.finite:
+        raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
+    facts = {
+        "base": model,
+        "task": task.name,
+        "split": encoded.eval_split,
+        "num_examples": len(encoded.eval),
+        "data_checksum": encoded.checksum,
+        "base_checksum": base.checksum,
+    }
+    return evaluation, facts
+
+
+def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
+    """A stack of one that holds an adapter from disk, its heads and biases included.
+
+    Raises:
+        AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in the adapter.
+    """
+    check_fits(saved, base.model, where)
+    absent = [name for name in base.new_parameters if name not in saved.weights.heads]
+    if absent:
+        raise AdapterError(
+            f"the adapter holds no {absent[0]!r}, which the base model does not have either",
+            where=where,
+            fix="save it with modules_to_save, or use the base it was trained on",
+        )
+    inside = tuple(f"{head}." for head in base.heads)
+    more = dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
+    stack = Stack(base.model, [saved.slot], (*base.heads, *more))
+    stack.write(0, saved.weights)
+    return stack
+
+
+def _finished(run: EvaluationRun) -> list[Evaluation]:
+    """Run an evaluation to its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            return cast("list[Evaluation]", stop.value)

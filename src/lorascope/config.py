@@ -1,0 +1,365 @@
+"""The study file: read, checked against the schema, and turned into typed values.
+
+Knows YAML, the schema of a study and how one trial's configuration is hashed. Does not know how a design becomes trials
+(``design``), which modules a model has (``lora.targets``) or how data look (``data``). Floor: just above ``errors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lorascope.errors import UsageError, did_you_mean
+
+DEFAULT_SEEDS = (42, 1337, 2024)
+ALL_LINEAR = "all-linear"
+
+
+class Section(BaseModel):
+    """A part of the study file: immutable, and refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseModelConfig(Section):
+    """The frozen model: a local directory or a hub id, and how its weights are held."""
+
+    model: str = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    revision: str | None = None
+
+
+class TaskConfig(Section):
+    """What is learned and from which data.
+
+    ``data`` is a file, a directory or a hub id; or a mapping from split (``train``, ``validation``, ``test``) to one of
+    these. ``eval_fraction`` carves an evaluation split out of the training split, and only where asked for.
+    """
+
+    name: str
+    data: str | dict[Literal["train", "validation", "test"], str]
+    max_train: int | None = Field(None, ge=1)
+    max_eval: int | None = Field(None, ge=1)
+    max_length: int = Field(512, ge=8)
+    eval_fraction: float | None = Field(None, gt=0.0, lt=1.0)
+    labels: list[str] | None = None
+
+
+class AdapterConfig(Section):
+    """One adapter, in PEFT's words. ``targets`` are roles (``query``), raw module names, suffixes, or ``all-linear``."""
+
+    method: Literal["lora", "head"] = "lora"
+    r: int = Field(8, ge=1)
+    lora_alpha: float | str = "2r"
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: list[str] | Literal["all-linear"] = ["query", "value"]
+    bias: Literal["none", "lora_only", "all"] = "none"
+    use_rslora: bool = False
+    path: str | None = None
+
+    @field_validator("lora_alpha")
+    @classmethod
+    def _alpha_is_a_number_or_a_multiple_of_r(cls, value: float | str) -> float | str:
+        if isinstance(value, str):
+            if re.fullmatch(r"\d+(\.\d+)?r", value):
+                return value
+            try:
+                value = float(value)
+            except ValueError:
+                raise ValueError(f"{value!r} is neither a number nor a multiple of r such as 2r") from None
+        if not 0 < value < float("inf"):
+            raise ValueError("must be above zero")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_distinct(cls, value: list[str] | str) -> list[str] | str:
+        if isinstance(value, list) and len(set(value)) != len(value):
+            raise ValueError("names a target twice")
+        return value
+
+    @property
+    def alpha(self) -> float:
+        """``lora_alpha`` as a number: ``"2r"`` at ``r = 8`` is 16."""
+        if isinstance(self.lora_alpha, str):
+            return float(self.lora_alpha[:-1]) * self.r
+        return self.lora_alpha
+
+    @property
+    def scaling(self) -> float:
+        """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA (Kalajdzievski 2023)."""
+        return self.alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+class TrainConfig(Section):
+    """How every configuration of a study is trained; optimiser AdamW with betas 0.9 and 0.999, eps 1e-8."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(2e-4, gt=0.0)
+    warmup_ratio: float = Field(0.06, ge=0.0, le=1.0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = Field(0.0, ge=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    max_steps: int | None = Field(None, ge=0)
+    base_dropout: bool = False
+
+
+class DecodingConfig(Section):
+    """How answers are generated."""
+
+    strategy: Literal["greedy"] = "greedy"
+    max_new_tokens: int = Field(32, ge=1)
+
+
+class EvaluateConfig(Section):
+    """Which split is scored, how answers are decoded, and how many tokens one forward pass may hold."""
+
+    split: Literal["train", "validation", "test"] = "validation"
+    decoding: list[DecodingConfig] = Field([DecodingConfig()], min_length=1)
+    batch_tokens: int = Field(8192, ge=1)
+
+
+class ListDesign(Section):
+    """Explicit trials, each a set of overrides."""
+
+    kind: Literal["list"] = "list"
+    trials: list[dict[str, Any]] = Field([{}], min_length=1)
+
+
+class GridDesign(Section):
+    """Every combination of the values."""
+
+    kind: Literal["grid"]
+    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+
+
+class AblationDesign(Section):
+    """One factor at a time around the baseline given by ``adapter``, ``train`` and ``base``."""
+
+    kind: Literal["ablation"]
+    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+
+
+Design = Annotated[ListDesign | GridDesign | AblationDesign, Field(discriminator="kind")]
+
+
+class Study(Section):
+    """One base, one task, one design."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: BaseModelConfig
+    task: TaskConfig
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(list(DEFAULT_SEEDS), min_length=1)
+    design: Design = ListDesign()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a seed twice")
+        return value
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over everything that the study's result depends on; the name is not part of it."""
+        return _sha256(self.model_dump(mode="json", exclude={"name"}))
+
+
+class TrialConfig(Section):
+    """One configuration with one seed: what a trial is made of."""
+
+    base: BaseModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    seed: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_alpha(cls, values: Any) -> Any:
+        """``2r`` becomes its number, so that ``2r`` and ``16`` at rank 8 are one configuration."""
+        if isinstance(values, dict) and isinstance(values.get("adapter"), AdapterConfig):
+            adapter: AdapterConfig = values["adapter"]
+            values = {**values, "adapter": adapter.model_copy(update={"lora_alpha": adapter.alpha})}
+        return values
+
+    @property
+    def configuration(self) -> str:
+        """First 8 hexadecimal digits of the hash of everything but the seed."""
+        return _sha256(self.model_dump(mode="json", exclude={"seed"}))[:8]
+
+    @property
+    def trial(self) -> str:
+        """The trial's name, ``<configuration>-s<seed>``."""
+        return f"{self.configuration}-s{self.seed}"
+
+    def flat(self) -> dict[str, Any]:
+        """Keys of ``adapter``, ``train`` and ``base`` by their own name, as designs write them."""
+        dump = self.model_dump(mode="json")
+        flat = {**dump["adapter"], **dump["train"], **dump["base"]}
+        if flat["path"] is None:
+            del flat["path"]
+        return flat
+
+
+def section_of(key: str) -> str | None:
+    """The section of a trial's configuration that owns ``key``: ``adapter``, ``train``, ``base`` or None."""
+    for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig)):
+        if key in schema.model_fields:
+            return section
+    return None
+
+
+def design_keys() -> list[str]:
+    """Every key that a design may vary."""
+    return [*AdapterConfig.model_fields, *TrainConfig.model_fields, *BaseModelConfig.model_fields]
+
+
+def validate(schema: type[Section], values: Mapping[str, Any], where: str) -> Any:
+    """``values`` as an instance of ``schema``; a UsageError naming ``where`` and the key otherwise."""
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        raise _usage_error(error, schema, where, {}) from None
+
+
+def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted keys to values that replace what the file says, for example ``{"train.epochs": 1}``.
+
+    Raises:
+        UsageError: the file cannot be read, is no YAML mapping, or breaks the schema; names file, line and key.
+    """
+    path = Path(path)
+    document, lines = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _override(document, key, value)
+    try:
+        return Study.model_validate(document)
+    except ValidationError as error:
+        raise _usage_error(error, Study, str(path), lines) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"train.epochs=1"`` as ``("train.epochs", 1)``; the value is YAML.
+
+    Raises:
+        UsageError: there is no ``=``, no key, or the value is no YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"{text!r} is no override", where="--set", fix="write KEY=VALUE, for example train.epochs=1")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"the value of {key!r} is no YAML: {value!r}", where="--set") from None
+
+
+def _override(document: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = document
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UsageError(f"{dotted!r} does not lead to a key", where="--set", fix=f"{parent!r} holds no keys")
+    node[last] = value
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The document and the line of each key, by the key's path."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError("no such study file", where=str(path), fix="give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UsageError("the study file is not UTF-8", where=str(path), fix="save it as UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the study file ({error.strerror})", where=str(path)) from None
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _collect_lines(node, (), lines, path)
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = str(path) if mark is None else f"{path}, line {mark.line + 1}"
+        raise UsageError(f"no valid YAML ({getattr(error, 'problem', error)})", where=where) from None
+    if not isinstance(document, dict):
+        raise UsageError("a study file is a mapping of keys to values", where=str(path), fix="start with name: …")
+    return document, lines
+
+
+def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int], file: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = (*path, str(key.value))
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise UsageError(f"{'.'.join(name)!r} is given twice", where=f"{file}, lines {lines[name]} and {line}")
+            lines[name] = line
+            _collect_lines(value, name, lines, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            place = (*path, str(index))
+            lines[place] = item.start_mark.line + 1
+            _collect_lines(item, place, lines, file)
+
+
+def _usage_error(
+    error: ValidationError, schema: type[Section], where: str, lines: Mapping[tuple[str, ...], int]
+) -> UsageError:
+    """The first complaint of pydantic in one line: file, line, key, and a near miss where there is one."""
+    first = error.errors()[0]
+    # A discriminated union puts the member's name into the location; it is no key of the file.
+    location = tuple(str(part) for part in first["loc"])
+    if location[:1] == ("design",) and location[1:2] and location[1] in ("list", "grid", "ablation"):
+        location = ("design", *location[2:])
+    if location[:1] in (("adapter",), ("task",)):
+        location = tuple(part for part in location if part not in ("list[str]", "literal['all-linear']", "str"))
+    key = ".".join(location)
+    line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
+    place = where if line is None else f"{where}, line {line}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(schema, location[:-1])
+        return UsageError(f"unknown key {key!r}", where=place, fix=did_you_mean(location[-1], known))
+    if first["type"] == "missing":
+        return UsageError(f"{key!r} is missing", where=place, fix=f"add {key}")
+    if first["type"].startswith("union_tag"):
+        given = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
+        return UsageError(f"design.kind is {given!r}", where=place, fix="use list, grid or ablation")
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    given = json.dumps(first["input"], default=str, ensure_ascii=False)
+    given = given if len(given) <= 60 else given[:57] + "…"
+    return UsageError(f"{key} = {given}: {reason}" if key else reason, where=place, fix="correct the value")
+
+
+def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
+    node: Any = schema
+    for part in path:
+        if part == "design":
+            return ["kind", "trials", "over"]
+        if part.isdigit():
+            continue
+        field = getattr(node, "model_fields", {}).get(part)
+        node = field.annotation if field is not None else None
+        node = DecodingConfig if part == "decoding" else node
+    return list(getattr(node, "model_fields", {}))
+
+
+def _sha256(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

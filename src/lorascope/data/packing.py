@@ -1,0 +1,145 @@
+"""From examples to batches: the order of an epoch, its optimiser batches, their micro-batches, and padded tensors.
+
+Orders are pure functions of (seed, epoch). A micro-batch never changes which examples form an optimiser batch. Does not
+know models or devices: tensors are made on the CPU. Floor: data.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import BoolTensor, LongTensor, Tensor
+
+from lorascope.data.record import Example
+
+# Keeps the order's random stream apart from others that are keyed by (seed, epoch).
+ORDER_STREAM = 0x0D0E
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows.
+
+    Attributes:
+        attention_mask_BT: 1 on tokens, 0 on padding.
+        is_target_BT: CAUSAL_LM: True where the token itself is to be predicted; False on padding.
+        labels_B: SEQ_CLS: class numbers.
+        rows: indices into the list of examples.
+        first_token_B: where each row's first token lies in the un-padded token sequence of the whole optimiser batch;
+            keys dropout masks, so that they do not depend on padding or micro-batches.
+    """
+
+    input_ids_BT: LongTensor
+    attention_mask_BT: LongTensor
+    is_target_BT: BoolTensor | None
+    labels_B: LongTensor | None
+    token_type_ids_BT: LongTensor | None
+    rows: list[int]
+    first_token_B: LongTensor
+
+
+def batch_order(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Optimiser batches of one epoch: a permutation of the examples that depends on (seed, epoch) alone.
+
+    The last batch may be short; every example occurs exactly once.
+    """
+    if num_examples < 0 or batch_size < 1:
+        raise ValueError(f"num_examples {num_examples} must be >= 0 and batch_size {batch_size} >= 1")
+    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, ORDER_STREAM]))
+    permutation: list[int] = generator.permutation(num_examples).tolist()
+    return [permutation[start : start + batch_size] for start in range(0, num_examples, batch_size)]
+
+
+def micro_batches(rows: Sequence[int], micro_batch_size: int | None) -> list[list[int]]:
+    """``rows`` cut into consecutive runs of at most ``micro_batch_size``; None leaves them together."""
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size {micro_batch_size} must be >= 1")
+    size = len(rows) if micro_batch_size is None else micro_batch_size
+    return [list(rows[start : start + size]) for start in range(0, len(rows), max(size, 1))]
+
+
+def evaluation_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Rows grouped by length, shortest first, so that rows times longest stays within ``batch_tokens``.
+
+    A row that is longer than ``batch_tokens`` is a batch of its own. Equal lengths keep their order.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        # Lengths ascend, so the row at hand is the longest of the batch that it joins.
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def collate(
+    examples: Sequence[Example],
+    rows: Sequence[int],
+    pad_id: int,
+    *,
+    side: Literal["right", "left"] = "right",
+    pad_to: int | None = None,
+    first_token: int = 0,
+) -> Batch:
+    """Pad the examples at ``rows`` to one length.
+
+    Args:
+        examples: the split's examples.
+        rows: indices into ``examples``, in the order of the batch.
+        pad_id: fills the padding; masked everywhere, so any id that the model knows will do.
+        side: where the padding goes; ``left`` for generation, so that every row ends at its last token.
+        pad_to: total length; the longest row's by default.
+        first_token: offset of the first row's first token in the optimiser batch's token sequence: the number of tokens
+            in the micro-batches before this one.
+
+    Raises:
+        ValueError: there are no rows, or ``pad_to`` is shorter than the longest.
+    """
+    chosen = [examples[row] for row in rows]
+    lengths = [len(example.input_ids) for example in chosen]
+    if not chosen:
+        raise ValueError("a batch needs at least one row")
+    width = max(lengths) if pad_to is None else pad_to
+    if width < max(lengths):
+        raise ValueError(f"pad_to {width} is shorter than the longest row, {max(lengths)} tokens")
+
+    def padded(sequences: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+        table_BT = torch.full((len(sequences), width), fill, dtype=dtype)
+        for index, sequence in enumerate(sequences):
+            start = width - len(sequence) if side == "left" else 0
+            table_BT[index, start : start + len(sequence)] = torch.tensor(sequence, dtype=dtype)
+        return table_BT
+
+    targets = [example.is_target for example in chosen if example.is_target is not None]
+    labels = [example.label for example in chosen if example.label is not None]
+    types = [example.token_type_ids or [0] * len(example.input_ids) for example in chosen]
+    has_types = any(example.token_type_ids is not None for example in chosen)
+    assert len(targets) in (0, len(chosen)), "examples of two task types in a batch"
+    assert len(labels) in (0, len(chosen)), "examples of two task types in a batch"
+    starts = np.concatenate([[first_token], first_token + np.cumsum(lengths)[:-1]])
+    return Batch(
+        input_ids_BT=_long(padded([example.input_ids for example in chosen], pad_id, torch.long)),
+        attention_mask_BT=_long(padded([[1] * length for length in lengths], 0, torch.long)),
+        is_target_BT=_bool(padded(targets, 0, torch.bool)) if targets else None,
+        labels_B=_long(torch.tensor(labels)) if labels else None,
+        token_type_ids_BT=_long(padded(types, 0, torch.long)) if has_types else None,
+        rows=list(rows),
+        first_token_B=_long(torch.from_numpy(starts.astype(np.int64))),
+    )
+
+
+def _long(tensor: Tensor) -> LongTensor:
+    assert tensor.dtype == torch.long
+    return tensor  # type: ignore[return-value]
+
+
+def _bool(tensor: Tensor) -> BoolTensor:
+    assert tensor.dtype == torch.bool
+    return tensor  # type: ignore[return-value]

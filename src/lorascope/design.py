@@ -1,0 +1,99 @@
+"""From a study's design to its trials.
+
+Knows what ``list``, ``grid`` and ``ablation`` mean and which keys may vary. Does not know models or data. Floor: above
+``cohort``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lorascope.config import (
+    AblationDesign,
+    AdapterConfig,
+    BaseModelConfig,
+    GridDesign,
+    ListDesign,
+    Section,
+    Study,
+    TrainConfig,
+    TrialConfig,
+    design_keys,
+    section_of,
+    validate,
+)
+from lorascope.errors import UsageError, did_you_mean
+
+_SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
+
+
+def expand(study: Study) -> list[TrialConfig]:
+    """The study's trials, configuration by configuration, each with every seed; equal configurations count once.
+
+    Raises:
+        UsageError: a key that no section has, or a value that the section refuses.
+    """
+    trials: dict[str, TrialConfig] = {}
+    for overrides, where in _overrides(study):
+        sections = _apply(study, overrides, where)
+        # An adapter that comes trained has no seed of its own; it is evaluated once.
+        seeds = study.seeds[:1] if sections["adapter"].path is not None else study.seeds
+        for seed in seeds:
+            trial = TrialConfig(**sections, seed=seed)
+            trials.setdefault(trial.trial, trial)
+    return list(trials.values())
+
+
+def shard(trials: Sequence[TrialConfig], index: int, count: int) -> list[TrialConfig]:
+    """The ``index``-th of ``count`` parts, from 1; the parts are disjoint and together hold every trial."""
+    return list(trials[index - 1 :: count])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"2/4"`` as (2, 4).
+
+    Raises:
+        UsageError: it is no pair I/N with 1 ≤ I ≤ N.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"{text!r} is no shard", where="--shard", fix="write I/N with I from 1 to N, for example 1/4")
+    return int(index), int(count)
+
+
+def _overrides(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
+    design = study.design
+    if isinstance(design, ListDesign):
+        for index, trial in enumerate(design.trials):
+            yield trial, f"design.trials[{index}]"
+    elif isinstance(design, GridDesign):
+        for combination in itertools.product(*design.over.values()):
+            yield dict(zip(design.over, combination, strict=True)), "design.over"
+    else:
+        yield {}, "design"
+        for key, values in design.over.items():
+            for value in values:
+                yield _one_factor(study, design, key, value), f"design.over.{key}"
+
+
+def _one_factor(study: Study, design: AblationDesign, key: str, value: Any) -> dict[str, Any]:
+    """One changed factor; along with ``r``, alpha keeps the baseline's ratio to it, so that the scaling stays."""
+    if key == "r" and isinstance(value, int) and not isinstance(study.adapter.lora_alpha, str):
+        return {"r": value, "lora_alpha": study.adapter.alpha * value / study.adapter.r}
+    return {key: value}
+
+
+def _apply(study: Study, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    sections: dict[str, dict[str, Any]] = {
+        "adapter": study.adapter.model_dump(),
+        "train": study.train.model_dump(),
+        "base": study.base.model_dump(),
+    }
+    for key, value in overrides.items():
+        section = section_of(key)
+        if section is None:
+            raise UsageError(f"no section has a key {key!r}", where=where, fix=did_you_mean(key, design_keys()))
+        sections[section][key] = value
+    return {name: validate(_SECTIONS[name], values, where) for name, values in sections.items()}

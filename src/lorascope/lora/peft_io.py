@@ -1,0 +1,325 @@
+"""PEFT's adapter format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Export of K slices of one fused projection (query and value of ``c_attn``, say): PEFT knows one adapter per module, so the
+slices' A's are concatenated to rank K·r, the B's placed block by block, and ``lora_alpha`` chosen so that the scaling stays
+what it was. An adapter with no LoRA part (``targets: []``) has no form in PEFT; its head is ``head.safetensors``.
+
+Knows file and key names. Does not know where on disk a study keeps its adapters. Floor: ``lora``.
+
+Legend: D in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorascope.errors import AdapterError
+from lorascope.lora.stack import AdapterWeights, Placement, Slot
+from lorascope.lora.targets import Target
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+_PREFIX = "base_model.model."
+# Features of PEFT's LoRA that change the arithmetic; an adapter that uses one is refused instead of half understood.
+_UNSUPPORTED = (
+    "use_dora", "use_qalora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication",
+    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter read from disk.
+
+    Attributes:
+        base_model: the hub id or directory it was trained on; None where PEFT did not write one.
+        task_type: PEFT's, for example ``SEQ_CLS``; None where it was not written.
+        slot: its placements, dropout and bias, ready for a stack.
+        weights: its numbers.
+    """
+
+    base_model: str | None
+    task_type: str | None
+    slot: Slot
+    weights: AdapterWeights
+    config: Mapping[str, Any]
+
+
+def write_adapter(
+    directory: Path,
+    weights: AdapterWeights,
+    slot: Slot,
+    model: nn.Module,
+    *,
+    heads: Sequence[str],
+    base_model: str,
+    task_type: Literal["SEQ_CLS", "CAUSAL_LM"],
+) -> None:
+    """Write one slot for PEFT into an existing directory.
+
+    Args:
+        model: the base model, stacked or not; looked at for the kind of its layers.
+        heads: the modules that were trained whole (PEFT's ``modules_to_save``).
+        base_model: what ``from_pretrained`` should be given to load the base.
+    """
+    if not weights.placements:
+        tensors = {name: value.contiguous() for name, value in {**weights.biases, **weights.heads}.items()}
+        save_file(tensors, directory / HEAD_FILE)
+        return
+    modules = _by_module(weights.placements)
+    ranks, alphas = _ranks_and_alphas(modules, slot.use_rslora)
+    config = _peft_config(modules, ranks, alphas, slot, model, heads, base_model, task_type)
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(_tensors(weights, modules, slot, model, heads), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def peft_parameters(model: nn.Module, slot: Slot) -> int:
+    """LoRA parameters of the slot once exported: a slice of a fused projection counts with the whole output width."""
+    return sum(
+        sum(placement.r for placement in placements) * sum(_weight(model, module).shape)
+        for module, placements in _by_module(slot.placements).items()
+    )
+
+
+def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
+    """Read a PEFT LoRA adapter.
+
+    Args:
+        name: the slot's name.
+
+    Raises:
+        AdapterError: no adapter there, a damaged file, a number that is not finite, or a kind of LoRA that is not
+            supported; names the file and the tensor or key.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    tensors = _read_tensors(directory / WEIGHTS_FILE)
+    lora_A, lora_B, biases, heads = _sort_tensors(tensors, directory / WEIGHTS_FILE)
+    placements = tuple(
+        Placement(Target(module), lora_A[module].shape[0], _scaling(config, module, lora_A[module].shape[0]))
+        for module in lora_A
+    )
+    slot = Slot(
+        name,
+        0,
+        placements,
+        float(config.get("lora_dropout", 0.0)),
+        config.get("bias", "none"),
+        bool(config.get("use_rslora")),
+    )
+    weights = AdapterWeights(placements, lora_A, lora_B, biases, heads)
+    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config)
+
+
+def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
+    """Raise an AdapterError unless every tensor of the adapter has its place, with its shape, in the model."""
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    for placement in adapter.slot.placements:
+        module = placement.target.module
+        if not isinstance(modules.get(module), nn.Linear | Conv1D):
+            raise AdapterError(f"the base model has no linear layer {module!r}", where=where, fix="use its own base model")
+        rows, columns = _weight(model, module).shape
+        given = (adapter.weights.lora_A[module].shape[1], adapter.weights.lora_B[module].shape[0])
+        if given not in ((rows, columns), (columns, rows)):
+            raise AdapterError(f"{module!r} is {columns}→{rows} in the base, {given[0]}→{given[1]} here", where=where)
+    for name, value in {**adapter.weights.biases, **adapter.weights.heads}.items():
+        if name not in parameters:
+            raise AdapterError(f"the base model has no parameter {name!r}", where=where, fix="use its own base model")
+        if parameters[name].shape != value.shape:
+            shapes = f"{tuple(parameters[name].shape)} in the base, {tuple(value.shape)} here"
+            raise AdapterError(f"{name!r} is {shapes}", where=where, fix="check the base model and the number of labels")
+
+
+def _by_module(placements: Sequence[Placement]) -> dict[str, list[Placement]]:
+    modules: dict[str, list[Placement]] = {}
+    for placement in placements:
+        modules.setdefault(placement.target.module, []).append(placement)
+    return modules
+
+
+def _ranks_and_alphas(modules: Mapping[str, list[Placement]], use_rslora: bool) -> tuple[dict[str, int], dict[str, float]]:
+    """Per module the rank and the ``lora_alpha`` with which PEFT arrives at the slot's scaling."""
+    ranks = {module: sum(placement.r for placement in placements) for module, placements in modules.items()}
+    alphas = {}
+    for module, placements in modules.items():
+        scalings = {placement.scaling for placement in placements}
+        assert len(scalings) == 1, f"slices of {module} with different scaling"
+        alphas[module] = round(scalings.pop() * (ranks[module] ** 0.5 if use_rslora else ranks[module]), 12)
+    return ranks, alphas
+
+
+def _peft_config(
+    modules: Mapping[str, list[Placement]],
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    slot: Slot,
+    model: nn.Module,
+    heads: Sequence[str],
+    base_model: str,
+    task_type: str,
+) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    config: dict[str, Any] = LoraConfig(
+        r=r,
+        lora_alpha=_number(alpha),  # type: ignore[arg-type]
+        lora_dropout=slot.dropout,
+        target_modules=sorted(modules),
+        rank_pattern={module: rank for module, rank in ranks.items() if rank != r},
+        alpha_pattern={module: _number(value) for module, value in alphas.items() if value != alpha},
+        use_rslora=slot.use_rslora,
+        bias=slot.bias,
+        fan_in_fan_out=all(isinstance(_frozen(model, module), Conv1D) for module in modules),
+        modules_to_save=list(heads) or None,
+        task_type=task_type,
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    ).to_dict()
+    config["target_modules"] = sorted(modules)
+    return {key: value.value if hasattr(value, "value") else value for key, value in config.items()}
+
+
+def _tensors(
+    weights: AdapterWeights,
+    modules: Mapping[str, list[Placement]],
+    slot: Slot,
+    model: nn.Module,
+    heads: Sequence[str],
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for module, placements in modules.items():
+        keys = [placement.target.key for placement in placements]
+        lora_A_RD = torch.cat([weights.lora_A[key] for key in keys])
+        num_outputs = _num_outputs(model, module)
+        lora_B_OR = torch.zeros(num_outputs, lora_A_RD.shape[0], dtype=lora_A_RD.dtype)
+        column = 0
+        for key, placement in zip(keys, placements, strict=True):
+            start, stop = placement.target.part or (0, num_outputs)
+            lora_B_OR[start:stop, column : column + placement.r] = weights.lora_B[key]
+            column += placement.r
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = lora_A_RD
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = lora_B_OR
+    for name, value in weights.biases.items():
+        owner = name.removesuffix(".bias")
+        key = f"{owner}.base_layer.bias" if owner in modules else name
+        tensors[f"{_PREFIX}{key}"] = value
+    for name, value in weights.heads.items():
+        tensors[f"{_PREFIX}{name}"] = value
+        if slot.bias == "all" and name.endswith(".bias"):
+            # PEFT's `bias: all` collects every key ending in ".bias", its wrapper's own among them.
+            head = next(head for head in heads if name.startswith(f"{head}."))
+            tensors[f"{_PREFIX}{head}.modules_to_save{name.removeprefix(head)}"] = value.clone()
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fix = "give the directory that holds adapter_config.json and adapter_model.safetensors"
+        if (directory / HEAD_FILE).exists():
+            fix = "this trial trained a head and no adapter; PEFT has no form for it"
+        raise AdapterError("no PEFT adapter here", where=str(directory), fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot be read ({error})", where=str(path)) from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"this is a {kind} adapter", where=str(path), fix="only LoRA adapters are supported")
+    used = [key for key in _UNSUPPORTED if config.get(key)]
+    if used:
+        raise AdapterError(f"the adapter uses {used[0]}", where=str(path), fix="only plain LoRA and rsLoRA are supported")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise AdapterError("the adapter's weights are missing", where=str(path), fix="save it as safetensors") from None
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"no valid safetensors file ({error})", where=str(path), fix="write it again") from None
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise AdapterError(
+                f"{name!r} holds {count} NaN or infinite numbers", where=str(path), fix="train or export it again"
+            )
+    return tensors
+
+
+def _sort_tensors(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """PEFT's keys as (lora_A by module, lora_B by module, biases by name, head parameters by name)."""
+    lora: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    biases: dict[str, Tensor] = {}
+    heads: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        matched = re.fullmatch(r"(.+)\.(lora_[AB])\.weight", name)
+        if matched:
+            lora[matched[2]][matched[1]] = value
+        elif ".lora_" in name:
+            raise AdapterError(f"{key!r} is no adapter of a linear layer", where=str(path), fix="only those are supported")
+        elif name.endswith(".base_layer.bias"):
+            biases[name.replace(".base_layer.bias", ".bias")] = value
+        elif ".original_module." not in name:
+            heads[name.replace(".modules_to_save.", ".")] = value
+    unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])
+    if unpaired or not lora["lora_A"]:
+        what = f"{min(unpaired)!r} lacks lora_A or lora_B" if unpaired else "the file holds no LoRA weights"
+        raise AdapterError(what, where=str(path), fix="save the adapter again")
+    # A key that ends in ".bias" and has no weight beside it belongs to the base, not to a head.
+    for name in [name for name in heads if name.endswith(".bias")]:
+        if name.removesuffix("bias") + "weight" not in heads:
+            biases[name] = heads.pop(name)
+    return lora["lora_A"], lora["lora_B"], biases, heads
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """PEFT's scaling of a module: ``lora_alpha``, or what ``alpha_pattern`` says, over the rank (or its root)."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _frozen(model: nn.Module, module: str) -> nn.Module:
+    found = model.get_submodule(module)
+    frozen = getattr(found, "frozen", found)
+    assert isinstance(frozen, nn.Module)
+    return frozen
+
+
+def _weight(model: nn.Module, module: str) -> Tensor:
+    weight = _frozen(model, module).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _num_outputs(model: nn.Module, module: str) -> int:
+    return int(_weight(model, module).shape[1 if isinstance(_frozen(model, module), Conv1D) else 0])
+
+
+def _number(value: float) -> int | float:
+    """An integer where it is one: PEFT writes ``lora_alpha`` as an integer."""
+    return int(value) if float(value).is_integer() else value

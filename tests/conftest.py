@@ -1,0 +1,166 @@
+"""Tiny models of every supported family, tokenizers and data, made by the tests: no network, no weights to download."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import decoders as token_decoders
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    RobertaConfig,
+)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+VOCABULARY = 160
+_ROTARY = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_ENCODER = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 130, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pad_token_id": 0,
+}  # fmt: skip
+CONFIGS: dict[str, PretrainedConfig] = {
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=128, bos_token_id=2, eos_token_id=2),
+    "bert": BertConfig(**_ENCODER),
+    "distilbert": DistilBertConfig(
+        vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=4, hidden_dim=24, max_position_embeddings=128, pad_token_id=0
+    ),
+    "roberta": RobertaConfig(**{**_ENCODER, "pad_token_id": 0, "type_vocab_size": 1}),
+    "llama": LlamaConfig(**_ROTARY),
+    "qwen2": Qwen2Config(**_ROTARY),
+    "phi3": Phi3Config(**_ROTARY),
+}
+SEQ_CLS_FAMILIES = ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")
+CAUSAL_FAMILIES = ("gpt2", "llama", "qwen2", "phi3")
+SENTENCES = (
+    "a charming and often affecting journey",
+    "the acting is wooden and the plot goes nowhere",
+    "it is a bright funny film with a warm heart",
+    "too slow too long and far too little",
+    "who wrote the first engine paper in London",
+    "Ada Lovelace wrote about the engine of Charles Babbage",
+    "the river Thames flows through the city of London",
+    "Question: where does it flow Answer: through the city",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SHARED_DATA.is_dir():
+        return
+    reason = f"the shared datasets are not at {SHARED_DATA}"
+    if os.environ.get("LORASCOPE_REQUIRE_SHARED_DATA"):
+        raise pytest.UsageError(f"LORASCOPE_REQUIRE_SHARED_DATA is set, but {reason}")
+    for item in items:
+        if "shared_data" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The directory of real datasets; the test must carry the marker of the same name."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the shared datasets are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """``tiny_model(family, task_type="SEQ_CLS", dtype=torch.float64, num_labels=3)``: seeded random weights, eval mode."""
+
+    def make(
+        family: str, task_type: str = "SEQ_CLS", dtype: torch.dtype = torch.float64, num_labels: int = 3
+    ) -> PreTrainedModel:
+        config = type(CONFIGS[family]).from_dict(CONFIGS[family].to_dict())
+        auto = AutoModelForCausalLM
+        if task_type == "SEQ_CLS":
+            config.num_labels = num_labels
+            auto = AutoModelForSequenceClassification
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = auto.from_config(config).to(dtype).eval()
+            for name, parameter in model.named_parameters():
+                # transformers starts biases at zero and norms at one; a trained base has neither.
+                if name.endswith("bias") or "norm" in name.lower() or ".ln_" in name:
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+                elif parameter.dim() == 2:
+                    parameter.data *= 5.0
+        return model
+
+    return make
+
+
+def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE without pad token (``causal``) or a WordPiece with [CLS] and [SEP] (``encoder``)."""
+    if kind == "causal":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = token_decoders.ByteLevel()
+        special = ["<unk>", "<s>", "<|endoftext|>"]
+        alphabet = sorted({c for s in SENTENCES for c in s} | set("\nĊĠ0123456789?!.,'\"():;-"))
+        trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
+        tokenizer.train_from_iterator(SENTENCES, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<unk>")
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``model_directory(family)``: a directory as ``save_pretrained`` writes it, with tokenizer; the body only, no head."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            from transformers import AutoModel
+
+            directory = tmp_path_factory.mktemp(family)
+            causal = family in CAUSAL_FAMILIES
+            with torch.random.fork_rng():
+                torch.manual_seed(11)
+                auto = AutoModelForCausalLM if causal else AutoModel
+                model = auto.from_config(CONFIGS[family])
+                for parameter in model.parameters():
+                    if parameter.dim() == 2:
+                        parameter.data *= 3.0
+            model.save_pretrained(directory)
+            tokenizer = make_tokenizer("causal" if causal else "encoder")
+            assert len(tokenizer) <= VOCABULARY
+            assert tokenizer("the acting")["input_ids"]
+            tokenizer.save_pretrained(directory)
+            made[family] = directory
+        return made[family]
+
+    return make

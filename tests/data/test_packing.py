@@ -1,0 +1,129 @@
+"""Orders, micro-batches, evaluation batches and padding."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorascope.data.packing import batch_order, collate, evaluation_batches, micro_batches
+from lorascope.data.task import Example
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def joined(batches):
+    return list(chain.from_iterable(batches))
+
+
+def causal(*ids, target=1):
+    return Example("x", list(ids), [False] * (len(ids) - target) + [True] * target, None, len(ids) - target)
+
+
+def labelled(*ids, label=0, types=None):
+    return Example("x", list(ids), None, label, 0, token_type_ids=types)
+
+
+@given(st.integers(0, 200), st.integers(1, 20), SEEDS, st.integers(0, 50))
+@settings(deadline=None)
+def test_an_order_is_a_permutation_in_batches_of_which_only_the_last_is_short(count, size, seed, epoch):
+    batches = batch_order(count, size, seed, epoch)
+    assert sorted(row for batch in batches for row in batch) == list(range(count))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(batches)
+
+
+@given(SEEDS, st.integers(0, 50), st.integers())
+def test_an_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
+    first = batch_order(50, 8, seed, epoch)
+    np.random.seed(noise % 2**32)
+    torch.manual_seed(noise % 2**32)
+    assert batch_order(50, 8, seed, epoch) == first
+    assert joined(batch_order(50, 5, seed, epoch)) == joined(first)
+    assert batch_order(50, 8, seed, epoch + 1) != first
+    assert batch_order(50, 8, seed + 1, epoch) != first
+
+
+def test_the_order_of_a_seed_stays_the_same_from_release_to_release():
+    assert batch_order(8, 3, seed=42, epoch=0) == [[6, 3, 7], [0, 5, 4], [2, 1]]
+
+
+@given(st.lists(st.integers(), min_size=1, unique=True), st.integers(1, 9) | st.none())
+def test_micro_batches_are_the_rows_in_order(rows, size):
+    pieces = micro_batches(rows, size)
+    assert joined(pieces) == rows
+    assert all(0 < len(piece) <= (size or len(rows)) for piece in pieces)
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
+def test_evaluation_batches_hold_every_row_once_and_at_most_the_tokens_allowed(lengths, batch_tokens):
+    batches = evaluation_batches(lengths, batch_tokens)
+    rows = joined(batches)
+    assert sorted(rows) == list(range(len(lengths)))
+    assert [lengths[row] for row in rows] == sorted(lengths)
+    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= batch_tokens for batch in batches)
+
+
+def test_evaluation_batches_are_as_full_as_the_tokens_allow():
+    assert evaluation_batches([3, 1, 2, 9], 4) == [[1, 2], [0], [3]]
+
+
+def test_right_padding_is_masked_and_no_target():
+    batch = collate([causal(5, 6, 7), causal(8), causal(1, 2)], [2, 0], pad_id=9)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 9], [5, 6, 7]]
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch.is_target_BT.tolist() == [[False, True, False], [False, False, True]]
+    assert batch.rows == [2, 0]
+    assert batch.labels_B is None
+    assert batch.token_type_ids_BT is None
+
+
+def test_left_padding_ends_every_row_at_its_last_token():
+    batch = collate([causal(5, 6, 7), causal(8)], [0, 1], pad_id=9, side="left", pad_to=4)
+    assert batch.input_ids_BT.tolist() == [[9, 5, 6, 7], [9, 9, 9, 8]]
+    assert batch.attention_mask_BT.tolist() == [[0, 1, 1, 1], [0, 0, 0, 1]]
+    assert batch.is_target_BT.tolist() == [[False, False, False, True], [False, False, False, True]]
+
+
+def test_labels_and_token_types_are_collated():
+    examples = [labelled(1, 2, 3, label=1, types=[0, 1, 1]), labelled(4, 5, label=0, types=[0, 1])]
+    batch = collate(examples, [0, 1], pad_id=0)
+    assert batch.labels_B.tolist() == [1, 0]
+    assert batch.token_type_ids_BT.tolist() == [[0, 1, 1], [0, 1, 0]]
+    assert batch.is_target_BT is None
+
+
+def test_first_tokens_do_not_depend_on_padding_or_micro_batches():
+    examples = [causal(*range(1, length + 1)) for length in (3, 1, 4, 2)]
+    whole = collate(examples, [3, 0, 2, 1], pad_id=0)
+    assert whole.first_token_B.tolist() == [0, 2, 5, 9]
+    assert collate(examples, [3, 0, 2, 1], 0, side="left", pad_to=9).first_token_B.tolist() == [0, 2, 5, 9]
+    parts, done = [], 0
+    for rows in micro_batches([3, 0, 2, 1], 2):
+        batch = collate(examples, rows, 0, first_token=done)
+        parts += batch.first_token_B.tolist()
+        done += int(batch.attention_mask_BT.sum())
+    assert parts == [0, 2, 5, 9]
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6), st.booleans())
+@settings(deadline=None)
+def test_collated_rows_can_be_read_back_through_the_mask(rows, left):
+    examples = [causal(*ids) for ids in rows]
+    batch = collate(examples, range(len(rows)), pad_id=0, side="left" if left else "right")
+    masks = batch.attention_mask_BT.bool()
+    assert [ids[mask].tolist() for ids, mask in zip(batch.input_ids_BT, masks, strict=True)] == rows
+    assert batch.is_target_BT.sum(dim=1).tolist() == [1] * len(rows)
+
+
+def test_no_rows_and_too_short_a_width_are_refused():
+    with pytest.raises(ValueError, match="at least one row"):
+        collate([causal(1)], [], 0)
+    with pytest.raises(ValueError, match="shorter than the longest"):
+        collate([causal(1, 2)], [0], 0, pad_to=1)
+    with pytest.raises(ValueError, match="micro_batch_size"):
+        micro_batches([1], 0)
+    with pytest.raises(ValueError, match="batch_size"):
+        batch_order(3, 0, 0, 0)
