@@ -11,20 +11,20 @@ BIN := .venv/bin
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 picks the interpreter; PYTEST_ARGS='-k store' goes to pytest"
+	@echo "  PYTHON=python3.12 picks another interpreter; PYTEST_ARGS='-k store' goes to pytest"
 
 setup:  ## create .venv with the locked versions (quick when nothing changed)
-	@$(PYTHON) scripts/setup.py
+	@$(PYTHON) scripts/setup.py $(if $(filter file,$(origin PYTHON)),,--this-python)
 
 test: setup  ## the floors of the import graph, then every test
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup  ## ruff, mypy and the floors of the import graph
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 demo: setup  ## a small study from data to report
 	$(BIN)/lorascope demo $(DEMO_ARGS)

@@ -4,8 +4,9 @@ Knows which build of torch a machine needs: the CUDA build with an NVIDIA GPU, t
 torch goes in first and everything else without its dependencies, so that no later step can replace it. Needs Python
 3.10 or later and nothing beyond its standard library.
 
-    python3 scripts/setup.py            create or update .venv
-    python3 scripts/setup.py --lock     resolve requirements.lock anew (with the uv of .venv)
+    python3 scripts/setup.py                     create or update .venv
+    python3.12 scripts/setup.py --this-python    the same, and replace a .venv of another Python
+    python3 scripts/setup.py --lock              resolve requirements.lock anew (with the uv of .venv)
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ class SetupError(Exception):
 def main() -> int:
     """Exit code 0, or 1 after one line on stderr."""
     parser = argparse.ArgumentParser(description="Create .venv with the locked versions.")
+    parser.add_argument("--this-python", action="store_true", help="replace a .venv of another Python")
     parser.add_argument("--lock", action="store_true", help="resolve requirements.lock anew instead")
+    arguments = parser.parse_args()
     try:
-        write_lock() if parser.parse_args().lock else set_up()
+        use_a_recent_python()
+        write_lock() if arguments.lock else set_up(arguments.this_python)
     except SetupError as error:
         print("setup: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -51,15 +55,19 @@ def main() -> int:
     return 0
 
 
-def set_up() -> None:
+def set_up(this_python: bool) -> None:
     """Bring ``.venv`` to the locked state, unless its stamp says that it is."""
-    interpreter = choose_interpreter()
     wanted = fingerprint()
-    if STAMP.is_file() and STAMP.read_text() == wanted and venv_python().exists():
+    finished = STAMP.is_file() and venv_python().exists()
+    of_this_python = venv_version() == sys.version_info[:2]
+    if finished and STAMP.read_text() == wanted and (of_this_python or not this_python):
         return
     # Gone until all is well again: an interrupted update must not pass for a finished one.
     STAMP.unlink(missing_ok=True)
-    create_venv(interpreter)
+    # One that was finished with another Python was wanted so; one that was not may have failed because of it.
+    keep = of_this_python or (finished and not this_python)
+    if not (keep and works(str(venv_python()), "-m", "pip", "--version")):
+        create_venv()
     install_torch()
     say(f"{LOCK.name}: the locked versions")
     pip("install", "--no-deps", "--requirement", str(LOCK), failure=f"cannot install {LOCK.name}")
@@ -78,23 +86,28 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def choose_interpreter() -> str:
-    """This interpreter, or the newest suitable one on PATH if it is too old."""
+def use_a_recent_python() -> None:
+    """Start again with the newest suitable Python on PATH if this one is too old."""
     if sys.version_info >= OLDEST_PYTHON:
-        return sys.executable
+        return
     for minor in range(NEWEST_LOCKED_PYTHON[1], OLDEST_PYTHON[1] - 1, -1):
         found = shutil.which(f"python3.{minor}")
-        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return found
+        if found and works(found, "-c", ""):
+            os.execv(found, [found, *sys.argv])
     raise SetupError(f"Python {platform.python_version()} is too old; install Python 3.10 or later, or make PYTHON=…")
 
 
-def create_venv(interpreter: str) -> None:
-    """An empty ``.venv``; one that works already is kept."""
-    if subprocess_works(str(venv_python()), "-m", "pip", "--version"):
-        return
-    say(f".venv with {interpreter}")
-    command = [interpreter, "-m", "venv", "--clear", str(VENV)]
+def venv_version() -> tuple[int, int] | None:
+    """Major and minor version of the Python in ``.venv``."""
+    configuration = VENV / "pyvenv.cfg"
+    found = configuration.is_file() and re.search(r"^version\s*=\s*(\d+)\.(\d+)", configuration.read_text(), re.M)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def create_venv() -> None:
+    """An empty ``.venv`` of this Python."""
+    say(f".venv with Python {platform.python_version()} ({sys.executable})")
+    command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         hint = "on Debian and Ubuntu install python3-venv"
@@ -121,7 +134,7 @@ def install_torch() -> None:
         command = [*pip_command(), "install", "--only-binary", "torch", "--constraint", str(LOCK), *source]
         if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0:
             return
-    version = platform.python_version()
+    version = ".".join(map(str, venv_version() or ()))
     raise SetupError(
         f"pip finds no torch {TORCH} for Python {version} on {platform.machine()}; connect to {TORCH_CPU_INDEX}, point "
         f"PIP_FIND_LINKS to a directory with the wheel, or choose another Python with make PYTHON=…"
@@ -172,7 +185,7 @@ def pip(*arguments: str, failure: str) -> None:
         raise SetupError(f"{failure} ({last_line(done.stdout + done.stderr)}); see what pip {' '.join(arguments)} says")
 
 
-def subprocess_works(*command: str) -> bool:
+def works(*command: str) -> bool:
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:

@@ -19,8 +19,7 @@ SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -192,9 +191,7 @@ def test_what_fits_no_single_shape_is_a_data_error_with_its_place(tmp_path, rows
 def test_a_label_unknown_to_train_is_a_data_error_with_its_line(tmp_path):
     train = lines(tmp_path / "train.jsonl", {"text": "x", "label": "no"}, {"text": "y", "label": "yes"})
     dev = lines(tmp_path / "dev.jsonl", {"text": "x", "label": "no"}, {"text": "y", "label": "yess"})
-    with pytest.raises(
-        DataError, match=r"dev\.jsonl:2: label 'yess' is out of range; labels are no, yes; did you mean 'yes'"
-    ):
+    with pytest.raises(DataError, match=r"dev\.jsonl:2: label 'yess' is out of range; labels are no, yes; did you mean 'yes'"):
         read(train, dev)
     with pytest.raises(DataError, match=r"train\.jsonl:1: label 'no' is out of range"):
         read(train, dev, labels=["yes", "maybe"])
@@ -232,9 +229,7 @@ def test_any_values_in_a_known_shape_are_read_or_refused_with_a_data_error(tmp_p
     assert len(task.train) <= len(rows)
 
 
-@given(
-    st.lists(st.tuples(st.text(max_size=9), st.text(min_size=1, max_size=9).filter(str.strip)), min_size=1, max_size=5)
-)
+@given(st.lists(st.tuples(st.text(max_size=9), st.text(min_size=1, max_size=9).filter(str.strip)), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_prompt_completion_round_trip(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("pairs") / "a.jsonl"

@@ -114,9 +114,7 @@ def test_an_evaluation_example_stays_and_its_lost_answer_is_counted(causal):
 
 def test_one_gold_answer_within_the_kept_context_is_enough(causal):
     record = squad(context="the cat " + "a dog ran " * 20 + "the cat", start=len("the cat " + "a dog ran " * 20))
-    record = Record(
-        "q", "w", segments=record.segments, answers=("the cat",) * 2, answer_spans=(*record.answer_spans, (0, 7))
-    )
+    record = Record("q", "w", segments=record.segments, answers=("the cat",) * 2, answer_spans=(*record.answer_spans, (0, 7)))
     _, notices = encode(record, causal, 60, training=False)
     assert kinds(notices) == [("truncated", 1)]
     assert encode(record, causal, 60, training=True)[0] == []
@@ -150,6 +148,17 @@ def test_a_prompt_is_cut_from_its_start_and_the_completion_stays_whole(causal):
     assert kinds(notices) == [("truncated", 1)]
 
 
+def test_one_token_of_a_prompt_stays_to_predict_what_follows(causal):
+    segments = (Segment("cat" * 9, cut="start"), Segment("a dog ran", is_target=True))
+    record = Record("p", "w", segments=segments)
+    [example], _ = encode(record, causal, generates=False)
+    num_targets = sum(example.is_target)
+    [example], _ = encode(record, causal, num_targets + 1, generates=False)
+    assert example.prompt_length == 1
+    examples, notices = encode(record, causal, num_targets, generates=False)
+    assert (examples, kinds(notices)) == ([], [("dropped", 1)])
+
+
 def test_a_completion_that_does_not_fit_is_dropped_and_counted(causal):
     segments = (Segment("who?", cut="start"), Segment("a dog ran " * 20, is_target=True))
     examples, notices = encode(Record("p", "w", segments=segments), causal, 20, training=False, generates=False)
@@ -167,13 +176,9 @@ def test_the_first_token_is_no_target_where_nothing_precedes_it(causal, causal_w
 
 
 def test_chat_without_a_template_is_plain_and_every_answer_ends(causal):
-    record = conversation(
-        ("system", "be kind"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "ciao")
-    )
+    record = conversation(("system", "be kind"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "ciao"))
     [example], _ = encode(record, causal, generates=False)
-    assert causal.decode(example.input_ids) == (
-        "System: be kind\nUser: hi\nAssistant: yo</s>User: bye\nAssistant: ciao</s>"
-    )
+    assert causal.decode(example.input_ids) == ("System: be kind\nUser: hi\nAssistant: yo</s>User: bye\nAssistant: ciao</s>")
     assert causal.decode(targets(example)) == " yo</s> ciao</s>"
     assert causal.decode(example.input_ids[example.prompt_length :]) == " ciao</s>"
 
@@ -212,6 +217,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat):
     )
     turns = [("user", "hi"), ("assistant", "yo")]
     with pytest.raises(DataError, match=r"chat\.jsonl:1: the chat template rewrites earlier text"):
+        encode(conversation(*turns, *turns), chat, generates=False)
+
+
+def test_a_template_that_drops_the_thoughts_of_earlier_turns_is_refused(chat):
+    chat.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {% if loop.last and message.role == 'assistant' %}hm {% endif %}"
+        "{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [("user", "hi"), ("assistant", "yo")]
+    encode(conversation(*turns), chat, generates=False)
+    with pytest.raises(DataError, match="the chat template rewrites earlier text when turn 4 is added"):
         encode(conversation(*turns, *turns), chat, generates=False)
 
 
@@ -254,7 +270,5 @@ def test_every_evaluation_example_is_kept_within_max_length(causal, contexts, ma
     examples, notices = encode_records(records, causal, max_length, "validation", training=False, generates=True)
     assert [example.id for example in examples] == [record.id for record in records]
     assert all(len(example.input_ids) <= max_length for example in examples)
-    lost = sum(
-        "the cat" not in causal.decode(example.input_ids).split("\nQuestion: who sat?")[0] for example in examples
-    )
+    lost = sum("the cat" not in causal.decode(example.input_ids).split("\nQuestion: who sat?")[0] for example in examples)
     assert dict(kinds(notices)).get("answer_lost", 0) == lost

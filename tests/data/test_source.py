@@ -18,9 +18,7 @@ def caches_in_tmp(tmp_path_factory, monkeypatch):
 
 
 def labelled():
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
     return datasets.Dataset.from_dict(ROWS, features=features)
 
 
@@ -44,9 +42,7 @@ def test_a_directory_is_searched_for_published_names(tmp_path):
 def test_several_matches_are_listed_and_a_mapping_is_proposed(tmp_path):
     for name in ("dev-v1.1.json", "dev-v2.0.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(
-        DataError, match=r"validation split: dev-v1.1.json, dev-v2.0.json; name one: data: \{validation"
-    ):
+    with pytest.raises(DataError, match=r"validation split: dev-v1.1.json, dev-v2.0.json; name one: data: \{validation"):
         locate(str(tmp_path), ["validation"], PUBLISHED)
 
 
@@ -65,6 +61,12 @@ def test_a_saved_dataset_without_splits_is_what_the_mapping_says(tmp_path):
     found = locate({"validation": str(tmp_path / "one")}, ["train", "validation"], PUBLISHED)
     assert set(found) == {"validation"}
     assert len(found["validation"].table().rows) == 3
+
+
+def test_a_lone_split_is_another_only_where_a_mapping_says_so(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": labelled()}))
+    assert locate("someone/rows", ["validation"], PUBLISHED) == {}
+    assert set(locate({"validation": "someone/rows"}, ["validation"], PUBLISHED)) == {"validation"}
 
 
 def test_a_directory_of_parquet_goes_through_datasets(tmp_path):
@@ -120,9 +122,7 @@ def test_a_hub_failure_is_one_line(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError) as caught:
         locate("someone/something", ["train"], PUBLISHED)
-    assert str(caught.value).startswith(
-        "someone/something: no local path, and not loadable from the hub (ConnectionError"
-    )
+    assert str(caught.value).startswith("someone/something: no local path, and not loadable from the hub (ConnectionError")
     assert "\n" not in str(caught.value)
 
 

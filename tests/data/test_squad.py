@@ -55,9 +55,7 @@ def test_published_row_counts(shared_data):
 @pytest.mark.shared_data
 def test_published_v2_questions_are_refused_by_name(shared_data):
     config = TaskConfig(name="squad", data=str(shared_data / "squad" / "dev-v2.0.rebuilt.json"), eval_fraction=0.1)
-    with pytest.raises(
-        DataError, match=r"question \w+: a question without an answer \(SQuAD v2\.0\), which is not supp"
-    ):
+    with pytest.raises(DataError, match=r"question \w+: a question without an answer \(SQuAD v2\.0\), which is not supp"):
         read_task(config)
 
 
@@ -83,9 +81,9 @@ def test_all_gold_answers_are_kept_and_the_first_is_learned(tmp_path):
 
 
 def test_misplaced_answers_are_counted_and_found_where_they_are(tmp_path):
-    paragraphs = [question("q1", start=4), question("q2", text="Eve"), question("q3"), question("q4", start=-3)]
+    paragraphs = [question("q1", start=4), question("q2", text="Eve"), question("q3"), question("q4", text="London", start=-7)]
     task = read(tmp_path, official(*paragraphs))
-    assert [record.answer_spans[0] for record in task.train] == [(0, 3), None, (0, 3), (0, 3)]
+    assert [record.answer_spans[0] for record in task.train] == [(0, 3), None, (0, 3), (16, 22)]
     assert [(notice.kind, notice.count) for notice in task.notices if notice.kind == "misplaced_answer"] == [
         ("misplaced_answer", 3),
         ("misplaced_answer", 3),

@@ -15,11 +15,7 @@ from lorascope.errors import DataError
 
 CELL = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1, max_size=12)
 JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
@@ -107,9 +103,7 @@ def test_malformed_files_are_data_errors_that_name_file_and_line(tmp_path, name,
 
 def test_missing_column_names_the_columns_there_are_and_a_near_miss(tmp_path):
     table = read_table(written(tmp_path, "a.tsv", "sentense\tlabel\nx\t1\n"))
-    with pytest.raises(
-        DataError, match=r"no column 'sentence'; the columns are 'sentense', 'label'; did you mean 'sentense'"
-    ):
+    with pytest.raises(DataError, match=r"no column 'sentence'; the columns are 'sentense', 'label'; did you mean 'sentense'"):
         table.require("sentence", "label")
 
 
@@ -128,9 +122,7 @@ def test_tsv_round_trip(tmp_path_factory, rows):
     assert [(row.values["a"], row.values["b"]) for row in read_table(path).rows] == rows
 
 
-@given(
-    st.lists(st.tuples(CELL, st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"]))), min_size=1)
-)
+@given(st.lists(st.tuples(CELL, st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"]))), min_size=1))
 @settings(max_examples=60, deadline=None)
 def test_csv_round_trip(tmp_path_factory, rows):
     buffer = io.StringIO(newline="")
@@ -142,9 +134,7 @@ def test_csv_round_trip(tmp_path_factory, rows):
     assert [(row.values["a"], row.values["b"]) for row in read_table(path).rows] == rows
 
 
-@given(
-    st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON_VALUES), min_size=1, max_size=5)
-)
+@given(st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON_VALUES), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_jsonl_round_trip(tmp_path_factory, objects):
     path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"

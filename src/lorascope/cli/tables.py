@@ -18,7 +18,7 @@ def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys worth a column: rank, alpha and targets, and whatever differs between trials."""
     keys = dict.fromkeys(key for config in configs for key in config if key not in _NEVER)
     varying = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-    return [key for key in keys if key in _ALWAYS or key in varying]
+    return [*(key for key in _ALWAYS if key in keys), *(key for key in varying if key not in _ALWAYS)]
 
 
 def print_plan(console: Console, document: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from lorascope.config import TaskConfig
 from lorascope.data.files import FILE_PUBLISHED, read_file
 from lorascope.data.glue import GLUE, read_glue
 from lorascope.data.prompt import encode_records
-from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
+from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, TaskType, checksum
 from lorascope.data.source import Published, Source, locate
 from lorascope.data.squad import SQUAD_PUBLISHED, read_squad
 from lorascope.errors import DataError, UsageError, did_you_mean
@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "TaskReader",
     "encode_task",
+    "known_form",
     "read_task",
 ]
 
@@ -242,3 +243,12 @@ def _place(config: TaskConfig, split: str) -> str:
     if isinstance(config.data, str):
         return config.data
     return next((place for name, place in config.data.items() if name == split), "task.data")
+
+
+def known_form(config: TaskConfig) -> tuple[TaskType, int] | None:
+    """Task type and number of labels as far as the configuration tells them without the data; None where it does not."""
+    if config.name in GLUE:
+        return "SEQ_CLS", len(GLUE[config.name].labels)
+    if config.name == "squad":
+        return "CAUSAL_LM", 0
+    return ("SEQ_CLS", len(config.labels)) if config.labels is not None else None

@@ -224,7 +224,9 @@ def _tensors(
         if slot.bias == "all" and name.endswith(".bias"):
             # PEFT's `bias: all` collects every key ending in ".bias", its wrapper's own among them.
             head = next(head for head in heads if name.startswith(f"{head}."))
-            tensors[f"{_PREFIX}{head}.modules_to_save{name.removeprefix(head)}"] = value.clone()
+            inner = name.removeprefix(f"{head}.")
+            wrapper = "modules_to_save" if inner == "bias" else "modules_to_save.default"
+            tensors[f"{_PREFIX}{head}.{wrapper}.{inner}"] = value.clone()
     return {name: value.cpu().contiguous() for name, value in tensors.items()}
 
 
@@ -281,7 +283,7 @@ def _sort_tensors(
         elif name.endswith(".base_layer.bias"):
             biases[name.replace(".base_layer.bias", ".bias")] = value
         elif ".original_module." not in name:
-            heads[name.replace(".modules_to_save.", ".")] = value
+            heads[re.sub(r"\.modules_to_save\.(default\.)?", ".", name)] = value
     unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])
     if unpaired or not lora["lora_A"]:
         what = f"{min(unpaired)!r} lacks lora_A or lora_B" if unpaired else "the file holds no LoRA weights"
