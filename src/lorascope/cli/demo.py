@@ -53,7 +53,7 @@ def prepare_demo(directory: Path) -> Path:
 def _sentences(count: int, seed: int) -> list[dict[str, str]]:
     """Sentences whose label turns on the last clause: ``A yet never B`` denies what B says."""
     draw = random.Random(seed)
-    rows = []
+    rows: list[dict[str, str]] = []
     while len(rows) < count:
         label = draw.choice(("positive", "negative"))
         kind, other = (_GOOD, _BAD) if label == "positive" else (_BAD, _GOOD)

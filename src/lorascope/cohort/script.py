@@ -79,7 +79,7 @@ def _find(trial_directory: Path) -> tuple[Study, TrialConfig]:
             section: schema.model_validate({key: row.config[key] for key in schema.model_fields if key in row.config})
             for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig))
         }
-        return store.study, TrialConfig(**sections, seed=row.seed)  # type: ignore[arg-type]
+        return store.study, TrialConfig(**sections, seed=row.seed)
 
 
 def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: list[int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
 from lorascope.data.record import Example
 
@@ -31,17 +31,14 @@ class Batch:
         is_target_BT: CAUSAL_LM: True where the token itself is to be predicted; False on padding.
         labels_B: SEQ_CLS: class numbers.
         rows: indices into the list of examples.
-        first_token_B: where each row's first token lies in the un-padded token sequence of the whole optimiser batch;
-            keys dropout masks, so that they do not depend on padding or micro-batches.
     """
 
-    input_ids_BT: LongTensor
-    attention_mask_BT: LongTensor
-    is_target_BT: BoolTensor | None
-    labels_B: LongTensor | None
-    token_type_ids_BT: LongTensor | None
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    is_target_BT: Tensor | None
+    labels_B: Tensor | None
+    token_type_ids_BT: Tensor | None
     rows: list[int]
-    first_token_B: LongTensor
 
 
 def batch_order(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -56,12 +53,34 @@ def batch_order(num_examples: int, batch_size: int, seed: int, epoch: int) -> li
     return [permutation[start : start + batch_size] for start in range(0, num_examples, batch_size)]
 
 
-def micro_batches(rows: Sequence[int], micro_batch_size: int | None) -> list[list[int]]:
-    """``rows`` cut into consecutive runs of at most ``micro_batch_size``; None leaves them together."""
-    if micro_batch_size is not None and micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size {micro_batch_size} must be >= 1")
-    size = len(rows) if micro_batch_size is None else micro_batch_size
-    return [list(rows[start : start + size]) for start in range(0, len(rows), max(size, 1))]
+def length_groups(lengths: Sequence[int], most_rows: int | None, overhead_tokens: int) -> list[int]:
+    """Cut an optimiser batch, longest row first, into micro-batches that cost least.
+
+    A micro-batch costs its rows times its longest row, plus ``overhead_tokens`` for being one more.
+
+    Args:
+        lengths: tokens of each row, in descending order.
+        most_rows: upper bound on the rows of a micro-batch.
+        overhead_tokens: how many tokens' work a further forward and backward pass is worth.
+
+    Returns:
+        The number of rows of each micro-batch, in order.
+    """
+    if most_rows is not None and most_rows < 1:
+        raise ValueError(f"most_rows {most_rows} must be >= 1")
+    limit = len(lengths) if most_rows is None else most_rows
+    # Least cost of the first `end` rows, and where the last group of that solution starts.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(lengths) + 1):
+        starts = range(max(0, end - limit), end)
+        best.append(min((best[start][0] + (end - start) * lengths[start] + overhead_tokens, start) for start in starts))
+    sizes: list[int] = []
+    end = len(lengths)
+    while end > 0:
+        start = best[end][1]
+        sizes.append(end - start)
+        end = start
+    return sizes[::-1]
 
 
 def evaluation_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -86,7 +105,6 @@ def collate(
     *,
     side: Literal["right", "left"] = "right",
     pad_to: int | None = None,
-    first_token: int = 0,
 ) -> Batch:
     """Pad the examples at ``rows`` to one length.
 
@@ -96,8 +114,6 @@ def collate(
         pad_id: fills the padding; masked everywhere, so any id that the model knows will do.
         side: where the padding goes; ``left`` for generation, so that every row ends at its last token.
         pad_to: total length; the longest row's by default.
-        first_token: offset of the first row's first token in the optimiser batch's token sequence: the number of tokens
-            in the micro-batches before this one.
 
     Raises:
         ValueError: there are no rows, or ``pad_to`` is shorter than the longest.
@@ -123,23 +139,11 @@ def collate(
     has_types = any(example.token_type_ids is not None for example in chosen)
     assert len(targets) in (0, len(chosen)), "examples of two task types in a batch"
     assert len(labels) in (0, len(chosen)), "examples of two task types in a batch"
-    starts = np.concatenate([[first_token], first_token + np.cumsum(lengths)[:-1]])
     return Batch(
-        input_ids_BT=_long(padded([example.input_ids for example in chosen], pad_id, torch.long)),
-        attention_mask_BT=_long(padded([[1] * length for length in lengths], 0, torch.long)),
-        is_target_BT=_bool(padded(targets, 0, torch.bool)) if targets else None,
-        labels_B=_long(torch.tensor(labels)) if labels else None,
-        token_type_ids_BT=_long(padded(types, 0, torch.long)) if has_types else None,
+        input_ids_BT=padded([example.input_ids for example in chosen], pad_id, torch.long),
+        attention_mask_BT=padded([[1] * length for length in lengths], 0, torch.long),
+        is_target_BT=padded(targets, 0, torch.bool) if targets else None,
+        labels_B=torch.tensor(labels) if labels else None,
+        token_type_ids_BT=padded(types, 0, torch.long) if has_types else None,
         rows=list(rows),
-        first_token_B=_long(torch.from_numpy(starts.astype(np.int64))),
     )
-
-
-def _long(tensor: Tensor) -> LongTensor:
-    assert tensor.dtype == torch.long
-    return tensor  # type: ignore[return-value]
-
-
-def _bool(tensor: Tensor) -> BoolTensor:
-    assert tensor.dtype == torch.bool
-    return tensor  # type: ignore[return-value]

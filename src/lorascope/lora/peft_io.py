@@ -176,7 +176,7 @@ def _peft_config(
 
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    config: dict[str, Any] = LoraConfig(
+    peft_config = LoraConfig(
         r=r,
         lora_alpha=_number(alpha),  # type: ignore[arg-type]
         lora_dropout=slot.dropout,
@@ -190,7 +190,8 @@ def _peft_config(
         task_type=task_type,
         base_model_name_or_path=base_model,
         inference_mode=True,
-    ).to_dict()
+    )
+    config: dict[str, Any] = peft_config.to_dict()  # type: ignore[no-untyped-call]
     config["target_modules"] = sorted(modules)
     return {key: value.value if hasattr(value, "value") else value for key, value in config.items()}
 
