@@ -1,13 +1,12 @@
 # Works on a machine that has Python 3.10 or later and make, nothing else.
 PYTHON ?= python3
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
 DEMO_ARGS ?=
 
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo bench lock clean
+.PHONY: help setup test check demo lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +27,6 @@ check: setup  ## ruff, mypy and the floors of the import graph
 
 demo: setup  ## a small study from data to report
 	$(BIN)/lorascope demo $(DEMO_ARGS)
-
-bench: setup  ## speed of a stack against separate runs, with losses and gradients compared
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lock: setup  ## resolve requirements.lock anew
 	$(BIN)/python scripts/setup.py --lock

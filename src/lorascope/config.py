@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from lorascope.errors import UsageError, did_you_mean
 
@@ -23,9 +23,10 @@ ALL_LINEAR = "all-linear"
 
 
 class Section(BaseModel):
-    """A part of the study file: immutable, and refuses keys it does not know."""
+    """A part of the study file: immutable, and refuses keys it does not know and numbers that are none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinity: two configurations that differ in one would hash as equal.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseModelConfig(Section):
@@ -68,14 +69,16 @@ class AdapterConfig(Section):
     @classmethod
     def _alpha_is_a_number_or_a_multiple_of_r(cls, value: float | str) -> float | str:
         if isinstance(value, str):
-            if re.fullmatch(r"\d+(\.\d+)?r", value):
-                return value
+            is_multiple = re.fullmatch(r"[0-9]+(\.[0-9]+)?r", value) is not None
             try:
-                value = float(value)
+                number = float(value.removesuffix("r") if is_multiple else value)
             except ValueError:
                 raise ValueError(f"{value!r} is neither a number nor a multiple of r such as 2r") from None
-        if not 0 < value < float("inf"):
-            raise ValueError("must be above zero")
+            value = value if is_multiple else number
+        else:
+            number = value
+        if not 0 < number < float("inf"):
+            raise ValueError("must be above zero and finite")
         return value
 
     @field_validator("targets")
@@ -132,21 +135,21 @@ class ListDesign(Section):
     """Explicit trials, each a set of overrides."""
 
     kind: Literal["list"] = "list"
-    trials: list[dict[str, Any]] = Field([{}], min_length=1)
+    trials: list[dict[str, JsonValue]] = Field([{}], min_length=1)
 
 
 class GridDesign(Section):
     """Every combination of the values."""
 
     kind: Literal["grid"]
-    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+    over: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = Field(min_length=1)
 
 
 class AblationDesign(Section):
     """One factor at a time around the baseline given by ``adapter``, ``train`` and ``base``."""
 
     kind: Literal["ablation"]
-    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+    over: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = Field(min_length=1)
 
 
 Design = Annotated[ListDesign | GridDesign | AblationDesign, Field(discriminator="kind")]
@@ -265,7 +268,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UsageError(f"{text!r} is no override", where="--set", fix="write KEY=VALUE, for example train.epochs=1")
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except Exception:  # a malformed scalar (2024-13-45) raises whatever PyYAML's constructor ran into
         raise UsageError(f"the value of {key!r} is no YAML: {value!r}", where="--set") from None
 
 
@@ -294,10 +297,13 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _collect_lines(node, (), lines, path)
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UsageError:
+        raise
+    except Exception as error:  # a malformed scalar (2024-13-45) raises whatever PyYAML's constructor ran into
         mark = getattr(error, "problem_mark", None)
         where = str(path) if mark is None else f"{path}, line {mark.line + 1}"
-        raise UsageError(f"no valid YAML ({getattr(error, 'problem', error)})", where=where) from None
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(f"no valid YAML ({reason})", where=where, fix="correct it") from None
     if not isinstance(document, dict):
         raise UsageError("a study file is a mapping of keys to values", where=str(path), fix="start with name: …")
     return document, lines
@@ -311,12 +317,15 @@ def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: dict[tu
             if name in lines:
                 raise UsageError(f"{'.'.join(name)!r} is given twice", where=f"{file}, lines {lines[name]} and {line}")
             lines[name] = line
+            _collect_lines(key, name, lines, file)
             _collect_lines(value, name, lines, file)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             place = (*path, str(index))
             lines[place] = item.start_mark.line + 1
             _collect_lines(item, place, lines, file)
+    elif isinstance(node, yaml.ScalarNode):
+        node.value.encode("utf-8")  # half a surrogate pair ("\ud83d") can be neither hashed nor written
 
 
 def _usage_error(
@@ -328,8 +337,11 @@ def _usage_error(
     location = tuple(str(part) for part in first["loc"])
     if location[:1] == ("design",) and location[1:2] and location[1] in ("list", "grid", "ablation"):
         location = ("design", *location[2:])
-    if location[:1] in (("adapter",), ("task",)):
-        location = tuple(part for part in location if part not in ("list[str]", "literal['all-linear']", "str"))
+    # So it does with the members of a union of types.
+    types = {"float", "str", "list[str]", "literal['all-linear']"}
+    if location[:1] == ("design",):
+        types = {"float", "dict", "list", "[key]"}
+    location = tuple(part for part in location if part not in types)
     key = ".".join(location)
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
     place = where if line is None else f"{where}, line {line}"
@@ -342,9 +354,18 @@ def _usage_error(
         given = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
         return UsageError(f"design.kind is {given!r}", where=place, fix="use list, grid or ablation")
     reason = str(first["msg"]).removeprefix("Value error, ")
-    given = json.dumps(first["input"], default=str, ensure_ascii=False)
-    given = given if len(given) <= 60 else given[:57] + "…"
+    given = _shown(first["input"])
     return UsageError(f"{key} = {given}: {reason}" if key else reason, where=place, fix="correct the value")
+
+
+def _shown(value: Any) -> str:
+    """A value as the file writes it, shortened."""
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ Legend: N slots, B rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -41,11 +42,12 @@ def generate(
     lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
     for rows in evaluation_batches(lengths, max(1, batch_tokens // stack.num_slots)):
         batch = collate(prompts, rows, base.pad_id, side="left")
-        output_BT = cast(Any, base.model).generate(
-            input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
-            attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
-            generation_config=settings,
-        )
+        with _only(settings, base.model):
+            output_BT = cast(Any, base.model).generate(
+                input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
+                attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
+                generation_config=settings,
+            )
         new_BT = output_BT[:, batch.input_ids_BT.shape[1] :].tolist()
         texts = [_text(base, tokens, settings.eos_token_id) for tokens in new_BT]
         yield rows, [texts[slot * len(rows) : (slot + 1) * len(rows)] for slot in range(stack.num_slots)]
@@ -67,6 +69,17 @@ def _settings(base: BaseModel, decoding: DecodingConfig) -> GenerationConfig:
         pad_token_id=base.pad_id,
         eos_token_id=end_tokens(base) or None,
     )
+
+
+@contextmanager
+def _only(settings: GenerationConfig, model: Any) -> Iterator[None]:
+    """What ``settings`` leave open, transformers fills in from the model's own (a repetition penalty, say): put it aside."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _text(base: BaseModel, tokens: list[int], ends: list[int] | None) -> str:

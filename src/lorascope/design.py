@@ -58,7 +58,7 @@ def parse_shard(text: str) -> tuple[int, int]:
         UsageError: it is no pair I/N with 1 ≤ I ≤ N.
     """
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UsageError(f"{text!r} is no shard", where="--shard", fix="write I/N with I from 1 to N, for example 1/4")
     return int(index), int(count)
 
@@ -80,7 +80,7 @@ def _overrides(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _one_factor(study: Study, design: AblationDesign, key: str, value: Any) -> dict[str, Any]:
     """One changed factor; along with ``r``, alpha keeps the baseline's ratio to it, so that the scaling stays."""
-    if key == "r" and isinstance(value, int) and not isinstance(study.adapter.lora_alpha, str):
+    if key == "r" and isinstance(value, int | float) and not isinstance(study.adapter.lora_alpha, str):
         return {"r": value, "lora_alpha": study.adapter.alpha * value / study.adapter.r}
     return {key: value}
 

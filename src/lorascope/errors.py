@@ -22,7 +22,8 @@ class LorascopeError(Exception):
         self.what = what
         self.where = where
         self.fix = fix
-        super().__init__(what, where, fix)
+        # One argument, so that a process pool can pickle the error and make it again.
+        super().__init__(what)
 
     def __str__(self) -> str:
         message = self.what if self.where is None else f"{self.where}: {self.what}"

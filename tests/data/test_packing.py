@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.data.packing import batch_order, collate, evaluation_batches, micro_batches
+from lorascope.data.packing import batch_order, collate, evaluation_batches, length_groups
 from lorascope.data.task import Example
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -50,11 +50,50 @@ def test_the_order_of_a_seed_stays_the_same_from_release_to_release():
     assert batch_order(8, 3, seed=42, epoch=0) == [[6, 3, 7], [0, 5, 4], [2, 1]]
 
 
-@given(st.lists(st.integers(), min_size=1, unique=True), st.integers(1, 9) | st.none())
-def test_micro_batches_are_the_rows_in_order(rows, size):
-    pieces = micro_batches(rows, size)
-    assert joined(pieces) == rows
-    assert all(0 < len(piece) <= (size or len(rows)) for piece in pieces)
+def cost(lengths, sizes, overhead):
+    """What ``length_groups`` says that a cut costs: rows times the longest, and the overhead of each group."""
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return sum(size * lengths[start] + overhead for size, start in zip(sizes, starts, strict=True))
+
+
+def compositions(total):
+    """Every way to write ``total`` as a sum of sizes."""
+    if total == 0:
+        yield []
+    for first in range(1, total + 1):
+        for rest in compositions(total - first):
+            yield [first, *rest]
+
+
+DESCENDING = st.lists(st.integers(1, 300), min_size=1, max_size=40).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+@given(DESCENDING, st.none() | st.integers(1, 12), st.integers(0, 400))
+@settings(deadline=None)
+def test_length_groups_hold_every_row_and_cost_no_more_than_one_batch_or_single_rows(lengths, most_rows, overhead):
+    sizes = length_groups(lengths, most_rows, overhead)
+    assert sum(sizes) == len(lengths)
+    assert all(1 <= size <= (most_rows or len(lengths)) for size in sizes)
+    least = cost(lengths, sizes, overhead)
+    assert least <= cost(lengths, [1] * len(lengths), overhead)
+    if most_rows is None or most_rows >= len(lengths):
+        assert least <= cost(lengths, [len(lengths)], overhead)
+
+
+@given(DESCENDING.filter(lambda lengths: len(lengths) <= 8), st.none() | st.integers(1, 8), st.integers(0, 400))
+@settings(deadline=None)
+def test_length_groups_are_the_best_of_all_cuts(lengths, most_rows, overhead):
+    allowed = [sizes for sizes in compositions(len(lengths)) if max(sizes) <= (most_rows or len(lengths))]
+    best = min(cost(lengths, sizes, overhead) for sizes in allowed)
+    assert cost(lengths, length_groups(lengths, most_rows, overhead), overhead) == best
+
+
+def test_length_groups_part_long_rows_from_short_ones_where_a_pass_is_cheap():
+    lengths = [100, 98, 12, 11, 10]
+    assert length_groups(lengths, None, overhead_tokens=20) == [2, 3]
+    assert length_groups(lengths, None, overhead_tokens=1000) == [5]
+    assert length_groups(lengths, 2, overhead_tokens=1000) in ([2, 2, 1], [2, 1, 2], [1, 2, 2])
+    assert length_groups([], None, 5) == []
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
@@ -95,19 +134,6 @@ def test_labels_and_token_types_are_collated():
     assert batch.is_target_BT is None
 
 
-def test_first_tokens_do_not_depend_on_padding_or_micro_batches():
-    examples = [causal(*range(1, length + 1)) for length in (3, 1, 4, 2)]
-    whole = collate(examples, [3, 0, 2, 1], pad_id=0)
-    assert whole.first_token_B.tolist() == [0, 2, 5, 9]
-    assert collate(examples, [3, 0, 2, 1], 0, side="left", pad_to=9).first_token_B.tolist() == [0, 2, 5, 9]
-    parts, done = [], 0
-    for rows in micro_batches([3, 0, 2, 1], 2):
-        batch = collate(examples, rows, 0, first_token=done)
-        parts += batch.first_token_B.tolist()
-        done += int(batch.attention_mask_BT.sum())
-    assert parts == [0, 2, 5, 9]
-
-
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6), st.booleans())
 @settings(deadline=None)
 def test_collated_rows_can_be_read_back_through_the_mask(rows, left):
@@ -123,7 +149,7 @@ def test_no_rows_and_too_short_a_width_are_refused():
         collate([causal(1)], [], 0)
     with pytest.raises(ValueError, match="shorter than the longest"):
         collate([causal(1, 2)], [0], 0, pad_to=1)
-    with pytest.raises(ValueError, match="micro_batch_size"):
-        micro_batches([1], 0)
+    with pytest.raises(ValueError, match="most_rows"):
+        length_groups([1], 0, 0)
     with pytest.raises(ValueError, match="batch_size"):
         batch_order(3, 0, 0, 0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.config import TaskConfig
-from lorascope.data.task import TASKS, encode_task, read_task
+from lorascope.data.task import TASKS, encode_task, known_form, read_task
 from lorascope.errors import DataError, UsageError
 
 
@@ -219,3 +219,10 @@ def test_real_rte_pairs_have_token_types(shared_data, bert_tokenizer):
     )
     assert all(sum(example.token_type_ids) > 0 for example in task.train)
     assert max(len(example.input_ids) for example in task.train + task.eval) == 128
+
+
+def test_task_type_and_labels_are_known_without_the_data_where_the_task_fixes_them():
+    assert known_form(TaskConfig(name="mrpc", data="nowhere")) == ("SEQ_CLS", 2)
+    assert known_form(TaskConfig(name="squad", data="nowhere")) == ("CAUSAL_LM", 0)
+    assert known_form(TaskConfig(name="file", data="nowhere", labels=["a", "b", "c"])) == ("SEQ_CLS", 3)
+    assert known_form(TaskConfig(name="file", data="nowhere")) is None

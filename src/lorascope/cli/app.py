@@ -7,28 +7,50 @@ with the exit codes 0 done, 1 failed, 2 wrong usage, 3 a check did not hold, 130
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
+from lorascope import __version__
 from lorascope.cli import tables
-from lorascope.config import EvaluateConfig, Study, TaskConfig, TrialConfig, load_study, parse_override, validate
+from lorascope.config import (
+    BaseModelConfig,
+    EvaluateConfig,
+    Study,
+    TaskConfig,
+    TrialConfig,
+    load_study,
+    parse_override,
+    validate,
+)
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
     from lorascope.plan import Cost, Workload
 
-app = typer.Typer(
-    name="lorascope", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+# Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
+_CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+# Libraries draw over the progress display and log what Lorascope says itself; read by them when they are imported.
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+# Results that nobody's terminal bounds may be as wide as they are.
+_PIPE_WIDTH = 2000
+
+app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key, e.g. train.learning_rate=1e-4.")
@@ -43,27 +65,53 @@ Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of
 
 def main() -> None:
     """Entry point: run a command and turn errors into one line and an exit code."""
-    debug = "--debug" in sys.argv
+    debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    signal.signal(signal.SIGTERM, _interrupt)
+    _prepare_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
-        warnings.simplefilter("ignore")
+        _quieten_libraries()
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
-    except LorascopeError as error:
-        if debug:
-            raise
-        _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
-        _fail("interrupted", 130)
-    except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; finished trials are kept, go on with --resume", 130)
+        code = app(arguments, standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone is still an error to be caught
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _explain(error, arguments)
+        sys.stderr.write(f"lorascope: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
+    """The exit code that an error means, and its one line."""
+    if isinstance(error, LorascopeError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        resumable = "; finished trials are kept, go on with --resume" if arguments[:1] == ["run"] else ""
+        return 130, f"interrupted{resumable}"
+    if isinstance(error, _CLICK_USAGE_ERROR):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "lorascope"
+        return 2, f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return 1, f"{what[:300]} (unexpected; --debug shows where)"
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="With any command: show tracebacks and libraries' logs.")] = False,
+) -> None:
+    """A laboratory for LoRA configurations: train whole studies, compare them, keep the adapters."""
+    if version:
+        typer.echo(f"lorascope {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -124,8 +172,8 @@ def results(
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
-    stores = [Store.open(directory) for directory in directories]
-    document = results_document(stores)
+    with ExitStack() as opened:
+        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
     if as_json:
         _print_json(document)
     elif as_csv:
@@ -142,6 +190,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
     dtype: Annotated[str, typer.Option(help="The base model's dtype.")] = "float32",
+    labels: Annotated[
+        str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")
+    ] = None,
     max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
     max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
@@ -151,8 +202,11 @@ def evaluate(
     """Score an adapter, ours or PEFT's own, on a task."""
     from lorascope.cohort.single import evaluate_adapter
 
+    names = None if labels is None else [name.strip() for name in labels.split(",")]
     task_config = validate(
-        TaskConfig, {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length}, "evaluate"
+        TaskConfig,
+        {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length},
+        "evaluate",
     )
     settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "evaluate")
     evaluation, facts = evaluate_adapter(adapter, task_config, settings, base_model=base, dtype=dtype)
@@ -222,14 +276,30 @@ def run_and_report(
     from lorascope.store import Store, results_document
 
     with StudyProgress(_stderr()) as progress:
-        import torch
-
         from lorascope.cohort.run import run_study
 
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        for event in run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen):
-            progress.show(event)
-    return results_document([Store.open(directory)])
+        chosen = _device(device)
+        # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
+        with closing(run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen)) as events:
+            for event in events:
+                progress.show(event)
+    with Store.open(directory) as store:
+        return results_document([store])
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or the GPU where there is one.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if num_gpus else []), *(f"cuda:{index}" for index in range(num_gpus))]
+    if name is not None and name not in known:
+        raise UsageError(f"no device {name!r} here", where="--device", fix=f"use {' or '.join(known)}")
+    return name or ("cuda" if num_gpus else "cpu")
 
 
 def _study_and_trials(
@@ -239,9 +309,10 @@ def _study_and_trials(
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
     trials = design.expand(study)
-    for path in adapters or []:
-        adapter = study.adapter.model_copy(update={"path": str(path)})
-        trials.append(TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0]))
+    if adapters:
+        from lorascope.cohort.single import adapter_trial
+
+        trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
     if shard is not None:
         trials = design.shard(trials, *design.parse_shard(shard))
         if not trials:
@@ -257,13 +328,13 @@ def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
 
     work, task_type, num_labels, reason = _workload(study)
     memory = psutil.virtual_memory().available
-    rates: dict[str, float] = {}
+    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
+    skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
     rows = []
     for trial in trials:
-        model, heads = planning.meta_model(trial, task_type, num_labels)
-        if trial.base.dtype not in rates:
-            rates[trial.base.dtype] = planning.probe_flops(trial.base.dtype)
-        cost = planning.estimate(trial, model, heads, work, memory, rates[trial.base.dtype])
+        if trial.base not in skeletons:
+            skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
+        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
         rows.append(_plan_row(trial, cost, reason))
     return {"study": study.name, "trials": rows}
 
@@ -290,6 +361,7 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
 
     from lorascope import plan as planning
     from lorascope.base_model import load_tokenizer
+    from lorascope.cohort.single import check_lengths
     from lorascope.data.task import encode_task, known_form, read_task
     from lorascope.errors import DataError, ModelError
 
@@ -301,6 +373,7 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
             raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
         return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
     raw = read_task(study.task, study.evaluate.split)
+    check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
     try:
         tokenizer = load_tokenizer(study.base)
         sample = replace(raw, train=raw.train[:256], eval=raw.eval[:1], notices=[])
@@ -312,14 +385,16 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    # ASCII, so that it is the same document in every locale.
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _print_csv(document: dict[str, Any]) -> None:
     rows = []
     for trial in document["trials"]:
         flat = {key: value for key, value in trial.items() if not isinstance(value, dict)}
-        flat |= {f"config.{key}": tables.text_of(value) for key, value in trial["config"].items()}
+        for key, value in trial["config"].items():
+            flat[f"config.{key}"] = " ".join(map(str, value)) if isinstance(value, list) else value
         rows.append(flat | {f"metrics.{key}": value for key, value in trial["metrics"].items()})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
@@ -328,18 +403,28 @@ def _print_csv(document: dict[str, Any]) -> None:
 
 
 def _stdout() -> Console:
-    """The console for results; wide enough for whole tables where nobody's terminal sets the width."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    """The console for results; whole tables where nobody's terminal sets the width."""
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
 def _stderr() -> Console:
     return Console(stderr=True)
 
 
-def _interrupt() -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"lorascope: {message}\n")
-    sys.exit(code)
+def _prepare_streams() -> None:
+    """A character that the terminal's encoding lacks, or a path that is no text, must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _quieten_libraries() -> None:
+    """Keep the libraries' warnings, log lines and progress bars off stderr."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from lorascope.errors import UsageError
-from lorascope.store import write_atomically
+from lorascope.store import atomic_directory, write_atomically
 
 _SUBJECTS = ("the film", "the acting", "the plot", "this story", "the music", "every scene", "the ending", "the cast")
 _GOOD = ("charming", "moving", "funny", "warm", "brilliant", "gripping", "tender", "fresh", "graceful", "wise")
@@ -34,11 +34,13 @@ def prepare_demo(directory: Path) -> Path:
 
     Raises:
         UsageError: the directory holds an earlier demo's study.
+        StoreError: it cannot be written.
     """
     if (directory / "study").exists():
         raise UsageError("the demo has run here", where=str(directory), fix="remove the directory, or name one with --out")
     model = directory / "model"
-    _make_model(model)
+    with atomic_directory(model) as unfinished:
+        _make_model(unfinished)
     paths = {"model": model}
     for split, size, seed in (("train", 800, 1), ("validation", 200, 2)):
         paths[split] = directory / f"{split}.jsonl"

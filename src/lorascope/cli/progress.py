@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from lorascope.cli.tables import bytes_text, seconds_text
+from lorascope.cli.tables import bytes_text, counted, seconds_text
 
 if TYPE_CHECKING:
     from lorascope.cohort import run
@@ -41,6 +41,9 @@ class StudyProgress:
         )
         self._study: TaskID | None = None
         self._trials: dict[str, TaskID] = {}
+        # Per trial what it adds to the study's bar: its steps so far, and one when it ends.
+        self._done: dict[str, int] = {}
+        self._num_steps = 0
         self._evaluation: TaskID | None = None
         self._ended = 0
         self._pending = 0
@@ -82,22 +85,24 @@ class StudyProgress:
         done = event.num_trials - event.pending
         self._say(f"data: {task.shape}; {len(task.train)} train, {len(task.eval)} {task.eval_split}")
         skipped = f", {done} finished earlier" if done else ""
-        self._say(f"{event.pending} trials to run in {event.num_cohorts} cohorts{skipped}")
-        self._study = self._progress.add_task("study (trials)", total=event.pending, note="")
+        self._say(f"{counted(event.pending, 'trial')} to run in {counted(event.num_cohorts, 'cohort')}{skipped}")
+        self._study = self._progress.add_task("study", total=event.trial_steps + event.pending, note="")
 
     def _start_cohort(self, event: run.CohortStarted) -> None:
         for task in self._trials.values():
             self._progress.remove_task(task)
         self._trials = {name: self._progress.add_task(f"  {name}", total=event.num_steps, note="") for name in event.trials}
-        self._say(f"cohort {event.cohort}: {len(event.trials)} trials together, {event.num_steps} steps")
+        self._num_steps = event.num_steps
+        self._done |= dict.fromkeys(event.trials, 0)
+        self._say(f"cohort {event.cohort}: {counted(len(event.trials), 'trial')}, {counted(event.num_steps, 'step')}")
 
     def _step(self, event: StepResult) -> None:
         rate = event.num_examples * len(event.slots) / event.seconds
         for name, step in event.slots.items():
             note = f"loss {step.loss:.4f}"
             self._progress.update(self._trials[name], completed=event.step + 1, note=note)
-        if self._study is not None:
-            self._progress.update(self._study, note=f"{rate:,.0f} examples/s over {len(event.slots)} trials")
+            self._done[name] = event.step + 1
+        self._show_study(f"{rate:,.0f} examples/s over {counted(len(event.slots), 'trial')}")
         last = event.step + 1 == event.num_steps
         if not self._live and (last or time.monotonic() - self._line_at > _LINE_SECONDS):
             self._line_at = time.monotonic()
@@ -122,10 +127,17 @@ class StudyProgress:
 
     def _end_trial(self, event: run.TrialEnded) -> None:
         self._ended += 1
-        if self._study is not None:
-            self._progress.update(self._study, completed=self._ended)
+        self._done[event.trial] = self._num_steps + 1
+        self._show_study()
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
         self._say(f"{event.trial} {event.status}: {event.error or metrics} ({self._ended}/{self._pending})")
+
+    def _show_study(self, note: str | None = None) -> None:
+        if self._study is None:
+            return
+        self._progress.update(self._study, completed=sum(self._done.values()))
+        if note is not None:
+            self._progress.update(self._study, note=note)
 
     def _say(self, text: str) -> None:
         self._progress.console.print(escape(text), highlight=False, soft_wrap=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
-# Too long for a column; `study.yaml` and --json have them.
-_NEVER = ("model", "revision")
+
+# A configuration's value may be folded down to so many characters.
+_FOLD_WIDTH = 12
 
 
 def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys worth a column: rank, alpha and targets, and whatever differs between trials."""
-    keys = dict.fromkeys(key for config in configs for key in config if key not in _NEVER)
+    keys = dict.fromkeys(key for config in configs for key in config)
     varying = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     return [*(key for key in _ALWAYS if key in keys), *(key for key in varying if key not in _ALWAYS)]
 
@@ -24,56 +27,43 @@ def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def print_plan(console: Console, document: Mapping[str, Any]) -> None:
     """The output of ``lorascope plan``."""
     trials = document["trials"]
-    table = Table(title=f"{document['study']}: {len(trials)} trials", title_justify="left")
-    table.add_column("trial", no_wrap=True)
-    keys = varying_keys([trial["config"] for trial in trials])
-    for key in keys:
-        table.add_column(key)
-    for name in ("trainable", "all", "%", "memory", "time", "fits"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for trial in trials:
-        table.add_row(
-            trial["trial"],
-            *(text_of(trial["config"].get(key)) for key in keys),
-            f"{trial['trainable_params']:,}",
-            f"{trial['total_params']:,}",
-            f"{trial['trainable_percent']:.4f}",
-            bytes_text(trial["memory_bytes"]),
-            seconds_text(trial["train_seconds"]),
-            "yes" if trial["fits"] else "no",
-        )
-    console.print(table)
+    columns = {
+        "trial": [trial["trial"] for trial in trials],
+        **_config_columns(trials),
+        "trainable": [f"{trial['trainable_params']:,}" for trial in trials],
+        "all": [f"{trial['total_params']:,}" for trial in trials],
+        "%": [f"{trial['trainable_percent']:.4f}" for trial in trials],
+        "memory": [bytes_text(trial["memory_bytes"]) for trial in trials],
+        "time": [seconds_text(trial["train_seconds"]) for trial in trials],
+        "fits": ["yes" if trial["fits"] else "no" for trial in trials],
+    }
+    _print_table(console, document, columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    reasons: dict[str, list[str]] = {}
     for trial in trials:
         if trial["reason"]:
-            console.print(f"{trial['trial']}: {trial['reason']}", markup=False, highlight=False)
+            reasons.setdefault(trial["reason"], []).append(trial["trial"])
+    for reason, names in reasons.items():
+        who = "" if len(names) == len(trials) else f"{', '.join(names)}: "
+        console.print(f"{who}{reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_results(console: Console, document: Mapping[str, Any]) -> None:
     """The output of ``lorascope results``."""
     trials = document["trials"]
     metrics = list(dict.fromkeys(name for trial in trials for name in trial["metrics"]))
-    table = Table(title=f"{document['study']}: {len(trials)} trials", title_justify="left")
-    table.add_column("trial", no_wrap=True)
-    table.add_column("status")
-    keys = varying_keys([trial["config"] for trial in trials])
-    for key in keys:
-        table.add_column(key)
-    for name in (*metrics, "trainable", "%", "alone: s/epoch", "ex/s", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for trial in trials:
-        percent = trial["trainable_percent"]
-        table.add_row(
-            trial["trial"],
-            trial["status"],
-            *(text_of(trial["config"].get(key)) for key in keys),
-            *(number_text(trial["metrics"].get(name)) for name in metrics),
-            "–" if trial["trainable_params"] is None else f"{trial['trainable_params']:,}",
-            "–" if percent is None else f"{percent:.4f}",
-            seconds_text(trial["solo_train_seconds_per_epoch"]),
-            number_text(trial["solo_examples_per_second"], 1),
-            bytes_text(trial["solo_peak_memory_bytes"]),
-        )
-    console.print(table)
+    columns = {
+        "trial": [trial["trial"] for trial in trials],
+        "status": [trial["status"] for trial in trials],
+        **_config_columns(trials),
+        **{name: [number_text(trial["metrics"].get(name)) for trial in trials] for name in metrics},
+        "trainable": ["–" if (n := trial["trainable_params"]) is None else f"{n:,}" for trial in trials],
+        "%": [number_text(trial["trainable_percent"]) for trial in trials],
+        "alone: s/epoch": [seconds_text(trial["solo_train_seconds_per_epoch"]) for trial in trials],
+        "ex/s": [number_text(trial["solo_examples_per_second"], 1) for trial in trials],
+        "memory": [bytes_text(trial["solo_peak_memory_bytes"]) for trial in trials],
+    }
+    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
+    _print_table(console, document, columns, _config_columns(trials).keys(), dispensable)
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -81,6 +71,43 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
             for status in dict.fromkeys(trial["status"] for trial in unsettled)
         )
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
+
+
+def _config_columns(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    keys = varying_keys([trial["config"] for trial in trials])
+    return {key: [text_of(trial["config"].get(key)) for trial in trials] for key in keys}
+
+
+def _print_table(
+    console: Console,
+    document: Mapping[str, Any],
+    columns: Mapping[str, Sequence[str]],
+    folding: Set[str],
+    dispensable: Sequence[str],
+) -> None:
+    """Print the columns; on a narrow terminal the folding ones fold, and then the dispensable ones go, by name."""
+    shown = dict(columns)
+    hidden = []
+    for name in dispensable:
+        if sum(_width(header, cells, header in folding) for header, cells in shown.items()) < console.width:
+            break
+        hidden.append(name)
+        del shown[name]
+    table = Table(title=escape(f"{document['study']}: {counted(len(document['trials']), 'trial')}"), title_justify="left")
+    for header in shown:
+        left = header in folding or header in ("trial", "status")
+        table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if hidden:
+        console.print(f"no room for: {', '.join(hidden)} (--json has all)", markup=False, highlight=False)
+
+
+def _width(header: str, cells: Sequence[str], folds: bool) -> int:
+    """Characters that a column takes with its padding and border."""
+    width = max(map(cell_len, (header, *cells)))
+    return 3 + (min(width, _FOLD_WIDTH) if folds else width)
 
 
 def text_of(value: Any) -> str:
@@ -95,6 +122,11 @@ def text_of(value: Any) -> str:
 def number_text(value: float | None, digits: int = 4) -> str:
     """A metric in a cell."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def bytes_text(value: int | None) -> str:

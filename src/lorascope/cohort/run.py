@@ -9,27 +9,30 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from lorascope import __version__
-from lorascope.base_model import BaseModel, hardware, load_base, read_config, weights_checksum
+from lorascope.base_model import BaseModel, hardware, load_base, weights_checksum
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
-from lorascope.cohort.single import stack_saved
-from lorascope.config import BaseModelConfig, Study, TrialConfig
+from lorascope.cohort.single import check_lengths, stack_saved
+from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
-from lorascope.errors import CheckFailed, LorascopeError, ModelError, StoreError
+from lorascope.errors import CheckFailed, LorascopeError, StoreError
 from lorascope.evaluate import Evaluation, EvaluationStep, evaluate
 from lorascope.lora.peft_io import HEAD_FILE, read_adapter, write_adapter
 from lorascope.lora.stack import AdapterWeights, Slot, Stack
 from lorascope.plan import activation_bytes_per_token, meta_model, parameters, slot_of
 from lorascope.store import Store, atomic_directory, write_atomically
-from lorascope.train import StepResult, train
+from lorascope.train import SlotStep, StepResult, train
 
 FINAL = ("done", "diverged", "pruned")
 _MOST_SLOTS = 16
@@ -40,12 +43,13 @@ _FLUSH_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class StudyStarted:
-    """Data are read and every trial is known to be possible; ``pending`` trials remain to be run."""
+    """Data are read and every trial is known to be possible; ``pending`` trials, ``trial_steps`` in all, remain to be run."""
 
     task: Task
     num_trials: int
     pending: int
     num_cohorts: int
+    trial_steps: int
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,25 @@ class Warned:
 
 
 Event = StudyStarted | CohortStarted | ProbeDone | TrialEnded | Warned | StepResult | EvaluationStep
+Events = Generator[Event, None, None]
+Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
 
 
-@dataclass
-class _Cohort:
+@dataclass(frozen=True)
+class Cohort:
+    """Trials that share every step; ``trains`` is False where they are only evaluated."""
+
     name: str
-    trials: list[TrialConfig]
+    trials: tuple[TrialConfig, ...]
+    trains: bool
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimiser steps of each of its trials."""
+        if not self.trains:
+            return 0
+        shared = self.trials[0].train
+        per_epoch = -(-num_examples // shared.batch_size)
+        return shared.epochs * per_epoch if shared.max_steps is None else shared.max_steps
 
 
 def run_study(
@@ -99,10 +116,11 @@ def run_study(
     resume: bool = False,
     most_slots: int | None = None,
     device: str = "cpu",
-) -> Iterator[Event]:
+) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
-    Everything that can be wrong with the study, the data or the base is found before the directory is made.
+    Everything that can be wrong with the study, the data or the base is found before the directory is made. Close the
+    generator to interrupt the study: what is done stays done, and what was running is marked as interrupted.
 
     Args:
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
@@ -113,39 +131,58 @@ def run_study(
             as failed and the study goes on.
     """
     raw = read_task(study.task, study.evaluate.split)
-    for trial in trials:
-        meta, heads = meta_model(trial, raw.task_type, len(raw.labels))
-        slot_of(trial, meta, heads)
-        _check_lengths(study, raw, trial.base)
-    base = load_base(trials[0].base, raw.task_type, raw.labels, device)
+    skeletons = _skeletons(study, raw, trials)
+    loaded = trials[0].base
+    base = load_base(loaded, raw.task_type, raw.labels, device)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
         status = {row.trial: row.status for row in store.trials()}
         pending = [trial for trial in trials if status[trial.trial] not in FINAL]
-        cohorts = form_cohorts(pending, base, task, most_slots)
-        yield StudyStarted(task, len(trials), len(pending), len(cohorts))
+        cohorts = form_cohorts(pending, skeletons, task, most_slots, device)
+        trial_steps = sum(cohort.num_steps(len(task.train)) * len(cohort.trials) for cohort in cohorts)
+        yield StudyStarted(task, len(trials), len(pending), len(cohorts), trial_steps)
         _describe(store, task, base)
-        notices = [*task.notices, *(Notice("base", 1, study.base.model, warning) for warning in base.warnings)]
-        known = {(row["kind"], row["message"]) for row in store.warnings()}
-        for notice in notices:
-            if (notice.kind, notice.message) not in known:
-                store.add_warning(None, notice.kind, notice.count, notice.where, notice.message)
-            yield Warned(notice)
-        loaded = trials[0].base
+        yield from _warn(store, _notices(task, base, loaded))
         for cohort in cohorts:
             wanted = cohort.trials[0].base
             if wanted != loaded:
                 base, loaded = load_base(wanted, raw.task_type, raw.labels, device), wanted
+                # Another base has another tokenizer.
+                task = encode_task(raw, base.tokenizer, study.task.max_length)
+                yield from _warn(store, _notices(task, base, loaded))
             yield from _run_cohort(store, study, task, base, cohort)
 
 
-def form_cohorts(trials: Sequence[TrialConfig], base: BaseModel, task: Task, most_slots: int | None) -> list[_Cohort]:
-    """Trials that can share steps, seed by seed, cut so that a cohort's activations fit into memory."""
+def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig]) -> Skeletons:
+    """Every base on the meta device; every trial is found to be possible on its own.
+
+    Raises:
+        LorascopeError: one is not.
+    """
+    skeletons: dict[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]] = {}
+    for trial in trials:
+        if trial.base not in skeletons:
+            skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
+            check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
+        slot_of(trial, *skeletons[trial.base])
+    return skeletons
+
+
+def form_cohorts(
+    trials: Sequence[TrialConfig], skeletons: Skeletons, task: Task, most_slots: int | None = None, device: str = "cpu"
+) -> list[Cohort]:
+    """Trials that can share steps, seed by seed, cut so that a cohort's activations fit into memory.
+
+    An adapter from disk, and a trial in which nothing trains, are only evaluated.
+    """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         settings = trial.train
+        model, heads = skeletons[trial.base]
+        trains = trial.adapter.path is None and parameters(model, slot_of(trial, model, heads), heads)[0] > 0
         key = (
+            trains,
             trial.base.model_dump_json(),
             trial.adapter.path,
             settings.epochs,
@@ -155,55 +192,131 @@ def form_cohorts(trials: Sequence[TrialConfig], base: BaseModel, task: Task, mos
             settings.base_dropout,
         )
         groups.setdefault(key, []).append(trial)
-    cohorts: list[_Cohort] = []
-    for members in groups.values():
-        size = 1 if members[0].adapter.path else slots_that_fit(members[0], base, task, most_slots)
+    cohorts: list[Cohort] = []
+    for (trains, *_), members in groups.items():
+        size = 1
+        if members[0].adapter.path is None:
+            size = slots_that_fit(members[0], skeletons[members[0].base][0], task, most_slots, device)
         for start in range(0, len(members), size):
-            cohorts.append(_Cohort(f"c{len(cohorts) + 1}", members[start : start + size]))
+            cohorts.append(Cohort(f"c{len(cohorts) + 1}", tuple(members[start : start + size]), trains))
     return cohorts
 
 
-def slots_that_fit(trial: TrialConfig, base: BaseModel, task: Task, most_slots: int | None) -> int:
+def slots_that_fit(trial: TrialConfig, model: nn.Module, task: Task, most_slots: int | None, device: str) -> int:
     """Slots whose activations take at most half of the free memory by estimate; at least one."""
     longest = max(len(example.input_ids) for example in task.train)
     rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
-    item = base.model.dtype.itemsize
-    per_slot = rows * longest * activation_bytes_per_token(base.model, item)
-    on_gpu = base.device.type == "cuda"
-    free = torch.cuda.mem_get_info(base.device)[0] if on_gpu else psutil.virtual_memory().available
+    per_slot = rows * longest * activation_bytes_per_token(model, getattr(torch, trial.base.dtype).itemsize)
+    on_gpu = device.startswith("cuda")
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
     fitting = int(free * _MEMORY_SHARE // max(1, per_slot))
     return max(1, min(fitting, most_slots or _MOST_SLOTS))
 
 
-def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: _Cohort) -> Generator[Event, None, None]:
-    """Train, evaluate and store one cohort. Whatever ends it, none of its trials stays ``running``."""
-    running = {trial.trial for trial in cohort.trials}
+def _notices(task: Task, base: BaseModel, config: BaseModelConfig) -> list[Notice]:
+    return [*task.notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings)]
+
+
+def _warn(store: Store, notices: Iterable[Notice]) -> Events:
+    """Store what is not stored yet, and show all."""
+    known = {(row["kind"], row["where"], row["message"]) for row in store.warnings()}
+    for notice in notices:
+        if (notice.kind, notice.where, notice.message) not in known:
+            store.add_warning(None, notice.kind, notice.count, notice.where, notice.message)
+        yield Warned(notice)
+
+
+def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort) -> Events:
+    """Train, evaluate and store one cohort. Whatever ends it, none of its trials stays ``running``.
+
+    What raises in a cohort of several may be one trial's doing, or that of all of them together (memory): each half then
+    runs again on its own, down to single trials. A single trial that raises has failed.
+    """
+    running = {trial.trial: trial for trial in cohort.trials}
+    failure: str | None = None
     try:
-        for event in _cohort_events(store, study, task, base, cohort):
-            if isinstance(event, TrialEnded):
-                running.discard(event.trial)
-            yield event
-    except (KeyboardInterrupt, GeneratorExit):
+        with closing(_cohort_events(store, study, task, base, cohort)) as events:
+            for event in events:
+                if isinstance(event, TrialEnded):
+                    del running[event.trial]
+                yield event
+    except CheckFailed as error:
+        _set_status(store, running, "failed", _one_line(error))
+        raise
+    except (StoreError, KeyboardInterrupt, GeneratorExit):
+        with suppress(StoreError):  # the first one is what has to be told
+            _set_status(store, running, "interrupted", None)
+        raise
+    except Exception as error:
+        # Only its text: the error itself holds the frames, and with them the stack's memory.
+        failure = _one_line(error)
+    if failure is not None and len(running) > 1:
+        yield from _run_halves(store, study, task, base, cohort, list(running.values()), failure)
+    elif failure is not None:
+        _set_status(store, running, "failed", failure)
         for name in running:
-            store.update(name, status="interrupted")
-        raise
-    except StoreError:
-        raise
-    except Exception as error:  # a failed trial is a result: recorded, counted, never ranked
-        message = str(error) if isinstance(error, LorascopeError) else f"{type(error).__name__}: {error}"
-        message = " ".join(message.split())[:500]
-        for name in sorted(running):
-            store.update(name, status="failed", error=message)
-            yield TrialEnded(name, "failed", {}, message)
-        if isinstance(error, CheckFailed):
-            raise
+            yield TrialEnded(name, "failed", {}, failure)
 
 
-def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, cohort: _Cohort) -> Generator[Event, None, None]:
+def _run_halves(
+    store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, trials: Sequence[TrialConfig], failure: str
+) -> Events:
+    """Run the trials that a failed cohort left over again, as two cohorts."""
+    _set_status(store, [trial.trial for trial in trials], "planned", None)
+    message = f"cohort {cohort.name} failed ({failure}); its {len(trials)} trials start again as two cohorts"
+    yield from _warn(store, [Notice("retry", len(trials), f"cohort {cohort.name}", message)])
+    middle = len(trials) // 2
+    for part, members in (("a", trials[:middle]), ("b", trials[middle:])):
+        yield from _run_cohort(store, study, task, base, Cohort(cohort.name + part, tuple(members), cohort.trains))
+
+
+def _set_status(store: Store, names: Iterable[str], status: str, error: str | None) -> None:
+    """Set the status of those trials that have not reached a final one."""
+    final = {row.trial for row in store.trials() if row.status in FINAL}
+    for name in names:
+        if name not in final:
+            store.update(name, status=status, error=error)
+
+
+def _one_line(error: Exception) -> str:
+    message = str(error) if isinstance(error, LorascopeError) else f"{type(error).__name__}: {error}"
+    return " ".join(message.split())[:500]
+
+
+def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort) -> Events:
     trials = {trial.trial: trial for trial in cohort.trials}
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
-    settings = {trial.trial: trial.train for trial in cohort.trials}
+    _begin(store, task, base, cohort, slots)
+    num_steps = cohort.num_steps(len(task.train))
+    yield CohortStarted(cohort.name, tuple(trials), num_steps)
+    if num_steps:
+        yield from _probe(store, task, base, cohort, slots)
+    meter = MemoryMeter(base.device)
     imported = cohort.trials[0].adapter.path
+    if imported is None:
+        stack = Stack(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
+    else:
+        stack = stack_saved(base, read_adapter(imported, slots[0].name), imported)
+    try:
+        if num_steps:
+            settings = {trial.trial: trial.train for trial in cohort.trials}
+            seconds, num_examples = yield from _train(store, stack, base, task, settings)
+        if not stack.slots:
+            return
+        evaluations = yield from evaluate(stack, base, task, study.evaluate)
+        _check_frozen(stack, base)
+        peak = meter.peak_bytes()
+        for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
+            if num_steps:
+                store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)
+            store.update(slot.name, peak_memory_bytes=peak)
+            yield _finish(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+    finally:
+        stack.detach()
+
+
+def _begin(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Sequence[Slot]) -> None:
+    """Mark the cohort's trials as running, with all that is known of them beforehand."""
     for slot in slots:
         trainable, total, peft_total = parameters(base.model, slot, base.heads)
         store.clear_trial(slot.name)
@@ -218,42 +331,13 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
             base_checksum=base.checksum,
             cohort=cohort.name,
         )
-    shared = cohort.trials[0].train
-    steps_per_epoch = -(-len(task.train) // shared.batch_size)
-    num_steps = shared.epochs * steps_per_epoch if shared.max_steps is None else shared.max_steps
-    num_steps = 0 if imported is not None else num_steps
-    yield CohortStarted(cohort.name, tuple(trials), num_steps)
-    if num_steps:
-        yield from _probe(store, task, base, cohort, slots)
-    meter = MemoryMeter(base.device)
-    if imported is None:
-        stack = Stack(base.model, slots, base.heads, base.initial_head, shared.base_dropout)
-    else:
-        stack = stack_saved(base, read_adapter(imported, slots[0].name), imported)
-    try:
-        seconds = 0.0
-        if num_steps:
-            seconds = yield from _train(store, stack, base, task, settings)
-        if not stack.slots:
-            return
-        evaluations = yield from evaluate(stack, base, task, study.evaluate)
-        _check_frozen(stack, base)
-        peak = meter.peak_bytes()
-        for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
-            examples = num_steps * shared.batch_size if shared.max_steps else shared.epochs * len(task.train)
-            if num_steps:
-                store.update(slot.name, train_seconds=seconds, examples_per_second=examples / seconds)
-            store.update(slot.name, peak_memory_bytes=peak)
-            yield _finish(store, base, trials[slot.name], stack.read(index), slot, evaluation)
-    finally:
-        stack.detach()
 
 
-def _probe(store: Store, task: Task, base: BaseModel, cohort: _Cohort, slots: Sequence[Slot]) -> Generator[Event, None, None]:
+def _probe(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Sequence[Slot]) -> Events:
     """Measure each configuration of the cohort alone, unless another seed of it was measured already."""
-    measured = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
     for trial, slot in zip(cohort.trials, slots, strict=True):
-        earlier = measured.get(trial.configuration)
+        rows = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
+        earlier = rows.get(trial.configuration)
         if earlier is None:
             cost = measure_alone(base, slot, trial.train, task.train)
             yield ProbeDone(trial.configuration, cost)
@@ -269,33 +353,23 @@ def _probe(store: Store, task: Task, base: BaseModel, cohort: _Cohort, slots: Se
             solo_examples_per_second=cost.examples_per_second,
             solo_peak_memory_bytes=cost.peak_memory_bytes,
         )
-        measured = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
 
 
 def _train(
-    store: Store, stack: Stack, base: BaseModel, task: Task, settings: Mapping[str, Any]
-) -> Generator[Event, None, float]:
-    """Train the stack, storing curves as they grow; returns the seconds that the steps took."""
+    store: Store, stack: Stack, base: BaseModel, task: Task, settings: Mapping[str, TrainConfig]
+) -> Generator[Event, None, tuple[float, int]]:
+    """Train the stack, storing curves as they grow; returns the seconds that the steps took and one slot's examples."""
     buffers: dict[str, list[dict[str, float | int]]] = {slot.name: [] for slot in stack.slots}
     flushed = time.perf_counter()
-    seconds = 0.0
+    seconds, num_examples = 0.0, 0
     for step in train(stack, base, task.train, settings):
         seconds += step.seconds
-        diverged = [name for name, slot_step in step.slots.items() if not slot_step.finite]
+        num_examples += step.num_examples
         for name, slot_step in step.slots.items():
-            buffers[name].append(
-                {
-                    "step": step.step,
-                    "epoch": step.epoch,
-                    "loss": slot_step.loss,
-                    "grad_norm": slot_step.grad_norm,
-                    "learning_rate": slot_step.learning_rate,
-                    "seconds": step.seconds,
-                    "tokens": step.num_tokens,
-                }
-            )
+            buffers[name].append(_step_row(step, slot_step))
         if step.step == 0 and stack.base_gradients():
             raise CheckFailed(f"{stack.base_gradients()} base parameters receive a gradient", where="base model")
+        diverged = [name for name, slot_step in step.slots.items() if not slot_step.finite]
         if diverged or time.perf_counter() - flushed > _FLUSH_SECONDS or step.step + 1 == step.num_steps:
             _flush(store, buffers)
             flushed = time.perf_counter()
@@ -306,7 +380,19 @@ def _train(
             yield TrialEnded(name, "diverged", {}, message)
         if diverged:
             stack.keep([slot.name for slot in stack.slots if slot.name not in diverged])
-    return seconds
+    return seconds, num_examples
+
+
+def _step_row(step: StepResult, slot_step: SlotStep) -> dict[str, float | int]:
+    return {
+        "step": step.step,
+        "epoch": step.epoch,
+        "loss": slot_step.loss,
+        "grad_norm": slot_step.grad_norm,
+        "learning_rate": slot_step.learning_rate,
+        "seconds": step.seconds,
+        "tokens": step.num_tokens,
+    }
 
 
 def _flush(store: Store, buffers: Mapping[str, list[dict[str, float | int]]]) -> None:
@@ -336,21 +422,22 @@ def _write_adapter(
     store: Store, base: BaseModel, trial: TrialConfig, weights: AdapterWeights, slot: Slot, evaluation: Evaluation
 ) -> str | None:
     """The trial's adapter in PEFT's format, by its path within the study; None where there is nothing but a head."""
-    if trial.adapter.path is not None:
+    if trial.adapter.path is not None or not (weights.placements or weights.biases or weights.heads):
         return None
     model = trial.base.model
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     home = store.directory / "trials" / slot.name
     place = home / ("adapter" if weights.placements else "head")
     with atomic_directory(place) as directory:
-        write_adapter(directory, weights, slot, base.model, heads=base.heads, base_model=model, task_type=base.task_type)
+        try:
+            write_adapter(directory, weights, slot, base.model, heads=base.heads, base_model=model, task_type=base.task_type)
+        except SafetensorError as error:  # it wraps the system's error, a full disk among them
+            raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
         if weights.placements:
             (directory / "README.md").write_text(_card(store, trial, model, evaluation), encoding="utf-8")
     if weights.placements:
         return str(place.relative_to(store.directory))
-    head = place / HEAD_FILE
-    if head.exists():
-        head.replace(home / HEAD_FILE)
+    (place / HEAD_FILE).replace(home / HEAD_FILE)
     place.rmdir()
     return None
 
@@ -375,23 +462,6 @@ def _check_frozen(stack: Stack, base: BaseModel) -> None:
     if stack.base_gradients() or weights_checksum(base.model, base.heads) != base.checksum:
         raise CheckFailed(
             "the base model's weights changed while training", where="base model", fix="report this; it is a bug"
-        )
-
-
-def _check_lengths(study: Study, raw: RawTask, base: BaseModelConfig) -> None:
-    """Rows, with the answers that are to be generated, must not be longer than the model has positions."""
-    positions = getattr(read_config(base), "max_position_embeddings", None)
-    if positions is None:
-        return
-    if read_config(base).model_type in ("roberta", "xlm-roberta"):
-        positions -= 2  # their positions start after the padding id
-    answer = max(decoding.max_new_tokens for decoding in study.evaluate.decoding) if raw.generates else 0
-    if study.task.max_length + answer > positions:
-        extra = f" + {answer} new tokens" if answer else ""
-        raise ModelError(
-            f"max_length {study.task.max_length}{extra} exceeds the model's {positions} positions",
-            where="task.max_length",
-            fix=f"set it to {positions - answer} or less",
         )
 
 

@@ -33,11 +33,16 @@ def write_script(trial_directory: Path, out: Path) -> None:
         out: a directory that does not exist yet.
 
     Raises:
-        UsageError: there is no such trial, it has no adapter, or ``out`` exists.
+        UsageError: there is no such trial, it has no adapter or no predictions, or ``out`` exists.
     """
     if out.exists():
         raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
     study, trial = _find(trial_directory)
+    try:
+        predictions = (trial_directory / "predictions.jsonl").read_text(encoding="utf-8")
+    except OSError as error:
+        fix = "its program compares with them; run the trial again"
+        raise UsageError(f"cannot read predictions.jsonl ({error.strerror})", where=str(trial_directory), fix=fix) from None
     raw = read_task(study.task, study.evaluate.split)
     base = load_base(trial.base, raw.task_type, raw.labels)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
@@ -61,7 +66,6 @@ def write_script(trial_directory: Path, out: Path) -> None:
         _write_json(directory / "batches.json", _batches(trial, len(task.train)))
         _write_lines(directory / "train.jsonl", [_row(example) for example in task.train])
         _write_lines(directory / "eval.jsonl", [_row(example) for example in task.eval])
-        predictions = (trial_directory / "predictions.jsonl").read_text(encoding="utf-8")
         (directory / "predictions.jsonl").write_text(predictions, encoding="utf-8")
         (directory / "train_peft.py").write_text(_TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -69,12 +73,16 @@ def write_script(trial_directory: Path, out: Path) -> None:
 def _find(trial_directory: Path) -> tuple[Study, TrialConfig]:
     """The study and configuration of a trial's directory."""
     name = trial_directory.resolve().name
+    absent = UsageError("no such trial", where=str(trial_directory), fix="give runs/<study>/trials/<trial>")
+    if trial_directory.resolve().parent.name != "trials":
+        raise absent
     with Store.open(trial_directory.resolve().parents[1]) as store:
         row = next((row for row in store.trials() if row.trial == name), None)
         if row is None:
-            raise UsageError("no such trial", where=str(trial_directory), fix="give runs/<study>/trials/<trial>")
+            raise absent
         if row.adapter is None:
-            raise UsageError(f"the trial is {row.status} and has no adapter", where=str(trial_directory))
+            what = f"the trial is {row.status} and has no adapter"
+            raise UsageError(what, where=str(trial_directory), fix="give one that was trained with an adapter")
         sections = {
             section: schema.model_validate({key: row.config[key] for key in schema.model_fields if key in row.config})
             for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig))

@@ -1,14 +1,15 @@
-"""One adapter from disk, evaluated on its own. Floor: ``cohort``."""
+"""One adapter from disk: evaluated on its own, put on a base, or entered into a study as a trial. Floor: ``cohort``."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
-from lorascope.base_model import BaseModel, load_base
-from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, validate
+from lorascope.base_model import BaseModel, load_base, read_config
+from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import encode_task, read_task
-from lorascope.errors import AdapterError, UsageError
+from lorascope.errors import AdapterError, ModelError, UsageError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
 from lorascope.lora.peft_io import SavedAdapter, check_fits, read_adapter
 from lorascope.lora.stack import Stack
@@ -34,6 +35,7 @@ def evaluate_adapter(
         raise UsageError("the adapter names no base model", where=str(directory), fix="give it with --base")
     base_config = validate(BaseModelConfig, {"model": model, "dtype": dtype}, "evaluate")
     raw = read_task(task, settings.split, with_train=False)
+    check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
     encoded = encode_task(raw, base.tokenizer, task.max_length)
     stack = stack_saved(base, saved, str(directory))
@@ -52,6 +54,50 @@ def evaluate_adapter(
         "base_checksum": base.checksum,
     }
     return evaluation, facts
+
+
+def adapter_trial(study: Study, path: Path) -> TrialConfig:
+    """An existing adapter as a trial of ``study``: evaluated, not trained; its configuration is what its own file says.
+
+    Raises:
+        AdapterError: it cannot be read.
+    """
+    saved = read_adapter(path)
+    modules = [placement.target.module for placement in saved.slot.placements]
+    values = {
+        "path": str(path),
+        "r": saved.config.get("r"),
+        "lora_alpha": saved.config.get("lora_alpha"),
+        "lora_dropout": saved.slot.dropout,
+        # Without the layers' names and numbers: a table has to show it.
+        "targets": sorted({re.sub(r"^.*\.\d+\.", "", module) for module in modules}),
+        "bias": saved.slot.bias,
+        "use_rslora": saved.slot.use_rslora,
+    }
+    adapter = validate(AdapterConfig, values, str(path))
+    return TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0])
+
+
+def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:
+    """Rows, with the answers that are to be generated, must not be longer than the model has positions.
+
+    Raises:
+        ModelError: they could be.
+    """
+    config = read_config(base)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= 2  # their positions start after the padding id
+    answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
+    if task.max_length + answer > positions:
+        extra = f" + {answer} new tokens" if answer else ""
+        raise ModelError(
+            f"max_length {task.max_length}{extra} exceeds the model's {positions} positions",
+            where="task.max_length",
+            fix=f"set it to {positions - answer} or less",
+        )
 
 
 def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:

@@ -38,9 +38,10 @@ class ParameterSpec:
 class SlotParameters:
     """Values, gradients and AdamW's two moments of all slots, each ``[N, P]``, and a leaf view per parameter."""
 
-    def __init__(self, specs: Sequence[ParameterSpec], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, specs: Sequence[ParameterSpec], num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.specs = tuple(specs)
-        num_slots = len(self.specs[0].trained) if self.specs else 0
         self._offsets: dict[str, tuple[int, int]] = {}
         end = 0
         for spec in self.specs:
@@ -78,6 +79,8 @@ class SlotParameters:
 
     def accumulate_gradients(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss, summed over slots; parameters that it does not depend on get none."""
+        if not self.specs:
+            return
         gradients = torch.autograd.grad(loss, list(self._leaves.values()), allow_unused=True)
         for spec, gradient in zip(self.specs, gradients, strict=True):
             if gradient is not None:

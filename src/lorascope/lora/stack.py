@@ -153,7 +153,7 @@ class Stack:
         first = next(iter(self._base_parameters.values()))
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         specs = [*self._adapter_specs(), *bias_specs, *head_specs]
-        self.parameters = SlotParameters(specs, dtype, first.device)
+        self.parameters = SlotParameters(specs, self.num_slots, dtype, first.device)
         self._bind()
 
     @property

@@ -1,0 +1,148 @@
+"""Greedy answers of a stack are those that transformers' own ``generate`` gives, one example at a time."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from lorascope.base_model import load_base
+from lorascope.config import BaseModelConfig, DecodingConfig
+from lorascope.data.task import Example
+from lorascope.decode import end_tokens, generate
+from lorascope.lora.stack import Placement, Slot, Stack
+from lorascope.lora.targets import resolve
+
+FAMILIES = ("gpt2", "llama", "qwen2")
+NEW_TOKENS = 9
+
+
+@pytest.fixture
+def base_of(model_directory):
+    return lambda family: load_base(BaseModelConfig(model=str(model_directory(family)), dtype="float64"), "CAUSAL_LM")
+
+
+def prompts(count=7):
+    """Prompts of different lengths, each followed by an answer that must not be shown to the model."""
+    generator = torch.Generator().manual_seed(4)
+    examples = []
+    for index in range(count):
+        length = int(torch.randint(1, 12, (1,), generator=generator))
+        ids = torch.randint(4, 150, (length + 3,), generator=generator).tolist()
+        examples.append(Example(str(index), ids, [False] * length + [True] * 3, None, length))
+    return examples
+
+
+def stack_of(base, num_slots, random=False):
+    placements = tuple(Placement(target, 2, 2.0) for target in resolve(base.model, ["query", "value"], ()))
+    stack = Stack(base.model, [Slot(f"s{index}", index, placements) for index in range(num_slots)])
+    for index in range(num_slots if random else 0):
+        weights = stack.read(index)
+        generator = torch.Generator().manual_seed(index)
+        for value in weights.lora_B.values():
+            value += torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        stack.write(index, weights)
+    return stack
+
+
+def answers(stack, base, examples, num_slots, batch_tokens=10**6, max_new_tokens=NEW_TOKENS):
+    """By slot and example."""
+    table = [[None] * len(examples) for _ in range(num_slots)]
+    for rows, texts in generate(stack, base, examples, DecodingConfig(max_new_tokens=max_new_tokens), batch_tokens):
+        for slot, slot_texts in enumerate(texts):
+            for row, text in zip(rows, slot_texts, strict=True):
+                assert table[slot][row] is None, "an example was answered twice"
+                table[slot][row] = text
+    return table
+
+
+def tokens_by_transformers(base, example):
+    """Greedy tokens of the plain model for one unpadded prompt, never stopped."""
+    ids = torch.tensor([example.input_ids[: example.prompt_length]])
+    settings = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=base.pad_id)
+    with torch.no_grad():
+        output = base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return output[0, ids.shape[1] :].tolist()
+
+
+def before_the_end(base, tokens):
+    ends = end_tokens(base)
+    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def text_of(base, tokens):
+    return base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("batch_tokens", [10**6, 60, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_untrained_adapters_answer_as_the_plain_model_does_alone_and_unpadded(family, batch_tokens, base_of):
+    base = base_of(family)
+    examples = prompts()
+    expected = [text_of(base, before_the_end(base, tokens_by_transformers(base, example))) for example in examples]
+    stack = stack_of(base, 2)
+    table = answers(stack, base, examples, 2, batch_tokens)
+    stack.detach()
+    assert table == [expected, expected]
+    assert len(set(expected)) > 3, "the answers must differ, or the test shows nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slots_answer_together_as_each_answers_alone(family, base_of):
+    base = base_of(family)
+    examples = prompts()
+    stack = stack_of(base, 3, random=True)
+    together = answers(stack, base, examples, 3)
+    stack.detach()
+    assert together[0] != together[1] != together[2]
+    for index in range(3):
+        stack = stack_of(base, 3, random=True)
+        stack.keep([f"s{index}"])
+        assert answers(stack, base, examples, 1) == [together[index]]
+        stack.detach()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("place", ["generation config", "tokenizer"])
+def test_an_answer_ends_before_the_first_end_token(family, place, base_of):
+    base = base_of(family)
+    examples = prompts()
+    free = [tokens_by_transformers(base, example) for example in examples]
+    # The end is declared to be a token that the first answer holds in its middle.
+    end = next(token for token in free[0][1:] if token != free[0][0] and token not in end_tokens(base))
+    if place == "tokenizer":
+        base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(end)
+    else:
+        base.model.generation_config.eos_token_id = [2, end]
+    assert end in end_tokens(base)
+    expected = [text_of(base, before_the_end(base, tokens)) for tokens in free]
+    assert expected[0] != text_of(base, free[0])
+    stack = stack_of(base, 1)
+    assert answers(stack, base, examples, 1) == [expected]
+    stack.detach()
+
+
+def test_end_tokens_are_the_tokenizers_and_the_models_own(base_of):
+    base = base_of("gpt2")
+    assert base.tokenizer.eos_token_id == 2
+    for declared, ends in ((None, [2]), (7, [2, 7]), ([9, 2, 5], [2, 5, 9])):
+        base.model.generation_config.eos_token_id = declared
+        assert end_tokens(base) == ends
+
+
+def test_sampling_that_the_model_recommends_is_not_taken_over(base_of):
+    base = base_of("gpt2")
+    examples = prompts()
+    stack = stack_of(base, 1)
+    greedy = answers(stack, base, examples, 1)
+    recommended = base.model.generation_config
+    recommended.update(do_sample=True, top_k=3, repetition_penalty=9.0, no_repeat_ngram_size=1, max_new_tokens=1)
+    assert answers(stack, base, examples, 1) == greedy
+    assert base.model.generation_config is recommended, "the model keeps its own for whoever uses it next"
+    stack.detach()
+
+
+def test_max_new_tokens_bounds_the_answer(base_of):
+    base = base_of("gpt2")
+    stack = stack_of(base, 1)
+    first = answers(stack, base, prompts(), 1, max_new_tokens=1)[0]
+    stack.detach()
+    assert first == [text_of(base, before_the_end(base, tokens_by_transformers(base, example)[:1])) for example in prompts()]

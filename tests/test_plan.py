@@ -1,0 +1,181 @@
+"""Costs before a run: exact counts without any weights, and estimates that say what will not fit."""
+
+import json
+
+import peft
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config
+
+from lorascope.base_model import load_base
+from lorascope.config import AdapterConfig, BaseModelConfig, TrainConfig, TrialConfig
+from lorascope.errors import ModelError
+from lorascope.lora.stack import Stack
+from lorascope.plan import Workload, activation_bytes_per_token, estimate, meta_model, parameters, slot_of, workload
+
+AMPLE = 2**50
+FORMS = [(f, "SEQ_CLS", 3) for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")] + [
+    (f, "CAUSAL_LM", 0) for f in ("gpt2", "llama", "qwen2", "phi3")
+]
+
+
+def trial_of(directory, adapter=None, dtype="float32", **train):
+    return TrialConfig(
+        base=BaseModelConfig(model=str(directory), dtype=dtype), adapter=AdapterConfig(**(adapter or {})),
+        train=TrainConfig(**train), seed=1,
+    )  # fmt: skip
+
+
+def cost_of(trial, task_type="CAUSAL_LM", num_labels=0, work=None, memory=AMPLE):
+    model, heads = meta_model(trial, task_type, num_labels)
+    return estimate(trial, model, heads, work or Workload(100, 20.0, 32), memory, 1e9)
+
+
+def without_pooler(directory, tmp_path):
+    """The same checkpoint as a masked-language model would have left it: no pooler."""
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "model.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if "pooler" not in name}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("r", "alpha", "targets", "trainable", "total", "percent"),
+    [
+        (4, 16, ["c_attn"], 147_456, 124_587_264, 0.1184),
+        (8, 16, ["c_attn"], 294_912, 124_734_720, 0.2364),
+        (16, 16, ["c_attn"], 589_824, 125_029_632, 0.4717),
+        (8, 16, ["c_attn", "mlp.c_proj"], 663_552, 125_103_360, 0.5304),
+        (32, 32, ["c_attn", "mlp.c_proj"], 2_654_208, 127_094_016, 2.0884),
+    ],
+)
+def test_gpt2_counts_come_out_exactly_with_config_json_alone(r, alpha, targets, trainable, total, percent, tmp_path):
+    GPT2Config().save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    cost = cost_of(trial_of(tmp_path, {"r": r, "lora_alpha": alpha, "targets": targets}))
+    assert cost.trainable_params == trainable
+    assert cost.total_params == cost.peft_total_params == total
+    assert round(cost.trainable_percent, 4) == percent
+
+
+@pytest.mark.parametrize("adapter", [{"bias": "all", "r": 3}, {"targets": "all-linear", "bias": "lora_only"}, {"targets": []}])
+@pytest.mark.parametrize(("family", "task_type", "num_labels"), FORMS)
+def test_the_plan_counts_what_trains_once_weights_are_loaded(family, task_type, num_labels, adapter, model_directory):
+    trial = trial_of(model_directory(family), adapter)
+    planned = cost_of(trial, task_type, num_labels)
+    base = load_base(trial.base, task_type, [str(label) for label in range(num_labels)])
+    slot = slot_of(trial, base.model, base.heads)
+    assert (planned.trainable_params, planned.total_params, planned.peft_total_params) == parameters(
+        base.model, slot, base.heads
+    )
+    stack = Stack(base.model, [slot], base.heads)
+    assert stack.parameters.values_NP.shape == (1, planned.trainable_params)
+    stack.detach()
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_counted_as_trained(model_directory, tmp_path):
+    with_pooler = cost_of(trial_of(model_directory("bert")), "SEQ_CLS", 3)
+    trial = trial_of(without_pooler(model_directory("bert"), tmp_path))
+    planned = cost_of(trial, "SEQ_CLS", 3)
+    assert planned.trainable_params - with_pooler.trainable_params == 16 * 16 + 16
+    assert planned.total_params == with_pooler.total_params
+
+    base = load_base(trial.base, "SEQ_CLS", ["a", "b", "c"])
+    stack = Stack(base.model, [slot_of(trial, base.model, base.heads)], base.heads)
+    assert stack.parameters.values_NP.shape == (1, planned.trainable_params)
+    stack.detach()
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=list(base.heads)
+    )
+    trained, total = peft.get_peft_model(base.model, config).get_nb_trainable_parameters()
+    assert (trained, total) == (planned.trainable_params, planned.peft_total_params)
+
+
+@pytest.mark.parametrize("layout", ["sharded", "no checkpoint"])
+def test_a_pooler_is_looked_for_in_sharded_checkpoints_and_taken_as_there_without_one(layout, model_directory, tmp_path):
+    directory = without_pooler(model_directory("bert"), tmp_path)
+    names = list(load_file(directory / "model.safetensors"))
+    (directory / "model.safetensors").unlink()
+    if layout == "sharded":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    heads = meta_model(trial_of(directory), "SEQ_CLS", 3)[1]
+    assert heads == (("classifier", "bert.pooler.dense") if layout == "sharded" else ("classifier",))
+
+
+def test_meta_models_hold_no_weights(model_directory):
+    model, _ = meta_model(trial_of(model_directory("llama")), "CAUSAL_LM", 0)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_trial_that_does_not_fit_says_so_and_why(model_directory):
+    trial = trial_of(model_directory("gpt2"))
+    ample, scarce = cost_of(trial), cost_of(trial, memory=2**20)
+    assert (ample.fits, ample.reason) == (True, None)
+    assert not scarce.fits
+    assert scarce.reason.startswith("needs about 0.4 GiB of 0.0 GiB; lower micro_batch_size")
+    assert cost_of(trial, memory=ample.memory_bytes).fits
+    assert not cost_of(trial, memory=ample.memory_bytes - 1).fits
+
+
+def test_memory_grows_with_rows_length_and_what_trains_and_shrinks_with_the_dtype(model_directory):
+    directory = model_directory("gpt2")
+    plain = cost_of(trial_of(directory)).memory_bytes
+    assert cost_of(trial_of(directory, batch_size=16)).memory_bytes > plain
+    assert cost_of(trial_of(directory, batch_size=16, micro_batch_size=8)).memory_bytes == plain
+    assert cost_of(trial_of(directory, batch_size=8, micro_batch_size=64)).memory_bytes == plain
+    assert cost_of(trial_of(directory), work=Workload(100, 20.0, 64)).memory_bytes > plain
+    larger = cost_of(trial_of(directory, {"r": 9}))
+    numbers = larger.trainable_params - cost_of(trial_of(directory)).trainable_params
+    assert larger.memory_bytes - plain == 4 * 4 * numbers
+    assert cost_of(trial_of(directory, dtype="bfloat16")).memory_bytes < plain
+
+
+def test_time_is_proportional_to_the_work(model_directory):
+    directory = model_directory("gpt2")
+    seconds = cost_of(trial_of(directory, epochs=2)).train_seconds
+    assert seconds > 0
+    assert cost_of(trial_of(directory, epochs=4)).train_seconds == pytest.approx(2 * seconds)
+    # 100 examples in batches of 8 are 13 steps an epoch.
+    assert cost_of(trial_of(directory, epochs=9, max_steps=26)).train_seconds == pytest.approx(seconds)
+    assert cost_of(trial_of(directory, max_steps=0)).train_seconds == 0
+    assert cost_of(trial_of(directory, epochs=2), work=Workload(100, 40.0, 64)).train_seconds == pytest.approx(2 * seconds)
+    assert cost_of(trial_of(directory), work=Workload(None, None, 64)).train_seconds is None
+
+
+def test_a_workload_is_the_mean_and_the_longest_of_the_lengths():
+    assert workload([3, 5, 10], 300) == Workload(300, 6.0, 10)
+
+
+@pytest.mark.parametrize(("family", "inner"), [("gpt2", 64), ("distilbert", 24), ("bert", 24), ("llama", 24)])
+def test_activations_are_counted_by_each_familys_own_names(family, inner, model_directory):
+    model, _ = meta_model(trial_of(model_directory(family)), "SEQ_CLS", 2)
+    assert activation_bytes_per_token(model, 2) == 2 * (16 * 16 + 4 * inner) * 2
+
+
+def test_the_head_alone_needs_a_head_and_trains_nothing_else(model_directory):
+    trial = trial_of(model_directory("distilbert"), {"method": "head", "bias": "all"})
+    model, heads = meta_model(trial, "SEQ_CLS", 3)
+    assert cost_of(trial, "SEQ_CLS", 3).trainable_params == sum(
+        parameter.numel() for name, parameter in model.named_parameters() if name.startswith(heads)
+    )
+    causal = trial_of(model_directory("gpt2"), {"method": "head"})
+    with pytest.raises(ModelError, match="no head to train"):
+        cost_of(causal)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(model_directory):
+    for use_rslora, scaling in ((False, 2.0), (True, 8.0)):
+        trial = trial_of(model_directory("gpt2"), {"r": 16, "lora_alpha": 32, "use_rslora": use_rslora, "lora_dropout": 0.25})
+        model, heads = meta_model(trial, "CAUSAL_LM", 0)
+        slot = slot_of(trial, model, heads)
+        assert {placement.scaling for placement in slot.placements} == {scaling}
+        assert (slot.use_rslora, slot.dropout, slot.seed, slot.name) == (use_rslora, 0.25, 1, trial.trial)
+
+
+def test_a_target_that_the_model_lacks_is_named_before_anything_is_loaded(tmp_path):
+    GPT2Config(n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no target 'q_proj'"):
+        cost_of(trial_of(tmp_path, {"targets": ["q_proj"]}))
