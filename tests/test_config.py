@@ -80,6 +80,7 @@ def test_a_minimal_study_has_the_documented_defaults(load):
         ("adapter: {lora_alpha: [1]}", ["adapter.lora_alpha = [1]:"]),
         ("adapter: {targets: [query, query]}", ["adapter.targets", "names a target twice"]),
         ("adapter: {targets: query}", ["adapter.targets", "valid list"]),
+        ("adapter: {targets: [query, 3]}", ["adapter.targets.1 = 3", "valid string"]),
         ("adapter: {3: 4}", ["line 4", "adapter.3"]),
         ("seeds: []", ["seeds"]),
         ("seeds: [1, 1]", ["seeds", "names a seed twice"]),
@@ -96,6 +97,12 @@ def test_a_mistake_is_named_with_file_line_and_key(line, words, refusal):
     message = refusal(MINIMAL + line + "\n")
     assert "study.yaml" in message
     assert [word for word in words if word not in message] == []
+
+
+def test_a_split_that_is_none_is_named(refusal):
+    message = refusal("name: a\nbase: {model: gpt2}\ntask: {name: sst2, data: {trian: x}}\n")
+    assert "line 3: task.data.trian" in message
+    assert "'train', 'validation' or 'test'" in message
 
 
 def test_a_missing_key_is_named(refusal):

@@ -10,6 +10,7 @@ from lorascope.base_model import BaseModel, head_modules, load_base
 from lorascope.config import BaseModelConfig, DecodingConfig, EvaluateConfig
 from lorascope.data.task import Example, Task
 from lorascope.evaluate import evaluate
+from lorascope.lora.layer import DropoutPlan
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 from lorascope.metrics import squad_exact_match, squad_f1
@@ -180,11 +181,13 @@ def test_a_loss_beyond_what_a_float_can_raise_e_to_is_an_infinite_perplexity(tin
     assert evaluation.metrics["perplexity"] == math.inf
 
 
-def test_dropout_is_off_and_nothing_is_left_on_the_graph(tiny_model):
+def test_dropout_is_off_while_evaluating_and_the_base_takes_no_gradient(tiny_model):
     base = base_of(tiny_model("bert", num_labels=2), "SEQ_CLS")
     task = task_of(examples_for("SEQ_CLS"), ["no", "yes"])
     stack = stack_of(base, 2, random=True)
     first, _ = result_of(evaluate(stack, base, task, SETTINGS))
+    # As after a training step that was not finished.
+    stack.context.dropout = DropoutPlan(0, [[(0, 4)]] * 2)
     again, _ = result_of(evaluate(stack, base, task, SETTINGS))
     assert first == again
     assert stack.context.dropout is None

@@ -22,7 +22,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lorascope
-from lorascope import store as store_module
 from lorascope.config import Study, TrialConfig, load_study
 from lorascope.errors import StoreError, UsageError
 from lorascope.store import (
@@ -30,9 +29,11 @@ from lorascope.store import (
     Store,
     atomic_directory,
     merge_results,
+    results,
     results_document,
     write_atomically,
 )
+from lorascope.store import database as store_module
 
 SQLITE_INTEGERS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -614,7 +615,7 @@ def test_of_several_shards_the_most_advanced_row_counts(tmp_path: Path, study: S
 
 
 def test_every_status_can_be_merged() -> None:
-    assert store_module._ADVANCE.keys() == set(STATUSES)
+    assert results._ADVANCE.keys() == set(STATUSES)
 
 
 def test_shards_of_different_studies_are_refused(store: Store, tmp_path: Path) -> None:

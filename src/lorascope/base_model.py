@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,10 +28,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lorascope.config import BaseModelConfig
+from lorascope.config import BaseModelConfig, TaskType
 from lorascope.errors import ModelError
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 _AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM}
 # Classification heads, by the names that transformers gives them; a family has one or two of these.
 _HEAD_NAMES = ("pre_classifier", "classifier", "score")
@@ -65,7 +64,7 @@ class BaseModel:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills short rows; masked everywhere, so any id would do."""
+        """The id that fills short rows; classifiers of causal models look for it to find a row's last token."""
         return int(self.model.config.pad_token_id)
 
     def initial_head(self, module: str, seed: int) -> Mapping[str, Tensor]:
@@ -153,7 +152,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
     cast(nn.Module, model).to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _set_pad_token(model, tokenizer)
+    _set_pad_token(model, tokenizer, task_type, base.model)
     heads = head_modules(model, task_type)
     new, warnings = _new_parameters(model, missing, mismatched, heads, base)
     for name in new:
@@ -242,13 +241,12 @@ def _new_parameters(
     return tuple(new), warnings
 
 
-def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task_type: TaskType, where: str) -> None:
     """Give tokenizer and model one pad token; a base without one (GPT-2, Llama) pads with its end token, masked."""
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is not None:
-            tokenizer.pad_token = tokenizer.eos_token
-        else:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        if tokenizer.eos_token is None and task_type == "SEQ_CLS":
+            raise ModelError("the tokenizer has neither a pad nor an end token", where=where, fix="give it a pad_token")
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, field_validator, model_validator
 
 from lorascope.errors import UsageError, did_you_mean
 
 DEFAULT_SEEDS = (42, 1337, 2024)
 ALL_LINEAR = "all-linear"
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 
 class Section(BaseModel):
@@ -33,7 +34,7 @@ class BaseModelConfig(Section):
     """The frozen model: a local directory or a hub id, and how its weights are held."""
 
     model: str = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     revision: str | None = None
 
 
@@ -57,9 +58,9 @@ class AdapterConfig(Section):
     """One adapter, in PEFT's words. ``targets`` are roles (``query``), raw module names, suffixes, or ``all-linear``."""
 
     method: Literal["lora", "head"] = "lora"
-    r: int = Field(8, ge=1)
+    r: int = Field(8, ge=1, strict=True)
     lora_alpha: float | str = "2r"
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    lora_dropout: float = Field(0.0, ge=0.0, le=0.95)
     targets: list[str] | Literal["all-linear"] = ["query", "value"]
     bias: Literal["none", "lora_only", "all"] = "none"
     use_rslora: bool = False
@@ -127,7 +128,7 @@ class EvaluateConfig(Section):
     """Which split is scored, how answers are decoded, and how many tokens one forward pass may hold."""
 
     split: Literal["train", "validation", "test"] = "validation"
-    decoding: list[DecodingConfig] = Field([DecodingConfig()], min_length=1)
+    decoding: list[DecodingConfig] = Field([DecodingConfig()], min_length=1, max_length=1)
     batch_tokens: int = Field(8192, ge=1)
 
 
@@ -167,6 +168,14 @@ class Study(Section):
     design: Design = ListDesign()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    def place(self, *key: str) -> str:
+        """Where the file says ``key``: file, line and key as far as they are known."""
+        dotted = ".".join(key)
+        known = next((self._places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self._places), None)
+        return dotted if known is None else f"{known}: {dotted}"
+
     @field_validator("seeds")
     @classmethod
     def _seeds_are_distinct(cls, value: list[int]) -> list[int]:
@@ -190,11 +199,14 @@ class TrialConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_alpha(cls, values: Any) -> Any:
-        """``2r`` becomes its number, so that ``2r`` and ``16`` at rank 8 are one configuration."""
+    def _one_form(cls, values: Any) -> Any:
+        """Equal configurations look equal: ``2r`` becomes its number, and a head alone has no rank, alpha or targets."""
         if isinstance(values, dict) and isinstance(values.get("adapter"), AdapterConfig):
             adapter: AdapterConfig = values["adapter"]
-            values = {**values, "adapter": adapter.model_copy(update={"lora_alpha": adapter.alpha})}
+            changes: dict[str, Any] = {"lora_alpha": adapter.alpha}
+            if adapter.method == "head":
+                changes = {**AdapterConfig(lora_alpha=16.0, targets=[]).model_dump(), "method": "head"}
+            values = {**values, "adapter": adapter.model_copy(update=changes)}
         return values
 
     @property
@@ -252,9 +264,11 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     for key, value in (overrides or {}).items():
         _override(document, key, value)
     try:
-        return Study.model_validate(document)
+        study = Study.model_validate(document)
     except ValidationError as error:
         raise _usage_error(error, Study, str(path), lines) from None
+    study._places.update({key: f"{path}, line {line}" for key, line in lines.items()})
+    return study
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -332,16 +346,19 @@ def _usage_error(
     error: ValidationError, schema: type[Section], where: str, lines: Mapping[tuple[str, ...], int]
 ) -> UsageError:
     """The first complaint of pydantic in one line: file, line, key, and a near miss where there is one."""
-    first = error.errors()[0]
+    complaints = error.errors()
+    parent = complaints[0]["loc"][:-1]
+    # Of the members of a union of types, the one that was followed furthest is the one that was meant.
+    first = max((each for each in complaints if each["loc"][: len(parent)] == parent), key=lambda each: len(each["loc"]))
     # A discriminated union puts the member's name into the location; it is no key of the file.
     location = tuple(str(part) for part in first["loc"])
     if location[:1] == ("design",) and location[1:2] and location[1] in ("list", "grid", "ablation"):
         location = ("design", *location[2:])
     # So it does with the members of a union of types.
-    types = {"float", "str", "list[str]", "literal['all-linear']"}
+    types = {"[key]", "float", "str", "list[str]", "literal['all-linear']"}
     if location[:1] == ("design",):
-        types = {"float", "dict", "list", "[key]"}
-    location = tuple(part for part in location if part not in types)
+        types = {"[key]", "float", "dict", "list"}
+    location = tuple(part for part in location if part not in types and not part.startswith("dict["))
     key = ".".join(location)
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
     place = where if line is None else f"{where}, line {line}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,17 +23,25 @@ from lorascope.data.task import Example
 from lorascope.lora.stack import Stack
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The text before the end token; ``finished`` is False where ``max_new_tokens`` came first."""
+
+    text: str
+    finished: bool
+
+
 @torch.no_grad()
 def generate(
     stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, batch_tokens: int
-) -> Iterator[tuple[list[int], list[list[str]]]]:
+) -> Iterator[tuple[list[int], list[list[Answer]]]]:
     """Answer each example's prompt with every slot.
 
     Args:
         batch_tokens: most prompt tokens in one batch, all slots together.
 
     Yields:
-        The examples of a batch, by index, and for each slot their answers: the text before the end token.
+        The examples of a batch, by index, and for each slot their answers.
     """
     prompts = [
         Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
@@ -49,7 +58,7 @@ def generate(
                 generation_config=settings,
             )
         new_BT = output_BT[:, batch.input_ids_BT.shape[1] :].tolist()
-        texts = [_text(base, tokens, settings.eos_token_id) for tokens in new_BT]
+        texts = [_answer(base, tokens, settings.eos_token_id) for tokens in new_BT]
         yield rows, [texts[slot * len(rows) : (slot + 1) * len(rows)] for slot in range(stack.num_slots)]
 
 
@@ -82,6 +91,7 @@ def _only(settings: GenerationConfig, model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _text(base: BaseModel, tokens: list[int], ends: list[int] | None) -> str:
+def _answer(base: BaseModel, tokens: list[int], ends: list[int] | None) -> Answer:
     stop = next((index for index, token in enumerate(tokens) if token in (ends or ())), len(tokens))
-    return str(base.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()
+    text = str(base.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()
+    return Answer(text, finished=stop < len(tokens))

@@ -67,19 +67,19 @@ def _overrides(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
     design = study.design
     if isinstance(design, ListDesign):
         for index, trial in enumerate(design.trials):
-            yield trial, f"design.trials[{index}]"
+            yield trial, study.place("design", "trials", str(index))
     elif isinstance(design, GridDesign):
         for combination in itertools.product(*design.over.values()):
-            yield dict(zip(design.over, combination, strict=True)), "design.over"
+            yield dict(zip(design.over, combination, strict=True)), study.place("design", "over")
     else:
         yield {}, "design"
         for key, values in design.over.items():
             for value in values:
-                yield _one_factor(study, design, key, value), f"design.over.{key}"
+                yield _one_factor(study, design, key, value), study.place("design", "over", key)
 
 
 def _one_factor(study: Study, design: AblationDesign, key: str, value: Any) -> dict[str, Any]:
-    """One changed factor; along with ``r``, alpha keeps the baseline's ratio to it, so that the scaling stays."""
+    """One changed factor; along with ``r``, alpha keeps the baseline's ratio to it, as ``2r`` does by itself."""
     if key == "r" and isinstance(value, int | float) and not isinstance(study.adapter.lora_alpha, str):
         return {"r": value, "lora_alpha": study.adapter.alpha * value / study.adapter.r}
     return {key: value}

@@ -38,11 +38,16 @@ EvaluationRun = Generator[EvaluationStep, None, list["Evaluation"]]
 
 @dataclass
 class Evaluation:
-    """One slot's result. ``finite`` is False where a loss or logit was no number; then there are no metrics to rank."""
+    """One slot's result.
+
+    ``finite`` is False where a loss or logit was no number; then there are no metrics to rank. ``unfinished`` counts generated
+    answers that were cut before their end token.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     finite: bool = True
+    unfinished: int = 0
 
 
 def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> EvaluationRun:
@@ -132,29 +137,32 @@ def _answer(
 ) -> Generator[EvaluationStep, None, None]:
     """Generate answers and add their metrics and texts to the evaluations."""
     answers: list[list[str]] = [[""] * len(task.eval) for _ in range(stack.num_slots)]
+    unfinished = [0] * stack.num_slots
     done = 0
-    for rows, texts in generate(stack, base, task.eval, settings.decoding[0], settings.batch_tokens):
-        for slot, slot_texts in enumerate(texts):
-            for row, text in zip(rows, slot_texts, strict=True):
-                answers[slot][row] = text
+    for rows, generated in generate(stack, base, task.eval, settings.decoding[0], settings.batch_tokens):
+        for slot, slot_answers in enumerate(generated):
+            for row, answer in zip(rows, slot_answers, strict=True):
+                answers[slot][row] = answer.text
+                unfinished[slot] += not answer.finished
         done += len(rows)
         yield EvaluationStep("generating answers", done, len(task.eval))
     gold = [example.answers for example in task.eval]
-    for evaluation, slot_answers in zip(evaluations, answers, strict=True):
+    for evaluation, texts, cut in zip(evaluations, answers, unfinished, strict=True):
         if not evaluation.finite:
             continue
+        evaluation.unfinished = cut
         losses = {row["id"]: row for row in evaluation.predictions}
-        evaluation.metrics |= score(task.metric_names, slot_answers, answers=gold)
+        evaluation.metrics |= score(task.metric_names, texts, answers=gold)
         evaluation.predictions = [
             {
                 "id": example.id,
-                "prediction": answer,
+                "prediction": text,
                 "answers": list(example.answers),
-                "exact_match": squad_exact_match(answer, example.answers),
-                "f1": round(squad_f1(answer, example.answers), 6),
+                "exact_match": squad_exact_match(text, example.answers),
+                "f1": round(squad_f1(text, example.answers), 6),
                 "loss": losses.get(example.id, {}).get("loss"),
             }
-            for example, answer in zip(task.eval, slot_answers, strict=True)
+            for example, text in zip(task.eval, texts, strict=True)
         ]
 
 

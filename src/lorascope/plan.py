@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton
-from lorascope.config import TrialConfig
+from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
 from lorascope.errors import ModelError
 from lorascope.lora.peft_io import check_fits, peft_parameters, read_adapter
 from lorascope.lora.stack import Placement, Slot, count_adapter, count_trainable, head_parameters
@@ -25,6 +25,8 @@ from lorascope.lora.targets import resolve
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Value, gradient and two moments of AdamW.
 _STATE_COPIES = 4
+# Supervised positions of a batch whose logits exist together: a few answers' worth.
+_LOGIT_POSITIONS = 256
 # Interpreter, torch and transformers themselves, as measured before a model is loaded.
 _PROCESS_BYTES = 450 * 2**20
 # Share of the probed matrix-product rate that a plain training step reaches.
@@ -121,8 +123,7 @@ def estimate(
     item = _BYTES[trial.base.dtype]
     rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
     base = sum(parameter.numel() for parameter in model.parameters())
-    activations = rows * work.longest_tokens * activation_bytes_per_token(model, item)
-    memory = _PROCESS_BYTES + base * item + trainable * _STATE_COPIES * 4 + activations
+    memory = _PROCESS_BYTES + base * item + slot_bytes(model, rows, work.longest_tokens, item, trainable)
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
         steps_per_epoch = -(-work.num_examples // trial.train.batch_size)
@@ -136,6 +137,14 @@ def estimate(
     if not fits:
         reason = f"needs about {memory / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f} GiB; lower micro_batch_size or dtype"
     return Cost(trainable, total, peft_total, memory, seconds, fits, reason)
+
+
+def slot_bytes(model: nn.Module, rows: int, longest_tokens: int, item: int, trainable: int) -> int:
+    """What one slot adds to the base: its state, its activations, and the logits of one chunk, held about three times."""
+    vocabulary = int(getattr(cast(Any, model).config, "vocab_size", 0))
+    causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    logits = 3 * 4 * vocabulary * min(rows * longest_tokens, _LOGIT_POSITIONS) if causal else 0
+    return trainable * _STATE_COPIES * 4 + rows * longest_tokens * activation_bytes_per_token(model, item) + logits
 
 
 def activation_bytes_per_token(model: nn.Module, item: int) -> int:
@@ -167,3 +176,25 @@ def probe_flops(dtype: str) -> float:
 def workload(lengths: Sequence[int], num_examples: int) -> Workload:
     """From the token counts of some examples and the number of all."""
     return Workload(num_examples, mean(lengths), max(lengths))
+
+
+def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:
+    """Rows, with the answers that are to be generated, must not be longer than the model has positions.
+
+    Raises:
+        ModelError: they could be.
+    """
+    config = read_config(base)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= 2  # their positions start after the padding id
+    answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
+    if task.max_length + answer > positions:
+        extra = f" + {answer} new tokens" if answer else ""
+        raise ModelError(
+            f"max_length {task.max_length}{extra} exceeds the model's {positions} positions",
+            where="task.max_length",
+            fix=f"set it to {positions - answer} or less",
+        )

@@ -24,7 +24,7 @@ from lorascope.config import TrainConfig
 from lorascope.data.packing import Batch, batch_order, collate, length_groups
 from lorascope.data.task import Example
 from lorascope.errors import RunError
-from lorascope.lora.layer import DropoutPlan
+from lorascope.lora.layer import DropoutPlan, StackedLinear
 from lorascope.lora.parameters import SlotParameters
 from lorascope.lora.stack import Stack
 
@@ -90,8 +90,8 @@ def train(
     """
     shared = next(iter(settings.values()))
     num_examples = len(examples)
-    steps_per_epoch = math.ceil(num_examples / shared.batch_size)
-    num_steps = shared.max_steps if shared.max_steps is not None else shared.epochs * steps_per_epoch
+    steps_per_epoch = num_steps_per_epoch(shared, num_examples)
+    num_steps = num_steps_of(shared, num_examples)
     orders: dict[int, list[list[int]]] = {}
     for step in range(num_steps):
         if not stack.slots:
@@ -114,6 +114,18 @@ def train(
         num_tokens = sum(len(examples[row].input_ids) for row in rows)
         seconds = time.perf_counter() - started
         yield StepResult(step, num_steps, epoch, slots, len(rows), num_tokens, seconds)
+
+
+def num_steps_per_epoch(settings: TrainConfig, num_examples: int) -> int:
+    """Optimiser batches that an epoch has; the last may be short."""
+    return math.ceil(num_examples / settings.batch_size)
+
+
+def num_steps_of(settings: TrainConfig, num_examples: int) -> int:
+    """Optimiser steps of a training run."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return settings.epochs * num_steps_per_epoch(settings, num_examples)
 
 
 def forward_backward(
@@ -223,9 +235,11 @@ def _token_losses(base: BaseModel, inputs: dict[str, Tensor], is_target_BT: Tens
     predicts_BT = is_target_BT[:, 1:]
     targets_K = inputs["input_ids"][:, 1:][predicts_BT]
     row_K = predicts_BT.nonzero()[:, 0]
-    if base.plain_head:
+    output = base.model.get_output_embeddings()
+    # A trained output head sees whole rows: it tells slots apart by their place in the batch.
+    if base.plain_head and not isinstance(output, StackedLinear):
         hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-        losses_K = _chunked_losses(base.model.get_output_embeddings(), hidden_BTD[:, :-1][predicts_BT], targets_K)
+        losses_K = _chunked_losses(output, hidden_BTD[:, :-1][predicts_BT], targets_K)
     else:
         logits_BTV = base.model(**inputs, use_cache=False).logits
         losses_K = F.cross_entropy(_at_least_fp32(logits_BTV[:, :-1][predicts_BT]), targets_K, reduction="none")

@@ -75,7 +75,7 @@ def make_study(data_directory: Path, model_directory: Callable[[str], Path]) -> 
             {
                 "name": "tiny",
                 "base": {"model": str(model_directory(family)), **sections.get("base", {})},
-                "task": tasks[task] | sections.get("task", {}),
+                "task": tasks[task] | sections.get("data", {}),
                 "adapter": {"r": 2, "targets": ["query"], **sections.get("adapter", {})},
                 "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, **sections.get("train", {})},
                 "seeds": seeds or [1],

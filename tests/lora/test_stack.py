@@ -129,7 +129,7 @@ def test_training_and_detaching_leave_the_base_as_it_was(family, task_type, tiny
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stack = Stack(model, mixed_slots(base), base.heads)
     assert weights_checksum(model, base.heads) == base.checksum
-    list(train(stack, base, examples_for(task_type), {name: SETTINGS for name in "abcd"}))
+    list(train(stack, base, examples_for(task_type), dict.fromkeys("abcd", SETTINGS)))
     assert stack.base_gradients() == 0
     assert weights_checksum(model, base.heads) == base.checksum
     stack.detach()
@@ -172,3 +172,36 @@ def test_what_cannot_be_stacked_is_refused_and_the_model_left_whole(tiny_model):
     with pytest.raises(ModelError, match="word_embeddings"):
         Stack(base.model, mixed_slots(base), (*base.heads, "bert.embeddings.word_embeddings"))
     assert [name for name, _ in base.model.named_modules()] == names
+
+
+def test_a_trained_output_head_keeps_slots_apart(tiny_model):
+    """Slots of different seeds have different numbers of target tokens; each must meet its own head."""
+    base = base_of(tiny_model("llama", "CAUSAL_LM"), "CAUSAL_LM")
+    base.heads = ("lm_head",)
+    generator = torch.Generator().manual_seed(8)
+    examples = []
+    for index in range(10):
+        length = 5 + index % 4
+        ids = torch.randint(4, 150, (length,), generator=generator).tolist()
+        examples.append(Example(str(index), ids, [position > index % 3 for position in range(length)], None, 1))
+    slots = [slot(base, "a", ["query"], 2, 1), slot(base, "b", ["query"], 2, 2)]
+    together, weights = run(base, slots, examples)
+    for one in slots:
+        alone, own = run(base, [one], examples)
+        assert together[one.name] == pytest.approx(alone[one.name], abs=1e-9)
+        assert_same(weights[one.name], own[one.name])
+
+
+def test_a_stack_that_fails_halfway_leaves_the_model_whole(tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    names = [name for name, _ in base.model.named_modules()]
+
+    def out_of_memory(*arguments, **more):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorascope.lora.stack.SlotParameters", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            Stack(base.model, mixed_slots(base), base.heads)
+    assert [name for name, _ in base.model.named_modules()] == names
+    Stack(base.model, mixed_slots(base), base.heads).detach()

@@ -13,18 +13,20 @@ def mask(rows, width, p=0.5, seed=1, features=12, key=(3, "m")):
 
 def test_streams_are_pure_functions_of_their_key():
     assert (streams.generator(1, "a", 2, "m").random(4) == streams.generator(1, "a", 2, "m").random(4)).all()
-    draws = [streams.generator(*key).random() for key in ((1, "a", 2, "m"), (2, "a", 2, "m"), (1, "b", 2, "m"), (1, "a", 3, "m"))]
+    draws = [
+        streams.generator(*key).random() for key in ((1, "a", 2, "m"), (2, "a", 2, "m"), (1, "b", 2, "m"), (1, "a", 3, "m"))
+    ]
     assert len(set(draws)) == 4
 
 
 def test_the_global_generators_are_neither_read_nor_moved():
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
     first = mask([(0, 4)], 4)
     streams.kaiming_uniform((2, 8), 5, "m")
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before[1]).all()
     torch.manual_seed(99)
     assert torch.equal(mask([(0, 4)], 4), first)
 

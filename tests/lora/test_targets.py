@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import pytest
@@ -45,7 +46,7 @@ def test_fused_slices_cover_the_projection_without_overlap(tiny_model):
         parts = [target.part for target in resolve(model, ["query", "key", "value"], ())[:3]]
         assert parts[0][0] == 0
         assert parts[-1][1] == width
-        assert all(left[1] == right[0] for left, right in zip(parts, parts[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(parts))
 
 
 def test_phi3_slices_are_those_that_the_model_itself_cuts(tiny_model):
@@ -64,7 +65,10 @@ def test_phi3_slices_are_those_that_the_model_itself_cuts(tiny_model):
 def test_raw_names_suffixes_and_full_names_work(tiny_model):
     model = tiny_model("gpt2", "CAUSAL_LM")
     assert len(resolve(model, ["c_proj"], ())) == 4
-    assert [t.module for t in resolve(model, ["mlp.c_proj"], ())] == ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
+    assert [t.module for t in resolve(model, ["mlp.c_proj"], ())] == [
+        "transformer.h.0.mlp.c_proj",
+        "transformer.h.1.mlp.c_proj",
+    ]
     (one,) = resolve(model, ["transformer.h.1.attn.c_attn"], ())
     assert one.part is None
 

@@ -173,3 +173,41 @@ def test_an_adapter_of_another_model_does_not_fit(tiny_model, tmp_path):
     saved = read_adapter(tmp_path)
     with pytest.raises(AdapterError, match="no linear layer"):
         check_fits(saved, tiny_model("llama", "CAUSAL_LM"), "here")
+
+
+def test_an_adapter_whose_initialisation_changed_the_base_is_refused(tiny_model, tmp_path):
+    damaged(tmp_path, tiny_model, lambda weights: None)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for value in ("pissa", "pissa_niter_4", "olora"):
+        path.write_text(json.dumps(config | {"init_lora_weights": value}))
+        with pytest.raises(AdapterError, match=f"{value}.*changes the base"):
+            read_adapter(tmp_path)
+    for value in (True, False, "gaussian", "orthogonal"):
+        path.write_text(json.dumps(config | {"init_lora_weights": value}))
+        assert read_adapter(tmp_path).slot.placements
+
+
+@pytest.mark.parametrize("fault", ["rank of B", "transposed"])
+def test_shapes_that_do_not_fit_are_refused(fault, tiny_model, tmp_path):
+    def change(weights):
+        name = "transformer.h.0.attn.c_attn"
+        if fault == "transposed":
+            weights.lora_A[name] = weights.lora_A[name].new_zeros(2, 48)
+        weights.lora_B[name] = weights.lora_B[name].new_zeros(48, 2)
+
+    model = damaged(tmp_path, tiny_model, change)
+    saved = read_adapter(tmp_path)
+    if fault == "rank of B":
+        saved.weights.lora_B["transformer.h.0.attn.c_attn"] = torch.zeros(48, 1)
+    with pytest.raises(AdapterError, match="c_attn"):
+        check_fits(saved, model, "here")
+
+
+def test_the_bases_revision_travels_with_the_adapter(tiny_model, tmp_path):
+    model = tiny_model("gpt2", "CAUSAL_LM")
+    slot = Slot("s", 1, tuple(Placement(target, 2, 1.0) for target in resolve(model, ["c_attn"], ())))
+    stack = Stack(model, [slot])
+    write_adapter(tmp_path, stack.read(0), slot, model, heads=(), base_model="gpt2", revision="abc", task_type="CAUSAL_LM")
+    stack.detach()
+    assert read_adapter(tmp_path).config["revision"] == "abc"

@@ -47,6 +47,7 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
+_INTERRUPTED = 130
 # Results that nobody's terminal bounds may be as wide as they are.
 _PIPE_WIDTH = 2000
 
@@ -74,6 +75,8 @@ def main() -> None:
         _quieten_libraries()
     try:
         code = app(arguments, standalone_mode=False) or 0
+        if code == _INTERRUPTED:  # some versions of Typer make an exit code of Ctrl-C themselves
+            raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a reader that has gone is still an error to be caught
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,7 +95,7 @@ def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         resumable = "; finished trials are kept, go on with --resume" if arguments[:1] == ["run"] else ""
-        return 130, f"interrupted{resumable}"
+        return _INTERRUPTED, f"interrupted{resumable}"
     if isinstance(error, _CLICK_USAGE_ERROR):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "lorascope"
@@ -219,6 +222,8 @@ def evaluate(
     if as_json:
         _print_json(document)
     else:
+        for warning in facts["warnings"]:
+            _stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         for name, value in evaluation.metrics.items():
             typer.echo(f"{name} {value:.4f}")
 
@@ -245,14 +250,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the model, the data and the study go.")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """A three-configuration study on a small model and data that this command makes; offline, well under a minute."""
+    """A three-configuration study on a small model and data that this command makes; run again, it shows the results."""
     from lorascope.cli.demo import prepare_demo
 
     study_file = prepare_demo(out)
     study = load_study(study_file)
     from lorascope.design import expand
 
-    document = run_and_report(study, expand(study), out / "study")
+    document = run_and_report(study, expand(study), out / "study", resume=True)
     if as_json:
         _print_json(document)
         return
@@ -361,7 +366,6 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
 
     from lorascope import plan as planning
     from lorascope.base_model import load_tokenizer
-    from lorascope.cohort.single import check_lengths
     from lorascope.data.task import encode_task, known_form, read_task
     from lorascope.errors import DataError, ModelError
 
@@ -373,7 +377,7 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
             raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
         return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
     raw = read_task(study.task, study.evaluate.split)
-    check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
+    planning.check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
     try:
         tokenizer = load_tokenizer(study.base)
         sample = replace(raw, train=raw.train[:256], eval=raw.eval[:1], notices=[])

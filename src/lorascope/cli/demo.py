@@ -6,7 +6,6 @@ import json
 import random
 from pathlib import Path
 
-from lorascope.errors import UsageError
 from lorascope.store import atomic_directory, write_atomically
 
 _SUBJECTS = ("the film", "the acting", "the plot", "this story", "the music", "every scene", "the ending", "the cast")
@@ -15,7 +14,7 @@ _BAD = ("wooden", "dull", "tedious", "cold", "clumsy", "stale", "hollow", "noisy
 _LINKS = ("and", "yet never", "if sometimes", "but hardly")
 _STUDY = """\
 # Which projections does a small sentiment classifier need?
-name: demo
+name: demo-targets
 base: {{model: {model}}}
 task: {{name: file, data: {{train: {train}, validation: {validation}}}, labels: [negative, positive], max_length: 32}}
 train: {{epochs: 3, batch_size: 16, learning_rate: 3.0e-3}}
@@ -30,14 +29,14 @@ design:
 
 
 def prepare_demo(directory: Path) -> Path:
-    """Make the model, the data and the study file; returns the study file's path.
+    """Make the model, the data and, last, the study file, unless it is there; returns the study file's path.
 
     Raises:
-        UsageError: the directory holds an earlier demo's study.
-        StoreError: it cannot be written.
+        StoreError: they cannot be written.
     """
-    if (directory / "study").exists():
-        raise UsageError("the demo has run here", where=str(directory), fix="remove the directory, or name one with --out")
+    study = directory / "study.yaml"
+    if study.is_file():
+        return study
     model = directory / "model"
     with atomic_directory(model) as unfinished:
         _make_model(unfinished)
@@ -47,13 +46,12 @@ def prepare_demo(directory: Path) -> Path:
         lines = "".join(json.dumps(row) + "\n" for row in _sentences(size, seed))
         write_atomically(paths[split], lines)
     quoted = {name: json.dumps(str(path)) for name, path in paths.items()}
-    study = directory / "study.yaml"
     write_atomically(study, _STUDY.format(**quoted))
     return study
 
 
 def _sentences(count: int, seed: int) -> list[dict[str, str]]:
-    """Sentences whose label turns on the last clause: ``A yet never B`` denies what B says."""
+    """Sentences such as ``the plot is warm yet never dull``: a link may deny the second word, so words alone do not tell."""
     draw = random.Random(seed)
     rows: list[dict[str, str]] = []
     while len(rows) < count:

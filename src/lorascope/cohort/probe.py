@@ -6,7 +6,6 @@ Inside a padded stack a small adapter costs what its neighbours cost, so reports
 from __future__ import annotations
 
 import ctypes
-import gc
 import resource
 import sys
 from collections.abc import Sequence
@@ -61,12 +60,12 @@ class MemoryMeter:
     """Peak memory since the meter was made: of the device's allocator on CUDA, of the process elsewhere.
 
     On Linux the kernel's high-water mark is reset first, after the C library gave back what it no longer uses. Where it
-    cannot be reset, the peak is that of the process so far.
+    cannot be reset, the peak is that of the process so far. No garbage is collected first, which would take longer than a
+    small cohort's training: an earlier stack is in no reference cycle and so is gone when its last user is.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return

@@ -6,8 +6,10 @@ a slot that diverged, export, go on. Yields events for whoever shows them. Does 
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
+import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -23,21 +25,23 @@ from torch import nn
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, weights_checksum
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
-from lorascope.cohort.single import check_lengths, stack_saved
+from lorascope.cohort.single import base_path, stack_saved
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
-from lorascope.errors import CheckFailed, LorascopeError, StoreError
+from lorascope.errors import CheckFailed, LorascopeError, ModelError, StoreError
 from lorascope.evaluate import Evaluation, EvaluationStep, evaluate
 from lorascope.lora.peft_io import HEAD_FILE, read_adapter, write_adapter
 from lorascope.lora.stack import AdapterWeights, Slot, Stack
-from lorascope.plan import activation_bytes_per_token, meta_model, parameters, slot_of
+from lorascope.plan import check_lengths, meta_model, parameters, slot_bytes, slot_of
 from lorascope.store import Store, atomic_directory, write_atomically
-from lorascope.train import SlotStep, StepResult, train
+from lorascope.train import SlotStep, StepResult, num_steps_of, train
 
 FINAL = ("done", "diverged", "pruned")
 _MOST_SLOTS = 16
-# Share of the free memory that a cohort's activations may take by estimate.
+# Share of the free memory that a cohort may take by estimate.
 _MEMORY_SHARE = 0.5
+# Of one trained number in single precision: value, gradient and AdamW's two moments.
+_STATE_BYTES = 16
 _FLUSH_SECONDS = 2.0
 
 
@@ -101,11 +105,7 @@ class Cohort:
 
     def num_steps(self, num_examples: int) -> int:
         """Optimiser steps of each of its trials."""
-        if not self.trains:
-            return 0
-        shared = self.trials[0].train
-        per_epoch = -(-num_examples // shared.batch_size)
-        return shared.epochs * per_epoch if shared.max_steps is None else shared.max_steps
+        return num_steps_of(self.trials[0].train, num_examples) if self.trains else 0
 
 
 def run_study(
@@ -130,23 +130,28 @@ def run_study(
         LorascopeError: the study cannot be run at all, or the base model's weights changed. A trial that fails is recorded
             as failed and the study goes on.
     """
+    if not resume:
+        Store.refuse_existing(directory)
     raw = read_task(study.task, study.evaluate.split)
-    skeletons = _skeletons(study, raw, trials)
+    skeletons = _skeletons(study, raw, trials, device)
     loaded = trials[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
+        _check_unchanged(store, loaded, task, base)
         status = {row.trial: row.status for row in store.trials()}
         pending = [trial for trial in trials if status[trial.trial] not in FINAL]
-        cohorts = form_cohorts(pending, skeletons, task, most_slots, device)
+        cohorts = form_cohorts(pending, skeletons, task, most_slots, device, first=_next_cohort(store))
         trial_steps = sum(cohort.num_steps(len(task.train)) * len(cohort.trials) for cohort in cohorts)
         yield StudyStarted(task, len(trials), len(pending), len(cohorts), trial_steps)
         _describe(store, task, base)
-        yield from _warn(store, _notices(task, base, loaded))
+        yield from _warn(store, [*_notices(task, base, loaded), *_dropout_notice(trials)])
         for cohort in cohorts:
             wanted = cohort.trials[0].base
             if wanted != loaded:
+                del base
+                gc.collect()  # the earlier model goes before the next one comes
                 base, loaded = load_base(wanted, raw.task_type, raw.labels, device), wanted
                 # Another base has another tokenizer.
                 task = encode_task(raw, base.tokenizer, study.task.max_length)
@@ -154,7 +159,7 @@ def run_study(
             yield from _run_cohort(store, study, task, base, cohort)
 
 
-def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig]) -> Skeletons:
+def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig], device: str = "cpu") -> Skeletons:
     """Every base on the meta device; every trial is found to be possible on its own.
 
     Raises:
@@ -165,24 +170,47 @@ def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig]) -> Ske
         if trial.base not in skeletons:
             skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
             check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
-        slot_of(trial, *skeletons[trial.base])
+        needed, there = _STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), _memory_bytes(device)[1]
+        if needed > there:
+            raise ModelError(
+                f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
+                where=f"trial {trial.trial} (r {trial.adapter.r})",
+                fix="lower r or name fewer targets",
+            )
     return skeletons
 
 
+def _num_trained(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> int:
+    """Parameters that the trial trains; 0 for an adapter from disk."""
+    slot = slot_of(trial, model, heads)
+    return 0 if trial.adapter.path is not None else parameters(model, slot, heads)[0]
+
+
+def _memory_bytes(device: str) -> tuple[int, int]:
+    """Free memory and all of it."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
 def form_cohorts(
-    trials: Sequence[TrialConfig], skeletons: Skeletons, task: Task, most_slots: int | None = None, device: str = "cpu"
+    trials: Sequence[TrialConfig],
+    skeletons: Skeletons,
+    task: Task,
+    most_slots: int | None = None,
+    device: str = "cpu",
+    first: int = 1,
 ) -> list[Cohort]:
     """Trials that can share steps, seed by seed, cut so that a cohort's activations fit into memory.
 
-    An adapter from disk, and a trial in which nothing trains, are only evaluated.
+    An adapter from disk, and a trial in which nothing trains, are only evaluated. Cohorts are numbered from ``first``.
     """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         settings = trial.train
-        model, heads = skeletons[trial.base]
-        trains = trial.adapter.path is None and parameters(model, slot_of(trial, model, heads), heads)[0] > 0
         key = (
-            trains,
+            _num_trained(trial, *skeletons[trial.base]) > 0,
             trial.base.model_dump_json(),
             trial.adapter.path,
             settings.epochs,
@@ -196,33 +224,70 @@ def form_cohorts(
     for (trains, *_), members in groups.items():
         size = 1
         if members[0].adapter.path is None:
-            size = slots_that_fit(members[0], skeletons[members[0].base][0], task, most_slots, device)
+            most = max(_num_trained(trial, *skeletons[trial.base]) for trial in members)
+            size = slots_that_fit(members[0], skeletons[members[0].base][0], task, most, most_slots, device)
         for start in range(0, len(members), size):
-            cohorts.append(Cohort(f"c{len(cohorts) + 1}", tuple(members[start : start + size]), trains))
+            cohorts.append(Cohort(f"c{first + len(cohorts)}", tuple(members[start : start + size]), trains))
     return cohorts
 
 
-def slots_that_fit(trial: TrialConfig, model: nn.Module, task: Task, most_slots: int | None, device: str) -> int:
-    """Slots whose activations take at most half of the free memory by estimate; at least one."""
+def slots_that_fit(
+    trial: TrialConfig, model: nn.Module, task: Task, num_trained: int, most_slots: int | None, device: str
+) -> int:
+    """Slots that take at most half of the free memory by estimate; at least one."""
     longest = max(len(example.input_ids) for example in task.train)
     rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
-    per_slot = rows * longest * activation_bytes_per_token(model, getattr(torch, trial.base.dtype).itemsize)
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-    fitting = int(free * _MEMORY_SHARE // max(1, per_slot))
+    per_slot = slot_bytes(model, rows, longest, getattr(torch, trial.base.dtype).itemsize, num_trained)
+    fitting = int(_memory_bytes(device)[0] * _MEMORY_SHARE // max(1, per_slot))
     return max(1, min(fitting, most_slots or _MOST_SLOTS))
+
+
+def _next_cohort(store: Store) -> int:
+    """One above the highest number of a cohort that the store knows: a resumed study's names do not repeat."""
+    numbers = [re.match(r"c(\d+)", row.cohort or "") for row in store.trials()]
+    return 1 + max((int(number[1]) for number in numbers if number), default=0)
+
+
+def _check_unchanged(store: Store, config: BaseModelConfig, task: Task, base: BaseModel) -> None:
+    """A study goes on only with the data and the base of the trials that have ended.
+
+    Raises:
+        StoreError: one of them has changed since.
+    """
+    for row in store.trials():
+        if row.status not in FINAL:
+            continue
+        same_base = all(row.config.get(key) == value for key, value in config.model_dump(mode="json").items())
+        if row.data_checksum not in (None, task.checksum):
+            what = "data"
+        elif same_base and row.base_checksum not in (None, base.checksum):
+            what = "base model's weights"
+        else:
+            continue
+        raise StoreError(
+            f"the {what} changed since trial {row.trial} ended",
+            where=str(store.directory),
+            fix="put them back to go on, or choose another directory with --out",
+        )
+
+
+def _dropout_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
+    """What ``base_dropout`` leaves out: the stack draws the masks of dropout modules, not those inside attention."""
+    count = sum(trial.train.base_dropout for trial in trials)
+    message = f"in {count} trials the base model's dropout acts, but not on attention probabilities"
+    return [Notice("base_dropout", count, "train.base_dropout", message)] if count else []
 
 
 def _notices(task: Task, base: BaseModel, config: BaseModelConfig) -> list[Notice]:
     return [*task.notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings)]
 
 
-def _warn(store: Store, notices: Iterable[Notice]) -> Events:
-    """Store what is not stored yet, and show all."""
-    known = {(row["kind"], row["where"], row["message"]) for row in store.warnings()}
+def _warn(store: Store, notices: Iterable[Notice], trial: str | None = None) -> Events:
+    """Store what is not stored yet, with the study or a trial, and show all."""
+    known = {(row["trial"], row["kind"], row["where"], row["message"]) for row in store.warnings()}
     for notice in notices:
-        if (notice.kind, notice.where, notice.message) not in known:
-            store.add_warning(None, notice.kind, notice.count, notice.where, notice.message)
+        if (trial, notice.kind, notice.where, notice.message) not in known:
+            store.add_warning(trial, notice.kind, notice.count, notice.where, notice.message)
         yield Warned(notice)
 
 
@@ -310,6 +375,10 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
             if num_steps:
                 store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)
             store.update(slot.name, peak_memory_bytes=peak)
+            if evaluation.unfinished:
+                count, limit = evaluation.unfinished, study.evaluate.decoding[0].max_new_tokens
+                message = f"{count} answers were cut at max_new_tokens {limit}, before their end token"
+                yield from _warn(store, [Notice("unfinished", count, task.eval_split, message)], slot.name)
             yield _finish(store, base, trials[slot.name], stack.read(index), slot, evaluation)
     finally:
         stack.detach()
@@ -424,13 +493,21 @@ def _write_adapter(
     """The trial's adapter in PEFT's format, by its path within the study; None where there is nothing but a head."""
     if trial.adapter.path is not None or not (weights.placements or weights.biases or weights.heads):
         return None
-    model = trial.base.model
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model = base_path(trial.base)
     home = store.directory / "trials" / slot.name
     place = home / ("adapter" if weights.placements else "head")
     with atomic_directory(place) as directory:
         try:
-            write_adapter(directory, weights, slot, base.model, heads=base.heads, base_model=model, task_type=base.task_type)
+            write_adapter(
+                directory,
+                weights,
+                slot,
+                base.model,
+                heads=base.heads,
+                base_model=model,
+                revision=trial.base.revision,
+                task_type=base.task_type,
+            )
         except SafetensorError as error:  # it wraps the system's error, a full disk among them
             raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
         if weights.placements:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.base_model import load_base
+from lorascope.cohort.single import base_path
 from lorascope.config import AdapterConfig, BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
 from lorascope.data.task import Example, Task, encode_task, read_task
@@ -21,6 +22,7 @@ from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Stack
 from lorascope.plan import slot_of
 from lorascope.store import Store, atomic_directory
+from lorascope.train import num_steps_of, num_steps_per_epoch
 
 _TEMPLATE = Path(__file__).with_name("train_peft.py.txt")
 
@@ -58,7 +60,8 @@ def write_script(trial_directory: Path, out: Path) -> None:
             slot,
             base.model,
             heads=base.heads,
-            base_model=_base_path(trial),
+            base_model=base_path(trial.base),
+            revision=trial.base.revision,
             task_type=base.task_type,
         )
         settings = _settings(study, trial, task, base.pad_id, end_tokens(base) if task.generates else [])
@@ -94,7 +97,7 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
     train = trial.train
     return {
         "trial": trial.trial,
-        "base_model": _base_path(trial),
+        "base_model": base_path(trial.base),
         "revision": trial.base.revision,
         "dtype": trial.base.dtype,
         "task_type": task.task_type,
@@ -109,6 +112,7 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "lora_dropout": trial.adapter.lora_dropout,
+        "base_dropout": train.base_dropout,
         "seed": trial.seed,
     }
 
@@ -116,9 +120,8 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
 def _batches(trial: TrialConfig, num_examples: int) -> list[list[int]]:
     """Every optimiser batch of the trial, in order."""
     train = trial.train
-    per_epoch = -(-num_examples // train.batch_size)
-    num_steps = train.epochs * per_epoch if train.max_steps is None else train.max_steps
-    epochs = -(-num_steps // per_epoch)
+    num_steps = num_steps_of(train, num_examples)
+    epochs = -(-num_steps // num_steps_per_epoch(train, num_examples))
     batches = [rows for epoch in range(epochs) for rows in batch_order(num_examples, train.batch_size, trial.seed, epoch)]
     return batches[:num_steps]
 
@@ -132,11 +135,6 @@ def _row(example: Example) -> dict[str, Any]:
     pairs = zip(example.input_ids, example.is_target, strict=True)
     labels = [token if target else -100 for token, target in pairs]
     return row | {"labels": labels, "prompt_length": example.prompt_length, "answers": list(example.answers)}
-
-
-def _base_path(trial: TrialConfig) -> str:
-    model = Path(trial.base.model)
-    return str(model.resolve()) if model.is_dir() else trial.base.model
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from lorascope.base_model import BaseModel, load_base, read_config
+from lorascope.base_model import BaseModel, load_base
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import encode_task, read_task
-from lorascope.errors import AdapterError, ModelError, UsageError
+from lorascope.errors import AdapterError, UsageError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
 from lorascope.lora.peft_io import SavedAdapter, check_fits, read_adapter
 from lorascope.lora.stack import Stack
+from lorascope.plan import check_lengths
 
 
 def evaluate_adapter(
@@ -33,7 +34,8 @@ def evaluate_adapter(
     model = base_model or saved.base_model
     if model is None:
         raise UsageError("the adapter names no base model", where=str(directory), fix="give it with --base")
-    base_config = validate(BaseModelConfig, {"model": model, "dtype": dtype}, "evaluate")
+    revision = None if base_model else saved.config.get("revision")
+    base_config = validate(BaseModelConfig, {"model": model, "dtype": dtype, "revision": revision}, "evaluate")
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
@@ -45,15 +47,24 @@ def evaluate_adapter(
         stack.detach()
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
-    facts = {
+    facts: dict[str, Any] = {
         "base": model,
         "task": task.name,
         "split": encoded.eval_split,
         "num_examples": len(encoded.eval),
         "data_checksum": encoded.checksum,
         "base_checksum": base.checksum,
+        "warnings": [*(notice.message for notice in encoded.notices), *base.warnings],
     }
+    if evaluation.unfinished:
+        facts["warnings"].append(f"{evaluation.unfinished} answers were cut at max_new_tokens, before their end token")
     return evaluation, facts
+
+
+def base_path(base: BaseModelConfig) -> str:
+    """What an exported adapter names as its base: a directory's full path, or the hub id."""
+    model = Path(base.model)
+    return str(model.resolve()) if model.is_dir() else base.model
 
 
 def adapter_trial(study: Study, path: Path) -> TrialConfig:
@@ -78,28 +89,6 @@ def adapter_trial(study: Study, path: Path) -> TrialConfig:
     return TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0])
 
 
-def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:
-    """Rows, with the answers that are to be generated, must not be longer than the model has positions.
-
-    Raises:
-        ModelError: they could be.
-    """
-    config = read_config(base)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    if config.model_type in ("roberta", "xlm-roberta"):
-        positions -= 2  # their positions start after the padding id
-    answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
-    if task.max_length + answer > positions:
-        extra = f" + {answer} new tokens" if answer else ""
-        raise ModelError(
-            f"max_length {task.max_length}{extra} exceeds the model's {positions} positions",
-            where="task.max_length",
-            fix=f"set it to {positions - answer} or less",
-        )
-
-
 def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
     """A stack of one that holds an adapter from disk, its heads and biases included.
 
@@ -117,7 +106,11 @@ def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
     inside = tuple(f"{head}." for head in base.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
     stack = Stack(base.model, [saved.slot], (*base.heads, *more))
-    stack.write(0, saved.weights)
+    try:
+        stack.write(0, saved.weights)
+    except BaseException:
+        stack.detach()
+        raise
     return stack
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+from lorascope.config import TaskType
 
 
 @dataclass(frozen=True)

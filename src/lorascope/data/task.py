@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorascope.config import TaskConfig
+from lorascope.config import TaskConfig, TaskType
 from lorascope.data.files import FILE_PUBLISHED, read_file
 from lorascope.data.glue import GLUE, read_glue
 from lorascope.data.prompt import encode_records
-from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, TaskType, checksum
+from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
 from lorascope.data.source import Published, Source, locate
 from lorascope.data.squad import SQUAD_PUBLISHED, read_squad
 from lorascope.errors import DataError, UsageError, did_you_mean

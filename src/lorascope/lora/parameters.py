@@ -38,9 +38,7 @@ class ParameterSpec:
 class SlotParameters:
     """Values, gradients and AdamW's two moments of all slots, each ``[N, P]``, and a leaf view per parameter."""
 
-    def __init__(
-        self, specs: Sequence[ParameterSpec], num_slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, specs: Sequence[ParameterSpec], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.specs = tuple(specs)
         self._offsets: dict[str, tuple[int, int]] = {}
         end = 0

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorascope.config import TaskType
 from lorascope.errors import AdapterError
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
 from lorascope.lora.targets import Target
@@ -38,6 +39,8 @@ _UNSUPPORTED = (
     "use_dora", "use_qalora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication",
     "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, …) change its weights when PEFT loads the adapter.
+_PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,15 @@ def write_adapter(
     *,
     heads: Sequence[str],
     base_model: str,
-    task_type: Literal["SEQ_CLS", "CAUSAL_LM"],
+    revision: str | None = None,
+    task_type: TaskType,
 ) -> None:
     """Write one slot for PEFT into an existing directory.
 
     Args:
         model: the base model, stacked or not; looked at for the kind of its layers.
         heads: the modules that were trained whole (PEFT's ``modules_to_save``).
-        base_model: what ``from_pretrained`` should be given to load the base.
+        base_model: what ``from_pretrained`` should be given to load the base, together with ``revision``.
     """
     if not weights.placements:
         tensors = {name: value.contiguous() for name, value in {**weights.biases, **weights.heads}.items()}
@@ -81,7 +85,7 @@ def write_adapter(
         return
     modules = _by_module(weights.placements)
     ranks, alphas = _ranks_and_alphas(modules, slot.use_rslora)
-    config = _peft_config(modules, ranks, alphas, slot, model, heads, base_model, task_type)
+    config = _peft_config(modules, ranks, alphas, slot, model, heads, base_model, revision, task_type)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_tensors(weights, modules, slot, model, heads), directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -132,10 +136,14 @@ def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
         module = placement.target.module
         if not isinstance(modules.get(module), nn.Linear | Conv1D):
             raise AdapterError(f"the base model has no linear layer {module!r}", where=where, fix="use its own base model")
-        rows, columns = _weight(model, module).shape
-        given = (adapter.weights.lora_A[module].shape[1], adapter.weights.lora_B[module].shape[0])
-        if given not in ((rows, columns), (columns, rows)):
-            raise AdapterError(f"{module!r} is {columns}→{rows} in the base, {given[0]}→{given[1]} here", where=where)
+        num_inputs, num_outputs = _num_inputs(model, module), _num_outputs(model, module)
+        fitting = ((placement.r, num_inputs), (num_outputs, placement.r))
+        given = (tuple(adapter.weights.lora_A[module].shape), tuple(adapter.weights.lora_B[module].shape))
+        if given != fitting or placement.r < 1:
+            shapes = (
+                f"lora_A {list(given[0])} and lora_B {list(given[1])} do not fit {num_inputs} inputs, {num_outputs} outputs"
+            )
+            raise AdapterError(f"{module!r}: {shapes}", where=where, fix="use its own base model")
     for name, value in {**adapter.weights.biases, **adapter.weights.heads}.items():
         if name not in parameters:
             raise AdapterError(f"the base model has no parameter {name!r}", where=where, fix="use its own base model")
@@ -170,6 +178,7 @@ def _peft_config(
     model: nn.Module,
     heads: Sequence[str],
     base_model: str,
+    revision: str | None,
     task_type: str,
 ) -> dict[str, Any]:
     from peft import LoraConfig
@@ -189,6 +198,7 @@ def _peft_config(
         modules_to_save=list(heads) or None,
         task_type=task_type,
         base_model_name_or_path=base_model,
+        revision=revision,
         inference_mode=True,
     )
     config: dict[str, Any] = peft_config.to_dict()  # type: ignore[no-untyped-call]
@@ -245,6 +255,13 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise AdapterError(f"this is a {kind} adapter", where=str(path), fix="only LoRA adapters are supported")
+    initialisation = config.get("init_lora_weights", True)
+    if initialisation not in _PLAIN_INITIALISATIONS:
+        raise AdapterError(
+            f"init_lora_weights is {initialisation!r}, which changes the base model's weights",
+            where=str(path),
+            fix="convert the adapter to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+        )
     used = [key for key in _UNSUPPORTED if config.get(key)]
     if used:
         raise AdapterError(f"the adapter uses {used[0]}", where=str(path), fix="only plain LoRA and rsLoRA are supported")
@@ -317,6 +334,10 @@ def _weight(model: nn.Module, module: str) -> Tensor:
     weight = _frozen(model, module).weight
     assert isinstance(weight, Tensor)
     return weight
+
+
+def _num_inputs(model: nn.Module, module: str) -> int:
+    return int(_weight(model, module).shape[0 if isinstance(_frozen(model, module), Conv1D) else 1])
 
 
 def _num_outputs(model: nn.Module, module: str) -> int:

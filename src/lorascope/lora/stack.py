@@ -135,26 +135,24 @@ class Stack:
         self.context = SlotContext([slot.seed for slot in slots])
         self._wrapped: dict[str, nn.Module] = {}
         self._base_parameters = dict(model.named_parameters())
-        head_names = set(head_parameters(self._base_parameters, self.heads))
         self._required_grad = {name: p.requires_grad for name, p in self._base_parameters.items()}
         for parameter in self._base_parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.num_base_parameters = sum(p.numel() for name, p in self._base_parameters.items() if name not in head_names)
         try:
             self._wrap_targets()
             bias_specs = self._wrap_biases()
             head_specs = self._wrap_heads(initial_head)
             if base_dropout:
                 self._wrap_dropout()
-        except ModelError:
+            first = next(iter(self._base_parameters.values()))
+            dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+            specs = [*self._adapter_specs(), *bias_specs, *head_specs]
+            self.parameters = SlotParameters(specs, self.num_slots, dtype, first.device)
+            self._bind()
+        except BaseException:
             self.detach()
             raise
-        first = next(iter(self._base_parameters.values()))
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        specs = [*self._adapter_specs(), *bias_specs, *head_specs]
-        self.parameters = SlotParameters(specs, self.num_slots, dtype, first.device)
-        self._bind()
 
     @property
     def num_slots(self) -> int:

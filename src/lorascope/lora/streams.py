@@ -37,11 +37,6 @@ def kaiming_uniform(shape: tuple[int, int], seed: int, module: str) -> Tensor:
     return torch.from_numpy(generator(seed, "lora_A", module).uniform(-bound, bound, size=shape))
 
 
-def torch_seed(seed: int, purpose: str, *key: int | str) -> int:
-    """A seed for code that draws from torch itself (a model's own initialisation)."""
-    return int(generator(seed, purpose, *key).integers(0, 2**62))
-
-
 def keep_mask(
     probability: float, num_features: int, rows: Sequence[tuple[int, int]], width: int, *key: int | str, seed: int
 ) -> Tensor:

@@ -9,16 +9,13 @@ at most the call it was in. A number that is none (NaN, infinite) is stored as n
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
 import os
-import secrets
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from pydantic import ValidationError
 
 from lorascope.config import Study, TrialConfig
 from lorascope.errors import StoreError, UsageError
+from lorascope.store.files import file_errors, write_atomically
 
 STATUSES = ("planned", "running", "done", "pruned", "diverged", "failed", "interrupted")
 
@@ -36,9 +34,6 @@ LOCK = "study.lock"
 STUDY_FILE = "study.yaml"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
-
-# Where shards disagree about a trial, the one that got further knows more.
-_ADVANCE = {"planned": 0, "running": 1, "interrupted": 2, "failed": 3, "diverged": 3, "pruned": 3, "done": 4}
 
 # What `update` may set, besides the status.
 _COLUMNS: dict[str, Callable[[Any], Any]] = {
@@ -119,69 +114,6 @@ class TrialRow:
         return 100 * self.trainable_params / self.total_params
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: a reader sees the old contents or the new, also after a power cut.
-
-    Args:
-        path: the file; its parents are created.
-        data: bytes, or text that is written as UTF-8.
-
-    Raises:
-        StoreError: the file cannot be written (disk full, read-only, a directory of that name).
-    """
-    content = data.encode() if isinstance(data, str) else data
-    temporary = _temporary_beside(path)
-    with _file_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync(path.parent)
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A directory that appears complete or not at all.
-
-    Fill the yielded temporary sibling; when the block ends it takes the place of ``path``, and of what was there. No
-    portable call swaps two directories, so a reader may find none for an instant, but never half of one.
-
-    Raises:
-        StoreError: the block, or the renaming, could not write.
-    """
-    path = path.resolve()
-    temporary, replaced = _temporary_beside(path), _temporary_beside(path)
-    with _file_errors(path):
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            for directory, _, files in os.walk(temporary):
-                for file in files:
-                    _fsync(Path(directory, file))
-                _fsync(Path(directory))
-            if path.exists() and not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            with suppress(FileNotFoundError):
-                path.rename(replaced)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                if replaced.exists():
-                    replaced.rename(path)
-                raise
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _fsync(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
 class Store:
     """A study's directory, opened by `create` for writing or by `open` for reading. A context manager."""
 
@@ -204,7 +136,7 @@ class Store:
             StoreError: another process writes here; the directory holds a study and ``resume`` was not asked for, or a
                 different study, or something else; or it cannot be written.
         """
-        with _file_errors(directory):
+        with file_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             strangers = sorted(entry.name for entry in directory.iterdir() if entry.name != LOCK)
             if strangers and not (directory / DATABASE).is_file():
@@ -228,6 +160,12 @@ class Store:
         return store
 
     @classmethod
+    def refuse_existing(cls, directory: Path) -> None:
+        """Raise a StoreError where ``directory`` holds a study already: before anything costly is done for a new one."""
+        if (directory / DATABASE).is_file():
+            raise _holds_a_study(directory)
+
+    @classmethod
     def open(cls, directory: Path) -> Store:
         """Read a study, finished or being written.
 
@@ -236,7 +174,7 @@ class Store:
             StoreError: there is one that cannot be read.
         """
         absent = UsageError("no study in this directory", where=str(directory), fix="give the directory of a run")
-        with _file_errors(directory, "read"):
+        with file_errors(directory, "read"):
             if not (directory / DATABASE).is_file():
                 raise absent
         # Not SQLite's read-only mode: after a writer was killed, the first reader has to roll its transaction back.
@@ -402,8 +340,7 @@ class Store:
                 connection.execute("INSERT INTO study (only_row, definition) VALUES (1, ?)", (definition,))
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif not resume:
-            fix = "add --resume to go on, or --out for another directory"
-            raise StoreError("holds a study already", where=str(self.directory), fix=fix)
+            raise _holds_a_study(self.directory)
         elif stored.hash != self.study.hash:
             before, now = stored.model_dump(mode="json"), self.study.model_dump(mode="json")
             sections = ", ".join(name for name in before if name != "name" and before[name] != now[name])
@@ -449,69 +386,6 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
 
-def merge_results(stores: Sequence[Store]) -> list[TrialRow]:
-    """One row per trial over the shards of one study; where several know a trial, the one that got furthest.
-
-    Raises:
-        UsageError: the directories hold different studies.
-    """
-    return [row for _, row in _merged(stores)]
-
-
-def results_document(stores: Sequence[Store]) -> dict[str, Any]:
-    """The JSON document of ``lorascope results``: strict JSON, absent figures null.
-
-    ``adapter`` is relative to the study's directory; with several directories it starts with the one that holds it.
-
-    Raises:
-        UsageError: the directories hold different studies.
-    """
-    trials = []
-    for store, row in _merged(stores):
-        adapter = row.adapter
-        if adapter is not None and len(stores) > 1:
-            adapter = (store.directory / adapter).as_posix()
-        trials.append(
-            {
-                "trial": row.trial,
-                "seed": row.seed,
-                "status": row.status,
-                "config": _strict(row.config),
-                "trainable_params": row.trainable_params,
-                "total_params": row.total_params,
-                "peft_total_params": row.peft_total_params,
-                "trainable_percent": row.trainable_percent,
-                "metrics": {name: value if math.isfinite(value) else None for name, value in row.metrics.items()},
-                "train_seconds": row.train_seconds,
-                "examples_per_second": row.examples_per_second,
-                "peak_memory_bytes": row.peak_memory_bytes,
-                "solo_train_seconds_per_epoch": row.solo_train_seconds_per_epoch,
-                "solo_examples_per_second": row.solo_examples_per_second,
-                "solo_peak_memory_bytes": row.solo_peak_memory_bytes,
-                "adapter": adapter,
-            }
-        )
-    return {"study": stores[0].study.name, "trials": trials, "shapley": {}}
-
-
-def _merged(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
-    """The chosen row of each trial with its store, in the order of first appearance."""
-    if not stores:
-        raise UsageError("no study given", fix="give the directory of a run")
-    chosen: dict[str, tuple[Store, TrialRow]] = {}
-    for store in stores:
-        if store.study_hash != stores[0].study_hash:
-            raise UsageError(
-                f"another study than in {stores[0].directory}",
-                where=str(store.directory),
-                fix="give only the shards of one study",
-            )
-        for row in store.trials():
-            if row.trial not in chosen or _ADVANCE[row.status] > _ADVANCE[chosen[row.trial][1].status]:
-                chosen[row.trial] = (store, row)
-    return list(chosen.values())
-
-
 def _stored_study(connection: sqlite3.Connection, database: Path) -> Study | None:
     """The study in the database; None where a process was killed before it had written one."""
     fix = "read it with the version that wrote it"
@@ -543,7 +417,7 @@ def _connect(database: Path, mode: str) -> sqlite3.Connection:
 
 def _lock(path: Path) -> int:
     """The writer's lock, as an open file descriptor; the system frees it when the process ends, however it ends."""
-    with _file_errors(path):
+    with file_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -557,6 +431,11 @@ def _lock(path: Path) -> int:
         return descriptor
 
 
+def _holds_a_study(directory: Path) -> StoreError:
+    fix = "add --resume to go on, or --out for another directory"
+    return StoreError("holds a study already", where=str(directory), fix=fix)
+
+
 def _plain(value: Any, kind: Callable[[Any], Any]) -> Any:
     """``value`` as SQLite can hold it: a plain int, float or str; None for a number that is none."""
     if value is None or (kind is not str and not math.isfinite(value)):
@@ -564,39 +443,6 @@ def _plain(value: Any, kind: Callable[[Any], Any]) -> Any:
     if kind is int and int(value) != value:
         raise TypeError(f"{value!r} is no whole number")
     return kind(value)
-
-
-def _strict(value: Any) -> Any:
-    """A configuration as strict JSON: an infinite limit, such as ``max_grad_norm: .inf``, becomes text."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.parent / f".{secrets.token_hex(8)}.part"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _file_errors(path: Path, action: str = "write") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fix = "free some space, then go on with --resume"
-        else:
-            fix = f"choose a place that you can {action}"
-        raise StoreError(f"cannot {action} ({error.strerror or error})", where=str(path), fix=fix) from error
 
 
 @contextmanager

@@ -1,0 +1,103 @@
+"""Files that are whole or absent: temporary name, fsync, rename. POSIX. Floor: store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorascope.errors import StoreError
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: a reader sees the old contents or the new, also after a power cut.
+
+    Args:
+        path: the file; its parents are created.
+        data: bytes, or text that is written as UTF-8.
+
+    Raises:
+        StoreError: the file cannot be written (disk full, read-only, a directory of that name).
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temporary = temporary_beside(path)
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A directory that appears complete or not at all.
+
+    Fill the yielded temporary sibling; when the block ends it takes the place of ``path``, and of what was there. No
+    portable call swaps two directories, so a reader may find none for an instant, but never half of one.
+
+    Raises:
+        StoreError: the block, or the renaming, could not write.
+    """
+    path = path.resolve()
+    temporary, replaced = temporary_beside(path), temporary_beside(path)
+    with file_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for directory, _, files in os.walk(temporary):
+                for file in files:
+                    fsync(Path(directory, file))
+                fsync(Path(directory))
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            with suppress(FileNotFoundError):
+                path.rename(replaced)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                if replaced.exists():
+                    replaced.rename(path)
+                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """An unused name in the directory of ``path``, from where a rename is atomic."""
+    return path.parent / f".{secrets.token_hex(8)}.part"
+
+
+def fsync(path: Path) -> None:
+    """Have the file or directory on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def file_errors(path: Path, action: str = "write") -> Iterator[None]:
+    """The system's errors as a StoreError that names ``path`` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "free some space, then go on with --resume"
+        else:
+            fix = f"choose a place that you can {action}"
+        raise StoreError(f"cannot {action} ({error.strerror or error})", where=str(path), fix=fix) from error

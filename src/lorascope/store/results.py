@@ -1,0 +1,104 @@
+"""What ``lorascope results`` prints: one row per trial, over the shards of a study. Floor: store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lorascope.errors import UsageError
+from lorascope.store.database import Store, TrialRow
+
+# Where shards disagree about a trial, the one that got further knows more.
+_ADVANCE = {"planned": 0, "running": 1, "interrupted": 2, "failed": 3, "diverged": 3, "pruned": 3, "done": 4}
+
+
+def merge_results(stores: Sequence[Store]) -> list[TrialRow]:
+    """One row per trial over the shards of one study; where several know a trial, the one that got furthest.
+
+    Raises:
+        UsageError: the directories hold different studies.
+    """
+    return [row for _, row in _merged(stores)]
+
+
+def results_document(stores: Sequence[Store]) -> dict[str, Any]:
+    """The JSON document of ``lorascope results``: strict JSON, absent figures null.
+
+    ``adapter`` is relative to the study's directory; with several directories it starts with the one that holds it.
+
+    Raises:
+        UsageError: the directories hold different studies.
+    """
+    trials = []
+    for store, row in _merged(stores):
+        adapter = row.adapter
+        if adapter is not None and len(stores) > 1:
+            adapter = (store.directory / adapter).as_posix()
+        trials.append(
+            {
+                "trial": row.trial,
+                "seed": row.seed,
+                "status": row.status,
+                "config": _strict(row.config),
+                "trainable_params": row.trainable_params,
+                "total_params": row.total_params,
+                "peft_total_params": row.peft_total_params,
+                "trainable_percent": row.trainable_percent,
+                "metrics": {name: value if math.isfinite(value) else None for name, value in row.metrics.items()},
+                "train_seconds": row.train_seconds,
+                "examples_per_second": row.examples_per_second,
+                "peak_memory_bytes": row.peak_memory_bytes,
+                "solo_train_seconds_per_epoch": row.solo_train_seconds_per_epoch,
+                "solo_examples_per_second": row.solo_examples_per_second,
+                "solo_peak_memory_bytes": row.solo_peak_memory_bytes,
+                "adapter": adapter,
+                "error": row.error,
+            }
+        )
+    return {"study": stores[0].study.name, "trials": trials, "shapley": {}, "warnings": _warnings(stores)}
+
+
+def _warnings(stores: Sequence[Store]) -> list[dict[str, Any]]:
+    """Everything that was counted on the way, once however many shards counted it; ``trial`` null for the whole study."""
+    rows = [row for store in stores for row in store.warnings()]
+    return [dict(items) for items in dict.fromkeys(tuple(sorted(row.items())) for row in rows)]
+
+
+def _merged(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
+    """The chosen row of each trial with its store, in the order of first appearance."""
+    if not stores:
+        raise UsageError("no study given", fix="give the directory of a run")
+    chosen: dict[str, tuple[Store, TrialRow]] = {}
+    for store in stores:
+        if store.study_hash != stores[0].study_hash:
+            raise UsageError(
+                f"another study than in {stores[0].directory}",
+                where=str(store.directory),
+                fix="give only the shards of one study",
+            )
+        _check_same_inputs(stores[0], store)
+        for row in store.trials():
+            if row.trial not in chosen or _ADVANCE[row.status] > _ADVANCE[chosen[row.trial][1].status]:
+                chosen[row.trial] = (store, row)
+    return list(chosen.values())
+
+
+def _check_same_inputs(one: Store, other: Store) -> None:
+    """Shards that were trained on different data, or on different weights under one name, are no one study."""
+    data = {row.data_checksum for store in (one, other) for row in store.trials()} - {None}
+    bases = {(row.config.get("model"), row.config.get("dtype"), row.base_checksum) for s in (one, other) for row in s.trials()}
+    known = [base for base in bases if base[2] is not None]
+    for what, differs in (("data", len(data) > 1), ("base weights", len(known) > len({base[:2] for base in known}))):
+        if differs:
+            where = f"{one.directory} and {other.directory}"
+            raise UsageError(f"trained on different {what}", where=where, fix="give shards that ran on the same ones")
+
+
+def _strict(value: Any) -> Any:
+    """A configuration as strict JSON: an infinite limit, such as ``max_grad_norm: .inf``, becomes text."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,446 @@
+"""The commands as people and scripts meet them: documents, exit codes, one-line errors, interruptions."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lorascope import __version__
+from lorascope.cli import app
+from lorascope.cohort import run as cohort_run
+from lorascope.store import Store
+
+COMMANDS = ("plan", "run", "results", "evaluate", "export", "demo")
+ROW_KEYS = {
+    "trial", "seed", "status", "config", "trainable_params", "total_params", "peft_total_params", "trainable_percent",
+    "metrics", "train_seconds", "examples_per_second", "peak_memory_bytes", "solo_train_seconds_per_epoch",
+    "solo_examples_per_second", "solo_peak_memory_bytes", "adapter",
+}  # fmt: skip
+
+
+def tree(directory):
+    return {path: path.stat().st_mtime_ns for path in sorted(directory.rglob("*"))}
+
+
+@pytest.fixture
+def process():
+    """``process("run", path)``: the command line as a process of its own, killed at the end of the test if need be."""
+    started = []
+
+    def start(*arguments, **options):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("environment", {})
+        command = [sys.executable, "-m", "lorascope", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **{**pipes, **options}))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+        for stream in (child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def finished(cli, study_file, tmp_path):
+    """A finished study's directory."""
+    ended = cli("run", study_file(), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    return tmp_path / "run"
+
+
+def test_a_run_prints_one_document_and_nothing_else(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert set(document) == {"study", "trials", "shapley"}
+    assert [trial["status"] for trial in document["trials"]] == ["done", "done"]
+    assert all(set(trial) >= ROW_KEYS for trial in document["trials"])
+    assert all(re.fullmatch(r"[0-9a-f]{8}-s1", trial["trial"]) for trial in document["trials"])
+    assert "2 trials to run in 1 cohort" in ended.err
+    assert json.loads(cli("results", tmp_path / "run", "--json").out) == document
+
+
+def test_results_are_a_table_or_csv_too(cli, finished):
+    document = json.loads(cli("results", finished, "--json").out)
+    table = cli("results", finished)
+    assert table.code == 0
+    assert all(trial["trial"] in table.out for trial in document["trials"])
+    rows = list(csv.DictReader(io.StringIO(cli("results", finished, "--csv").out)))
+    for row, trial in zip(rows, document["trials"], strict=True):
+        assert float(row["metrics.accuracy"]) == trial["metrics"]["accuracy"]
+        assert float(row["solo_train_seconds_per_epoch"]) == trial["solo_train_seconds_per_epoch"]
+        assert row["config.max_steps"] == ""  # no dash: a program reads this
+        assert row["config.learning_rate"] == "0.01"
+    assert [row["config.targets"] for row in rows] == ["query", "all-linear"]
+    both = cli("results", finished, "--csv", "--json")
+    assert (both.code, both.out) == (2, "")
+
+
+def test_a_study_is_not_run_twice_by_accident(cli, finished, study_file):
+    before = tree(finished)
+    again = cli("run", study_file(), "--out", finished)
+    assert (again.code, again.out) == (1, "")
+    assert "holds a study already; add --resume" in again.err
+    assert tree(finished) == before
+    adapters = {path: stamp for path, stamp in before.items() if "trials" in path.parts}
+    resumed = cli("run", study_file(), "--out", finished, "--resume")
+    assert resumed.code == 0
+    assert "0 trials to run in 0 cohorts, 2 finished earlier" in resumed.err
+    assert {path: stamp for path, stamp in tree(finished).items() if "trials" in path.parts} == adapters
+    other = cli("run", study_file(seeds=[2]), "--out", finished, "--resume")
+    assert (other.code, "holds another study; these sections differ: seeds" in other.err) == (1, True)
+
+
+def test_an_exported_adapter_scores_the_same_from_the_command_line(cli, finished, data, tmp_path):
+    for trial in json.loads(cli("results", finished, "--json").out)["trials"]:
+        command = ["evaluate", finished / trial["adapter"], "--task", "file", "--data", data, "--labels", "no, yes"]
+        ended = cli(*command, "--max-length", 32, "--json", "--predictions", tmp_path / "predictions.jsonl")
+        assert ended.code == 0, ended.err
+        assert json.loads(ended.out)["metrics"]["accuracy"] == trial["metrics"]["accuracy"]
+        assert json.loads(ended.out)["metrics"] == pytest.approx(trial["metrics"], rel=1e-6)
+        assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 6
+    assert re.match(r"accuracy 0\.\d{4}\n", cli(*command, "--max-length", 32).out)
+
+
+def test_an_adapter_enters_a_study_once(cli, finished, study_file, tmp_path):
+    adapter = finished / json.loads(cli("results", finished, "--json").out)["trials"][0]["adapter"]
+    options = ["--adapter", adapter, "--adapter", f"{adapter}/", "--json"]
+    ended = cli("run", study_file(train={"max_steps": 0}), "--out", tmp_path / "more", *options)
+    trials = json.loads(ended.out)["trials"]
+    assert [trial["config"].get("path") for trial in trials] == [None, None, str(adapter)]
+    assert (trials[2]["status"], trials[2]["train_seconds"], trials[2]["config"]["r"]) == ("done", None, 2)
+    planned = cli("run", study_file(), "--out", tmp_path / "never", "--adapter", adapter, "--dry-run", "--json")
+    assert len(json.loads(planned.out)["trials"]) == 3
+    assert not (tmp_path / "never").exists()
+
+
+def test_shards_run_apart_and_report_together(cli, finished, study_file, tmp_path):
+    for part in ("1/2", "2/2"):
+        assert cli("run", study_file(), "--out", tmp_path / part[0], "--shard", part).code == 0
+    merged = json.loads(cli("results", tmp_path / "1", tmp_path / "2", "--json").out)["trials"]
+    whole = json.loads(cli("results", finished, "--json").out)["trials"]
+    assert [(trial["trial"], trial["status"]) for trial in merged] == [(trial["trial"], "done") for trial in whole]
+    for trial, other in zip(merged, whole, strict=True):
+        assert trial["metrics"] == pytest.approx(other["metrics"], rel=1e-3)
+        assert Path(trial["adapter"], "adapter_config.json").is_file()
+
+
+def test_a_failed_trial_is_an_exit_code_and_a_row(cli, study_file, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(cohort_run, "measure_alone", fail)
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
+    assert ended.code == 1
+    assert [trial["status"] for trial in json.loads(ended.out)["trials"]] == ["failed", "failed"]
+    assert ended.err.splitlines()[-1] == f"lorascope: {tmp_path / 'run'}: 2 of 2 trials failed"
+    assert "RuntimeError: no luck" in ended.err
+    assert "2 of 2 trials have no score: 2 failed" in cli("results", tmp_path / "run").out
+
+
+def test_a_diverged_trial_is_counted_and_no_failure(cli, study_file, tmp_path):
+    design = {"kind": "list", "trials": [{"r": 2}, {"learning_rate": 1e30}]}
+    ended = cli("run", study_file(design=design), "--out", tmp_path / "run")
+    assert ended.code == 0
+    assert "1 of 2 trials have no score: 1 diverged" in ended.out
+
+
+def test_a_plan_writes_nothing(cli, study_file, tmp_path, monkeypatch):
+    path = study_file()
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    document = json.loads(cli("plan", path, "--json").out)
+    assert cli("plan", path).code == 0
+    assert cli("run", path, "--dry-run").code == 0
+    assert tree(tmp_path) == before
+    assert [trial["fits"] for trial in document["trials"]] == [True, True]
+    assert all(trial["train_seconds"] > 0 and trial["memory_bytes"] > 0 for trial in document["trials"])
+
+
+def test_a_plan_counts_what_a_run_counts(cli, finished, study_file):
+    planned = json.loads(cli("plan", study_file(), "--json").out)["trials"]
+    ran = json.loads(cli("results", finished, "--json").out)["trials"]
+    for key in ("trial", "seed", "config", "trainable_params", "total_params", "peft_total_params", "trainable_percent"):
+        assert [trial[key] for trial in planned] == [trial[key] for trial in ran]
+
+
+@pytest.mark.parametrize("task", ["squad", "sst2"])
+def test_a_plan_needs_no_weights_and_no_data(task, cli, study_file, model_directory, tmp_path):
+    (tmp_path / "config").mkdir()
+    shutil.copy(model_directory("gpt2") / "config.json", tmp_path / "config")
+    path = study_file(
+        base={"model": str(tmp_path / "config")}, task={"name": task, "data": "nobody/has-this", "max_length": 64}
+    )
+    document = json.loads(cli("plan", path, "--json").out)
+    assert [trial["train_seconds"] for trial in document["trials"]] == [None, None]
+    assert all("not on this machine" in trial["reason"] for trial in document["trials"])
+    assert all(trial["trainable_params"] > 0 and trial["fits"] for trial in document["trials"])
+    assert "no time estimate" in cli("plan", path).out
+
+
+def spoilt_data(kind, data):
+    """Data with something wrong, at the place of ``task.data``."""
+    row = '{"text": "the film", "label": "yes"}\n'
+    contents = {
+        "wrong column": b'{"sentence": "the film", "label": 1}\n',
+        "label out of range": row.encode() + b'{"text": "the plot", "label": "maybe"}\n',
+        "empty": b"",
+        "invalid UTF-8": row.encode() + b'{"text": "\xff\xfe", "label": "no"}\n',
+        "no JSON": row.encode() + b"{text\n",
+    }
+    (data / "train.jsonl").write_bytes(contents[kind])
+    return str(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("wrong column", "'sentence'"),
+        ("label out of range", "'maybe'"),
+        ("empty", "train.jsonl"),
+        ("invalid UTF-8", "train.jsonl:2: the file is not UTF-8"),
+        ("no JSON", "train.jsonl:2: malformed JSON"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_bad_data_are_one_line(command, kind, what, cli, study_file, data, tmp_path):
+    task = {"name": "file", "data": spoilt_data(kind, data), "max_length": 32, "labels": ["no", "yes"]}
+    where = ["--out", tmp_path / "run"] if command == "run" else []
+    check_refused(cli(command, study_file(task=task), *where), what)
+    assert not (tmp_path / "run").exists()
+
+
+def check_refused(ended, what, code=2):
+    assert ended.code == code, ended.err
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.err.startswith("lorascope: ")
+    assert what in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("nonsense", "'nonsense' is no override; write KEY=VALUE"),
+        ("=1", "is no override"),
+        ("train.epochs=[", "is no YAML"),
+        ("train.epochs.more=1", "does not lead to a key"),
+        ("trian.epochs=1", "unknown key 'trian'; did you mean 'train'?"),
+        ("adapter.rank=1", "unknown key 'adapter.rank'"),
+        ("adapter.r=0", "adapter.r = 0"),
+        ("train.learning_rate=.nan", "train.learning_rate"),
+        ("name=../up", "name = "),
+        ("task.name=sst", "unknown task 'sst'; did you mean 'sst2'?"),
+        ("task.max_length=131", "max_length 131 exceeds the model's 130 positions; set it to 130 or less"),
+        ("task.data=/nowhere/train.jsonl", "/nowhere/train.jsonl: no such file or directory"),
+        ("base.model=/nowhere", "/nowhere: no such model directory"),
+        ("base.model=.", "no config.json"),
+        ("design={kind: list, trials: [{targets: [gate]}]}", "no target 'gate'"),
+        ("design={kind: list, trials: [{rr: 3}]}", "design.trials[0]: no section has a key 'rr'"),
+        ("design={kind: shapely}", "design.kind is 'shapely'"),
+    ],
+)
+def test_a_bad_override_is_one_line(override, what, cli, study_file, tmp_path):
+    check_refused(cli("run", study_file(), "--out", tmp_path / "run", "--set", override), what)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "code"),
+    [
+        (["--shard", "3/2"], "'3/2' is no shard; write I/N", 2),
+        (["--shard", "0/2"], "is no shard", 2),
+        (["--shard", "4/4"], "shard 4/4 holds no trial", 2),
+        (["--slots", "0"], "Invalid value for '--slots'", 2),
+        (["--slots", "many"], "Invalid value for '--slots'", 2),
+        (["--device", "abacus"], "no device 'abacus' here; use cpu", 2),
+        (["--epochs", "3"], "No such option: --epochs; see", 2),
+        (["--adapter", "nowhere"], "nowhere: no PEFT adapter here", 2),
+        (["--out"], "--out", 2),
+        (["more"], "unexpected extra argument", 2),
+    ],
+)
+def test_a_bad_option_is_one_line(options, what, code, cli, study_file, tmp_path):
+    check_refused(cli("run", study_file(), "--out", tmp_path / "run", *options), what, code)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_usage_is_one_line(cli, finished, study_file, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    for arguments, what in {
+        ("foo",): "No such command 'foo'",
+        ("run",): "Missing argument 'STUDY'",
+        ("run", tmp_path / "nothing.yaml"): "no such study file; give the path",
+        ("run", tmp_path): "cannot read the study file",
+        ("run", tmp_path / "list.yaml"): "a study file is a mapping",
+        ("results", tmp_path): "no study in this directory",
+        ("results", tmp_path / "file"): "no study in this directory",
+        ("results", finished, tmp_path): "no study in this directory",
+        ("export", finished, "--out", tmp_path / "x", "--script"): "no such trial",
+        ("export", finished / "trials" / "x", "--out", tmp_path / "x"): "nothing to export; add --script",
+        ("evaluate", tmp_path, "--task", "file", "--data", data): "no PEFT adapter here",
+        ("evaluate", tmp_path, "--task", "file"): "Missing option '--data'",
+    }.items():
+        check_refused(cli(*arguments), what)
+    check_refused(cli("run", study_file(), "--out", tmp_path / "file"), "cannot write", code=1)
+    check_refused(cli("run", study_file(), "--out", data), "holds files but no study", code=1)
+
+
+def test_an_adapter_with_a_nan_is_refused(cli, finished, study_file, data, tmp_path):
+    trial = json.loads(cli("results", finished, "--json").out)["trials"][0]
+    bad = tmp_path / "bad"
+    shutil.copytree(finished / trial["adapter"], bad)
+    tensors = load_file(bad / "adapter_model.safetensors")
+    next(value for key, value in tensors.items() if "lora_A" in key)[0, 0] = float("inf")
+    save_file(tensors, bad / "adapter_model.safetensors")
+    what = "lora_A.weight' holds 1 NaN or infinite numbers"
+    check_refused(cli("evaluate", bad, "--task", "file", "--data", data, "--labels", "no,yes"), what)
+    check_refused(cli("run", study_file(), "--out", tmp_path / "more", "--adapter", bad), what)
+    assert not (tmp_path / "more").exists()
+
+
+def test_help_works_for_every_command(cli):
+    overview = cli("--help")
+    assert overview.code == 0
+    assert cli().out == overview.out
+    for command in COMMANDS:
+        ended = cli(command, "--help")
+        assert (ended.code, ended.err) == (0, "")
+        assert command in overview.out
+        assert "--help" in ended.out
+    assert {command.name for command in app.app.registered_commands} | {
+        command.callback.__name__ for command in app.app.registered_commands
+    } >= set(COMMANDS)
+    assert cli("--version").out == f"lorascope {__version__}\n"
+
+
+def test_a_traceback_is_shown_only_when_asked_for(cli, study_file, tmp_path, monkeypatch):
+    plain = cli("plan", tmp_path / "nothing.yaml")
+    debug = cli("plan", tmp_path / "nothing.yaml", "--debug")
+    assert "Traceback" not in plain.err
+    assert "Traceback" in debug.err
+    assert debug.err.splitlines()[-1] == plain.err.splitlines()[-1]
+    assert (plain.code, debug.code) == (2, 2)
+
+    def bug(*_):
+        raise KeyError("what\never")
+
+    monkeypatch.setattr(app, "load_study", bug)
+    check_refused(cli("plan", study_file()), "(unexpected; --debug shows where)", code=1)
+
+
+def test_a_reader_that_goes_away_is_no_traceback(finished, process):
+    reading, writing = os.pipe()
+    os.close(reading)
+    for option in ("--json", "--csv"):
+        listing = process("results", finished, option, stdout=writing)
+        assert listing.communicate()[1] == ""
+        assert listing.returncode == 1
+    os.close(writing)
+
+
+def test_results_can_be_read_in_any_locale(finished, process):
+    for option in ("--json", "--csv", None):
+        arguments = ["results", finished] if option is None else ["results", finished, option]
+        listing = process(*arguments, environment={"PYTHONIOENCODING": "ascii"})
+        output, errors = listing.communicate()
+        assert (listing.returncode, errors) == (0, "")
+        assert output.isascii()
+        assert "query" in output
+
+
+def test_importing_the_command_line_loads_no_torch():
+    code = "import sys, lorascope.cli; print([m for m in ('torch', 'transformers', 'datasets', 'peft') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def wait_for(child, text):
+    """Read the child's stderr until a line holds ``text``."""
+    for line in child.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the process ended with {child.wait()} before it said {text!r}")
+
+
+def check_interrupted(code, output, errors, directory):
+    assert (code, output) == (130, "")
+    assert errors.splitlines()[-1] == "lorascope: interrupted; finished trials are kept, go on with --resume"
+    assert "Traceback" not in errors
+    with Store.open(directory) as store:
+        assert [row.status for row in store.trials()] == ["interrupted", "interrupted"]
+
+
+def test_ctrl_c_interrupts_a_study(study_file, process, tmp_path):
+    path = study_file(train={"max_steps": 1_000_000, "batch_size": 4})
+    # A shell that starts jobs in the background has them ignore SIGINT, and children inherit it.
+    child = process(
+        "run", path, "--out", tmp_path / "run", "--json", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
+    wait_for(child, "step 1/1000000")
+    child.send_signal(signal.SIGINT)
+    output, errors = child.communicate(timeout=60)
+    check_interrupted(child.returncode, output, errors, tmp_path / "run")
+
+
+def test_sigterm_interrupts_a_study(cli, study_file, tmp_path, monkeypatch):
+    def terminate(self, event):
+        if type(event).__name__ == "StepResult":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("lorascope.cli.progress.StudyProgress.show", terminate)
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
+    check_interrupted(ended.code, ended.out, ended.err, tmp_path / "run")
+
+
+def test_a_killed_study_is_resumed(cli, study_file, process, tmp_path):
+    design = {"kind": "list", "trials": [{"max_steps": 3}, {"max_steps": 150, "r": 3}]}
+    path = study_file(design=design)
+    killed = process("run", path, "--out", tmp_path / "run")
+    wait_for(killed, "cohort c2")
+    wait_for(killed, "alone")
+    time.sleep(0.1)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    trials = json.loads(cli("results", tmp_path / "run", "--json").out)["trials"]
+    assert [trial["status"] for trial in trials] == ["done", "running"]
+    kept = {file: stamp for file, stamp in tree(tmp_path / "run").items() if trials[0]["trial"] in file.parts}
+    assert len(kept) > 3
+
+    resumed = cli("run", path, "--out", tmp_path / "run", "--resume", "--json")
+    assert resumed.code == 0
+    assert "1 trial to run in 1 cohort, 1 finished earlier" in resumed.err
+    assert {file: stamp for file, stamp in tree(tmp_path / "run").items() if file in kept} == kept
+    whole = json.loads(cli("run", path, "--out", tmp_path / "whole", "--json").out)["trials"]
+    after = json.loads(resumed.out)["trials"]
+    assert [(trial["trial"], trial["status"], trial["metrics"]) for trial in after] == [
+        (trial["trial"], "done", trial["metrics"]) for trial in whole
+    ]
+    with Store.open(tmp_path / "run") as store:
+        assert [step["step"] for step in store.steps(after[1]["trial"])] == list(range(150))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_ctrl_c_is_one_line(command, cli, study_file, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "load_study", interrupt)
+    ended = cli(command, study_file())
+    resumable = "; finished trials are kept, go on with --resume" if command == "run" else ""
+    assert (ended.code, ended.err) == (130, f"lorascope: interrupted{resumable}\n")

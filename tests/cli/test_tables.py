@@ -1,0 +1,88 @@
+"""Tables: what gets a column, and what a narrow terminal still shows."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from lorascope.cli import tables
+
+CONFIG = {"r": 8, "lora_alpha": 16.0, "targets": ["query", "value"], "learning_rate": 2e-4, "model": "a/model"}
+
+
+def row(number, **more):
+    return {
+        "trial": f"0123456{number}-s42",
+        "seed": 42,
+        "status": "done",
+        "config": CONFIG,
+        "trainable_params": 1_234_567,
+        "total_params": 123_456_789,
+        "trainable_percent": 1.0,
+        "metrics": {"accuracy": 0.5},
+        "solo_train_seconds_per_epoch": 12.3,
+        "solo_examples_per_second": 456.7,
+        "solo_peak_memory_bytes": 2**30,
+        "memory_bytes": 2**30,
+        "train_seconds": 60.0,
+        "fits": True,
+        "reason": None,
+    } | more
+
+
+def printed(function, trials, width=200):
+    console = Console(file=StringIO(), width=width)
+    function(console, {"study": "a [bold] study", "trials": trials})
+    return console.file.getvalue()
+
+
+def test_only_what_varies_gets_a_column():
+    other = {**CONFIG, "learning_rate": 1e-3, "model": "another/model"}
+    assert tables.varying_keys([CONFIG]) == ["r", "lora_alpha", "targets"]
+    assert tables.varying_keys([CONFIG, other]) == ["r", "lora_alpha", "targets", "learning_rate", "model"]
+
+
+def test_results_show_every_trial_and_count_those_without_score():
+    absent = {"metrics": {}, "trainable_params": None, "trainable_percent": None, "solo_train_seconds_per_epoch": None,
+              "solo_examples_per_second": None, "solo_peak_memory_bytes": None}  # fmt: skip
+    text = printed(tables.print_results, [row(1), row(2, status="failed", **absent), row(3, status="planned", **absent)])
+    assert "a [bold] study: 3 trials" in text
+    assert all(f"0123456{number}-s42" in text for number in (1, 2, 3))
+    assert "0.5000" in text
+    assert "2 of 3 trials have no score: 1 failed, 1 planned" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_narrow_terminal_keeps_names_and_metrics_whole(width):
+    text = printed(tables.print_results, [row(1), row(2, config={**CONFIG, "targets": "all-linear"})], width)
+    assert max(map(len, text.splitlines())) <= width
+    for whole in ("01234561-s42", "01234562-s42", "0.5000", "accuracy", "query"):
+        assert whole in text
+    assert ("no room for: ex/s" in text) == (width < 140)
+
+
+def test_a_wide_place_shows_every_column():
+    text = printed(tables.print_results, [row(1)], 2000)
+    assert "no room for" not in text
+    assert all(header in text for header in ("ex/s", "%", "memory", "alone: s/epoch", "trainable"))
+
+
+def test_a_plan_says_a_reason_once():
+    text = printed(tables.print_plan, [row(1, reason="no [time] estimate"), row(2, reason="no [time] estimate")])
+    assert text.count("no [time] estimate") == 1
+    text = printed(tables.print_plan, [row(1), row(2, reason="needs memory", fits=False)])
+    assert "01234562-s42: needs memory" in text
+    assert "no" in text
+
+
+def test_values_are_written_for_people():
+    assert [tables.text_of(value) for value in (None, [], ["a", "b"], 0.0002, True)] == [
+        "–",
+        "(none)",
+        "a b",
+        "0.0002",
+        "True",
+    ]
+    assert [tables.bytes_text(value) for value in (None, 2**20, 3 * 2**29)] == ["–", "1 MiB", "1.50 GiB"]
+    assert [tables.seconds_text(value) for value in (None, 1.26, 600, 36000)] == ["–", "1.3 s", "10.0 min", "10.0 h"]
+    assert [tables.counted(number, "trial") for number in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
