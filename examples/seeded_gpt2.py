@@ -1,6 +1,6 @@
 """Make a GPT-2 directory with the real tokenizer and seeded random weights: right for shapes and speed, not for answers.
 
-    python examples/seeded_gpt2.py --tokenizer DIR_WITH_VOCAB_AND_MERGES --out DIR [--layers 12] [--width 768] [--seed 0]
+python examples/seeded_gpt2.py --tokenizer DIR_WITH_VOCAB_AND_MERGES --out DIR [--layers 12] [--width 768] [--seed 0]
 """
 
 import argparse

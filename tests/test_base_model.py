@@ -1,5 +1,6 @@
 """Loading a base: what is new is trained, what is broken is named, and nothing moves unseen."""
 
+import json
 import shutil
 
 import pytest
@@ -239,6 +240,17 @@ def test_a_missing_or_damaged_tokenizer_is_named(copy_of):
     (directory / "tokenizer.json").unlink()
     (directory / "tokenizer_config.json").unlink()
     assert "tokenizer" in refusal(lambda: load_tokenizer(BaseModelConfig(model=str(directory))))
+
+
+def test_a_classifier_needs_a_token_to_pad_with_and_a_causal_model_does_not(copy_of):
+    directory = copy_of("gpt2")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            settings = json.loads((directory / name).read_text())
+            (directory / name).write_text(json.dumps({key: value for key, value in settings.items() if key != "eos_token"}))
+    message = refusal(lambda: load(directory))
+    assert "the tokenizer has neither a pad nor an end token; give it a pad_token" in message
+    assert load(directory, "CAUSAL_LM").pad_id == 0
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(copy_of):

@@ -74,6 +74,8 @@ def test_a_minimal_study_has_the_documented_defaults(load):
         ("design: {kind: list, trial: [{}]}", ["unknown key 'design.trial'", "did you mean 'trials'?"]),
         ("adapter: {r: 0}", ["line 4", "adapter.r = 0", "greater than or equal to 1"]),
         ("adapter: {r: 8.5}", ["adapter.r = 8.5"]),
+        ("adapter: {r: true}", ["adapter.r = true"]),
+        ("evaluate: {decoding: [{}, {}]}", ["evaluate.decoding", "at most 1 item"]),
         ("adapter: {lora_dropout: 1.0}", ["adapter.lora_dropout = 1.0"]),
         ("adapter: {lora_alpha: 2x}", ["adapter.lora_alpha", "'2x' is neither a number nor a multiple of r"]),
         ("adapter: {lora_alpha: 0r}", ["adapter.lora_alpha", "above zero"]),
@@ -239,6 +241,11 @@ def test_equal_configurations_have_one_name():
     assert len(written[0].configuration) == 8
 
 
+def test_a_head_alone_is_one_configuration_whatever_its_rank_alpha_and_targets():
+    spelt = [{}, {"lora_alpha": 3}, {"targets": []}, {"bias": "all"}, {"lora_dropout": 0.1}, {"use_rslora": True}]
+    assert len({trial(r=r, adapter={"method": "head", **one}).trial for r, one in enumerate(spelt, start=1)}) == 1
+
+
 def test_different_configurations_have_different_names():
     different = [
         trial(), trial(r=16), trial(adapter={"lora_alpha": 17}), trial(adapter={"targets": ["value", "query"]}),
@@ -271,6 +278,25 @@ def test_the_hash_of_a_study_ignores_its_name_and_nothing_else(load):
     assert len(set(hashes)) == len(changes)
     assert load(MINIMAL, {"name": "b"}).hash == hashes[0]
     assert load(MINIMAL + "# a comment\n").hash == hashes[0]
+
+
+def test_a_study_is_what_its_file_says_wherever_that_is_written(load):
+    study = load(MINIMAL)
+    assert load("# a comment\n" + MINIMAL) == study
+    assert load(MINIMAL, {"seeds": [1]}) != study
+    assert Study.model_validate(study.model_dump()) == study
+
+
+def test_a_study_knows_the_line_of_every_key(load):
+    study = load(MINIMAL + "design:\n  kind: list\n  trials:\n  - {r: 4}\n  - {r: 5,\n     bias: all}\n")
+    places = {
+        ("design",): "line 4: design",
+        ("design", "trials", "1"): "line 8: design.trials[1]",
+        ("design", "trials", "1", "bias"): "line 9: design.trials[1].bias",
+        ("design", "trials", "1", "bias", "deeper"): "line 9: design.trials[1].bias.deeper",
+    }
+    assert {key: study.place(*key).partition("study.yaml, ")[2] for key in places} == places
+    assert study.place("train", "epochs") == "train.epochs"
 
 
 def test_validate_names_the_place_and_the_key():

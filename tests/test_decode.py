@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig, DecodingConfig
 from lorascope.data.task import Example
-from lorascope.decode import end_tokens, generate
+from lorascope.decode import Answer, end_tokens, generate
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 
@@ -46,11 +46,11 @@ def stack_of(base, num_slots, random=False):
 def answers(stack, base, examples, num_slots, batch_tokens=10**6, max_new_tokens=NEW_TOKENS):
     """By slot and example."""
     table = [[None] * len(examples) for _ in range(num_slots)]
-    for rows, texts in generate(stack, base, examples, DecodingConfig(max_new_tokens=max_new_tokens), batch_tokens):
-        for slot, slot_texts in enumerate(texts):
-            for row, text in zip(rows, slot_texts, strict=True):
+    for rows, generated in generate(stack, base, examples, DecodingConfig(max_new_tokens=max_new_tokens), batch_tokens):
+        for slot, slot_answers in enumerate(generated):
+            for row, answer in zip(rows, slot_answers, strict=True):
                 assert table[slot][row] is None, "an example was answered twice"
-                table[slot][row] = text
+                table[slot][row] = answer
     return table
 
 
@@ -63,13 +63,14 @@ def tokens_by_transformers(base, example):
     return output[0, ids.shape[1] :].tolist()
 
 
-def before_the_end(base, tokens):
-    ends = end_tokens(base)
-    return tokens[: next((index for index, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
 def text_of(base, tokens):
     return base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def expected_answer(base, tokens):
+    """What is left of never-ending tokens once the end token ends them."""
+    ends = [index for index, token in enumerate(tokens) if token in end_tokens(base)]
+    return Answer(text_of(base, tokens[: ends[0]] if ends else tokens), finished=bool(ends))
 
 
 @pytest.mark.parametrize("batch_tokens", [10**6, 60, 1])
@@ -77,7 +78,7 @@ def text_of(base, tokens):
 def test_untrained_adapters_answer_as_the_plain_model_does_alone_and_unpadded(family, batch_tokens, base_of):
     base = base_of(family)
     examples = prompts()
-    expected = [text_of(base, before_the_end(base, tokens_by_transformers(base, example))) for example in examples]
+    expected = [expected_answer(base, tokens_by_transformers(base, example)) for example in examples]
     stack = stack_of(base, 2)
     table = answers(stack, base, examples, 2, batch_tokens)
     stack.detach()
@@ -113,8 +114,9 @@ def test_an_answer_ends_before_the_first_end_token(family, place, base_of):
     else:
         base.model.generation_config.eos_token_id = [2, end]
     assert end in end_tokens(base)
-    expected = [text_of(base, before_the_end(base, tokens)) for tokens in free]
-    assert expected[0] != text_of(base, free[0])
+    expected = [expected_answer(base, tokens) for tokens in free]
+    assert expected[0].finished
+    assert expected[0].text != text_of(base, free[0])
     stack = stack_of(base, 1)
     assert answers(stack, base, examples, 1) == [expected]
     stack.detach()
@@ -145,4 +147,5 @@ def test_max_new_tokens_bounds_the_answer(base_of):
     stack = stack_of(base, 1)
     first = answers(stack, base, prompts(), 1, max_new_tokens=1)[0]
     stack.detach()
-    assert first == [text_of(base, before_the_end(base, tokens_by_transformers(base, example)[:1])) for example in prompts()]
+    assert first == [expected_answer(base, tokens_by_transformers(base, example)[:1]) for example in prompts()]
+    assert not any(answer.finished for answer in first)

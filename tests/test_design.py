@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorascope.config import BaseModelConfig, Study, TaskConfig
+from lorascope.config import BaseModelConfig, Study, TaskConfig, load_study
 from lorascope.design import expand, parse_shard, shard
 from lorascope.errors import UsageError
 
@@ -104,6 +104,14 @@ def test_a_bad_value_is_named_with_its_place(design, message):
     with pytest.raises(UsageError, match=message) as caught:
         expand(study(design))
     assert "\n" not in str(caught.value)
+
+
+def test_in_a_study_from_a_file_the_line_is_named_too(tmp_path):
+    path = tmp_path / "study.yaml"
+    head = "name: a\nbase: {model: m}\ntask: {name: sst2, data: x}\n"
+    path.write_text(head + "design:\n  kind: list\n  trials:\n    - {r: 4}\n    - {r: 0}\n")
+    with pytest.raises(UsageError, match=r"study\.yaml, line 8: design\.trials\[1\]: r = 0: "):
+        expand(load_study(path))
 
 
 @given(st.integers(1, 40), st.integers(1, 12))

@@ -1,6 +1,7 @@
 """What a slot is worth: the field's own metrics on the plain model's logits, whoever its neighbours are."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from lorascope.base_model import BaseModel, head_modules, load_base
 from lorascope.config import BaseModelConfig, DecodingConfig, EvaluateConfig
 from lorascope.data.task import Example, Task
+from lorascope.decode import generate
 from lorascope.evaluate import evaluate
 from lorascope.lora.layer import DropoutPlan
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -201,6 +203,7 @@ def test_generated_answers_are_scored_with_squads_measures_and_keep_their_loss(m
     stack = stack_of(base, 3, random=True)
     stack.keep(["s0"])
     (free,), _ = result_of(evaluate(stack, base, task_of(examples), SETTINGS))
+    free_answers = list(generate(stack, base, examples, SETTINGS.decoding[0], SETTINGS.batch_tokens))
     stack.detach()
     stack = stack_of(base, 3, random=True)
     breaks(stack, 1)
@@ -216,6 +219,9 @@ def test_generated_answers_are_scored_with_squads_measures_and_keep_their_loss(m
     )
     texts = [row["prediction"] for row in evaluation.predictions]
     assert len(set(texts)) > 2
+    generated = chain.from_iterable(zip(rows, answers[0], strict=True) for rows, answers in free_answers)
+    finished = {row: answer.finished for row, answer in generated}
+    assert evaluation.unfinished == len(examples) - sum(finished.values()) > 0
     for name, measure in (("exact_match", squad_exact_match), ("f1", squad_f1)):
         values = [measure(text, example.answers) for text, example in zip(texts, examples, strict=True)]
         assert evaluation.metrics[name] == pytest.approx(100 * sum(values) / len(values), abs=1e-9)

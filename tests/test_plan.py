@@ -8,10 +8,20 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from lorascope.base_model import load_base
-from lorascope.config import AdapterConfig, BaseModelConfig, TrainConfig, TrialConfig
+from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, TaskConfig, TrainConfig, TrialConfig
 from lorascope.errors import ModelError
 from lorascope.lora.stack import Stack
-from lorascope.plan import Workload, activation_bytes_per_token, estimate, meta_model, parameters, slot_of, workload
+from lorascope.plan import (
+    Workload,
+    activation_bytes_per_token,
+    check_lengths,
+    estimate,
+    meta_model,
+    parameters,
+    slot_bytes,
+    slot_of,
+    workload,
+)
 
 AMPLE = 2**50
 FORMS = [(f, "SEQ_CLS", 3) for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")] + [
@@ -143,6 +153,36 @@ def test_time_is_proportional_to_the_work(model_directory):
     assert cost_of(trial_of(directory, max_steps=0)).train_seconds == 0
     assert cost_of(trial_of(directory, epochs=2), work=Workload(100, 40.0, 64)).train_seconds == pytest.approx(2 * seconds)
     assert cost_of(trial_of(directory), work=Workload(None, None, 64)).train_seconds is None
+
+
+def test_a_causal_model_holds_the_logits_of_some_positions(model_directory):
+    def bytes_of(task_type, tokens):
+        model, _ = meta_model(trial_of(model_directory("gpt2")), task_type, 2)
+        return slot_bytes(model, 1, tokens, 4, 0) - tokens * activation_bytes_per_token(model, 4)
+
+    assert bytes_of("SEQ_CLS", 10) == 0
+    assert bytes_of("CAUSAL_LM", 10) == 3 * 4 * 160 * 10
+    assert bytes_of("CAUSAL_LM", 10_000) == bytes_of("CAUSAL_LM", 1_000) < 3 * 4 * 160 * 1_000
+
+
+def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_directory):
+    def check(family, max_length, max_new_tokens, generates=True):
+        base = BaseModelConfig(model=str(model_directory(family)))
+        settings = EvaluateConfig(decoding=[{"max_new_tokens": max_new_tokens}])
+        check_lengths(TaskConfig(name="squad", data="x", max_length=max_length), settings, base, generates=generates)
+
+    check("gpt2", 120, 8)
+    check("gpt2", 128, 8, generates=False)
+    with pytest.raises(
+        ModelError, match=r"max_length 120 \+ 9 new tokens exceeds the model's 128 positions; set it to 119 or"
+    ):
+        check("gpt2", 120, 9)
+    check("bert", 130, 1, generates=False)
+    with pytest.raises(ModelError, match=r"max_length 131 exceeds the model's 130 positions; set it to 130 or less"):
+        check("bert", 131, 1, generates=False)
+    check("roberta", 128, 1, generates=False)
+    with pytest.raises(ModelError, match=r"max_length 129 exceeds the model's 128 positions"):
+        check("roberta", 129, 1, generates=False)
 
 
 def test_a_workload_is_the_mean_and_the_longest_of_the_lengths():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def overrides(*settings: str) -> list[str]:
 
 
 def block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-    return next(text for text in blocks if containing in text)
+    """The text of the first fenced block of a language that holds a text."""
+    fences = README.split("```")[1::2]
+    texts = [fence.partition("\n")[2] for fence in fences if fence.partition("\n")[0] == language]
+    return next(text for text in texts if containing in text)
 
 
 @pytest.mark.shared_data
@@ -80,18 +83,21 @@ def test_the_sst2_example_runs(shared_data, tmp_path):
 
 
 @pytest.mark.shared_data
-def test_the_squad_example_runs(shared_data, tmp_path, model_directory):
-    study = str(ROOT / "examples" / "squad-gpt2-small.yaml")
+def test_the_squad_example_runs_on_the_model_that_the_other_example_makes(shared_data, tmp_path, monkeypatch):
+    script = ROOT / "examples" / "seeded_gpt2.py"
+    arguments = ["--tokenizer", shared_data / "tokenizers" / "gpt2", "--out", tmp_path / "model", "--layers", 1, "--width", 64]
+    monkeypatch.setattr("sys.argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
     squad = shared_data / "squad"
     settings = overrides(
-        f"base.model={model_directory('gpt2')}",
+        f"base.model={tmp_path / 'model'}",
         f"task.data.train={squad / 'train-v1.1.subset11877.json'}",
         f"task.data.validation={squad / 'dev-v1.1.json'}",
         "task.max_train=8",
         "task.max_eval=4",
-        "task.max_length=112",
         "train.epochs=1",
     )
+    study = str(ROOT / "examples" / "squad-gpt2-small.yaml")
     document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
     assert [trial["status"] for trial in document["trials"]] == ["done"] * 2
     assert {"exact_match", "f1", "eval_loss", "perplexity"} <= set(document["trials"][0]["metrics"])

@@ -195,7 +195,7 @@ def test_a_directory_does_not_replace_a_file(tmp_path: Path) -> None:
         {"adapter": {"lora_alpha": 16, "targets": "all-linear"}},
         {"design": {"kind": "grid", "over": {"r": [4, 8], "learning_rate": [1e-4, 1e-5]}}},
         {"design": {"kind": "ablation", "over": {"bias": ["none", "all"]}}, "seeds": [0, 2**63 - 1]},
-        {"train": {"max_grad_norm": math.inf}, "design": {"kind": "list", "trials": [{"max_grad_norm": math.inf}]}},
+        {"train": {"max_grad_norm": 0.5}, "design": {"kind": "list", "trials": [{"max_grad_norm": 2.0}]}},
         {"task": {"name": "files", "data": {"train": "größe.jsonl", "test": "b"}, "labels": ["no", "null", "1"]}},
     ],
 )
@@ -631,7 +631,7 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
     store.set_metrics(trial, {"accuracy": 0.5, "f1": math.nan})
     document = results_document([store])
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert list(document) == ["study", "trials", "shapley"]
+    assert list(document) == ["study", "trials", "shapley", "warnings"]
     assert (document["study"], document["shapley"]) == ("a-study", {})
     assert document["trials"][0] == {
         "trial": trial,
@@ -650,15 +650,20 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
         "solo_examples_per_second": None,
         "solo_peak_memory_bytes": None,
         "adapter": "trials/x/adapter",
+        "error": None,
     }
 
 
-def test_an_infinite_limit_in_a_configuration_is_still_json(tmp_path: Path) -> None:
-    study = make_study(train={"max_grad_norm": math.inf})
-    with shard(tmp_path / "run", study, "done") as only:
-        document = json.dumps(results_document([only]), allow_nan=False)
-        assert only.trials()[0].config["max_grad_norm"] == math.inf
-    assert json.loads(document)["trials"][0]["config"]["max_grad_norm"] == "inf"
+def test_shards_that_were_trained_on_other_data_or_weights_are_not_merged(tmp_path: Path, study: Study) -> None:
+    with shard(tmp_path / "a", study, "done") as a, shard(tmp_path / "b", study, "done") as b:
+        name = a.trials()[0].trial
+        for column, what in (("data_checksum", "data"), ("base_checksum", "base weights")):
+            a.update(name, **{column: "one"})
+            b.update(name, **{column: "other"})
+            with pytest.raises(UsageError, match=f"different {what}"):
+                results_document([a, b])
+            b.update(name, **{column: "one"})
+        assert len(results_document([a, b])["trials"]) == len(a.trials())
 
 
 def test_with_several_directories_an_adapter_says_in_which_it_lies(tmp_path: Path, study: Study) -> None:

@@ -221,6 +221,28 @@ def test_the_loss_is_transformers_own_over_the_target_tokens(family, plain_head,
     assert ours_N.tolist() == pytest.approx([theirs, theirs], rel=1e-5)
 
 
+def test_an_output_head_that_is_trained_gives_each_slot_its_own_loss(tiny_model):
+    """A checkpoint without its output head: the head is new, and every slot has a copy."""
+    base = base_of(tiny_model("llama", "CAUSAL_LM"), "CAUSAL_LM")
+    examples = examples_for("CAUSAL_LM")
+    rows = [4, 0, 7, 2]
+    batch = collate(examples, rows, 0)
+    labels = batch.input_ids_BT.masked_fill(~batch.is_target_BT, -100)
+    theirs = []
+    original = base.model.lm_head.weight.detach().clone()
+    for factor in (1.0, 0.5):
+        with torch.no_grad():
+            base.model.lm_head.weight.copy_(factor * original)
+            theirs.append(base.model(**model_inputs(batch, base.device), labels=labels).loss.item())
+    base.model.lm_head.weight.data.copy_(original)
+    stack = Stack(base.model, slots_of(base, 2), ("lm_head",))
+    stack.parameters["lm_head.weight"].data[1] *= 0.5
+    ours_N = forward_backward(stack, base, examples, {1: rows}, None, 0)
+    stack.detach()
+    assert ours_N.tolist() == pytest.approx(theirs, rel=1e-5)
+    assert abs(theirs[0] - theirs[1]) > 1e-2
+
+
 def test_the_loss_of_a_classifier_is_transformers_own(tiny_model):
     base = base_of(tiny_model("bert"), "SEQ_CLS")
     examples = examples_for("SEQ_CLS")

@@ -58,13 +58,20 @@ class AdapterConfig(Section):
     """One adapter, in PEFT's words. ``targets`` are roles (``query``), raw module names, suffixes, or ``all-linear``."""
 
     method: Literal["lora", "head"] = "lora"
-    r: int = Field(8, ge=1, strict=True)
+    r: int = Field(8, ge=1)
     lora_alpha: float | str = "2r"
     lora_dropout: float = Field(0.0, ge=0.0, le=0.95)
     targets: list[str] | Literal["all-linear"] = ["query", "value"]
     bias: Literal["none", "lora_only", "all"] = "none"
     use_rslora: bool = False
     path: str | None = None
+
+    @field_validator("r", mode="before")
+    @classmethod
+    def _r_is_a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must be a number, not true or false")
+        return value
 
     @field_validator("lora_alpha")
     @classmethod
@@ -172,7 +179,7 @@ class Study(Section):
 
     def place(self, *key: str) -> str:
         """Where the file says ``key``: file, line and key as far as they are known."""
-        dotted = ".".join(key)
+        dotted = re.sub(r"\.(\d+)", r"[\1]", ".".join(key))
         known = next((self._places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self._places), None)
         return dotted if known is None else f"{known}: {dotted}"
 

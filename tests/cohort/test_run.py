@@ -340,6 +340,9 @@ def test_cohorts_are_cut_by_memory(make_study, tmp_path, monkeypatch):
     free = type("Memory", (), {"available": 2 * 4.5 * per_slot, "total": 2**40})
     monkeypatch.setattr(run.psutil, "virtual_memory", lambda: free)
     assert [len(cohort.trials) for cohort in form_cohorts(expand(study), skeletons, task)] == [4, 2]
+    large = make_study("bert", [{}, {"r": 3}, {"r": 4}], [1, 2], train={"batch_size": 10**9})
+    free.available = 12 * slot_bytes(base.model, len(task.train), longest, 4, widest)
+    assert [len(cohort.trials) for cohort in form_cohorts(expand(large), skeletons, task)] == [6]
     free.available = 0
     assert [len(cohort.trials) for cohort in form_cohorts(expand(study), skeletons, task)] == [1] * 6
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lorascope.cohort.single import adapter_trial, evaluate_adapter
-from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig
-from lorascope.errors import AdapterError, DataError, ModelError, UsageError
+from lorascope.config import EvaluateConfig, TaskConfig
+from lorascope.errors import AdapterError, DataError, UsageError
 
 CLASSES = ["negative", "positive"]
 
@@ -178,13 +178,3 @@ def test_an_adapters_trial_says_what_its_file_says(bert_run, rows_of, make_study
         "intermediate.dense", "output.dense",
     ]  # fmt: skip
     assert (flat["path"], trial.seed) == (str(bert_run / done.adapter), 1)
-
-
-def test_lengths_are_checked_against_positions(model_directory):
-    task, settings = TaskConfig(name="squad", data="x", max_length=120), EvaluateConfig(decoding=[{"max_new_tokens": 8}])
-    base = BaseModelConfig(model=str(model_directory("gpt2")))
-    check_lengths(task, settings, base, generates=True)
-    longer = EvaluateConfig(decoding=[{"max_new_tokens": 8}, {"max_new_tokens": 9}])
-    check_lengths(task, longer, base, generates=False)
-    with pytest.raises(ModelError, match=r"max_length 120 \+ 9 new tokens exceeds the model's 128 positions; set it to 119"):
-        check_lengths(task, longer, base, generates=True)

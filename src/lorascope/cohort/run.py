@@ -236,7 +236,7 @@ def slots_that_fit(
 ) -> int:
     """Slots that take at most half of the free memory by estimate; at least one."""
     longest = max(len(example.input_ids) for example in task.train)
-    rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
+    rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size, len(task.train))
     per_slot = slot_bytes(model, rows, longest, getattr(torch, trial.base.dtype).itemsize, num_trained)
     fitting = int(_memory_bytes(device)[0] * _MEMORY_SHARE // max(1, per_slot))
     return max(1, min(fitting, most_slots or _MOST_SLOTS))

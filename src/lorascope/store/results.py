@@ -40,7 +40,7 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
                 "trial": row.trial,
                 "seed": row.seed,
                 "status": row.status,
-                "config": _strict(row.config),
+                "config": row.config,
                 "trainable_params": row.trainable_params,
                 "total_params": row.total_params,
                 "peft_total_params": row.peft_total_params,
@@ -93,12 +93,3 @@ def _check_same_inputs(one: Store, other: Store) -> None:
         if differs:
             where = f"{one.directory} and {other.directory}"
             raise UsageError(f"trained on different {what}", where=where, fix="give shards that ran on the same ones")
-
-
-def _strict(value: Any) -> Any:
-    """A configuration as strict JSON: an infinite limit, such as ``max_grad_norm: .inf``, becomes text."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
