@@ -11,6 +11,7 @@ from lorascope.base_model import BaseModel, head_modules, load_base
 from lorascope.config import BaseModelConfig, DecodingConfig, EvaluateConfig
 from lorascope.data.task import Example, Task
 from lorascope.decode import generate
+from lorascope.errors import DataError
 from lorascope.evaluate import evaluate
 from lorascope.lora.layer import DropoutPlan
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -242,3 +243,11 @@ def test_an_answer_given_exactly_scores_a_hundred(model_directory):
     assert first.metrics["exact_match"] < 100
     assert again.metrics["exact_match"] == 100
     assert again.metrics["f1"] == 100
+
+
+def test_a_split_without_any_target_token_is_an_error(tiny_model):
+    base = base_of(tiny_model("gpt2", "CAUSAL_LM"), "CAUSAL_LM")
+    bare = [Example("0", [5, 6, 7], [False] * 3, None, 0)]
+    task = Task("t", "CAUSAL_LM", (), bare, bare, "validation", "s", "c", [], False, ("perplexity",))
+    with pytest.raises(DataError, match="no evaluation example has a target token"):
+        next(evaluate(Stack(base.model, [Slot("s", 1, ())]), base, task, EvaluateConfig()))

@@ -19,6 +19,7 @@ from lorascope.config import EvaluateConfig
 from lorascope.data.packing import Batch, collate, evaluation_batches
 from lorascope.data.task import Example, Task
 from lorascope.decode import generate
+from lorascope.errors import DataError
 from lorascope.lora.stack import Stack
 from lorascope.metrics import score, squad_exact_match, squad_f1
 from lorascope.train import concatenate, model_inputs, row_losses
@@ -105,6 +106,8 @@ def _classification(logits_EC: torch.Tensor, labels: list[int], task: Task) -> E
 def _token_losses(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> EvaluationRun:
     """Mean cross-entropy per target token, over the whole split and for each example."""
     scored = [example for example in task.eval if any((example.is_target or [])[1:])]
+    if not scored:
+        raise DataError("no evaluation example has a target token", where=task.eval_split, fix="check the data")
     losses_NE = torch.zeros(stack.num_slots, len(scored), dtype=torch.float64)
     counts = [sum((example.is_target or [])[1:]) for example in scored]
     done = 0
