@@ -25,7 +25,7 @@ def measure(model: str, slots: int, batch: int, tokens: int) -> dict[str, float]
     from lorascope.train import train
 
     base = load_base(BaseModelConfig(model=model), "CAUSAL_LM")
-    weights = sum(value.numel() * value.element_size() for value in base.model.state_dict().values())
+    weights = sum(value.numel() * value.element_size() for value in base.model.parameters())
     ids = torch.randint(0, 1000, (batch, tokens), generator=torch.Generator().manual_seed(0)).tolist()
     target = [position >= tokens - 4 for position in range(tokens)]
     examples = [Example(str(index), row, target, None, tokens - 4) for index, row in enumerate(ids)]
