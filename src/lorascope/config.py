@@ -123,6 +123,14 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=0)
     base_dropout: bool = False
 
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Optimiser batches that an epoch has; the last may be short."""
+        return -(-num_examples // self.batch_size)
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimiser steps of the whole training."""
+        return self.epochs * self.steps_per_epoch(num_examples) if self.max_steps is None else self.max_steps
+
 
 class DecodingConfig(Section):
     """How answers are generated."""

@@ -23,8 +23,8 @@ from lorascope.lora.stack import Placement, Slot, count_adapter, count_trainable
 from lorascope.lora.targets import resolve
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-# Value, gradient and two moments of AdamW.
-_STATE_COPIES = 4
+# Of one trained number in single precision: value, gradient and AdamW's two moments.
+STATE_BYTES = 16
 # Supervised positions of a batch whose logits exist together: a few answers' worth.
 _LOGIT_POSITIONS = 256
 # Interpreter, torch and transformers themselves, as measured before a model is loaded.
@@ -126,9 +126,7 @@ def estimate(
     memory = _PROCESS_BYTES + base * item + slot_bytes(model, rows, work.longest_tokens, item, trainable)
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
-        steps_per_epoch = -(-work.num_examples // trial.train.batch_size)
-        max_steps = trial.train.max_steps
-        epochs = trial.train.epochs if max_steps is None else max_steps / steps_per_epoch
+        epochs = trial.train.num_steps(work.num_examples) / trial.train.steps_per_epoch(work.num_examples)
         embedding = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
         operations = 4.0 * (base - embedding) * work.num_examples * work.mean_tokens * epochs
         seconds = operations / (flops_per_second * _EFFICIENCY)
@@ -144,7 +142,7 @@ def slot_bytes(model: nn.Module, rows: int, longest_tokens: int, item: int, trai
     vocabulary = int(getattr(cast(Any, model).config, "vocab_size", 0))
     causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
     logits = 3 * 4 * vocabulary * min(rows * longest_tokens, _LOGIT_POSITIONS) if causal else 0
-    return trainable * _STATE_COPIES * 4 + rows * longest_tokens * activation_bytes_per_token(model, item) + logits
+    return trainable * STATE_BYTES + rows * longest_tokens * activation_bytes_per_token(model, item) + logits
 
 
 def activation_bytes_per_token(model: nn.Module, item: int) -> int:

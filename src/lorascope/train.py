@@ -90,8 +90,8 @@ def train(
     """
     shared = next(iter(settings.values()))
     num_examples = len(examples)
-    steps_per_epoch = num_steps_per_epoch(shared, num_examples)
-    num_steps = num_steps_of(shared, num_examples)
+    steps_per_epoch = shared.steps_per_epoch(num_examples)
+    num_steps = shared.num_steps(num_examples)
     orders: dict[int, list[list[int]]] = {}
     for step in range(num_steps):
         if not stack.slots:
@@ -114,18 +114,6 @@ def train(
         num_tokens = sum(len(examples[row].input_ids) for row in rows)
         seconds = time.perf_counter() - started
         yield StepResult(step, num_steps, epoch, slots, len(rows), num_tokens, seconds)
-
-
-def num_steps_per_epoch(settings: TrainConfig, num_examples: int) -> int:
-    """Optimiser batches that an epoch has; the last may be short."""
-    return math.ceil(num_examples / settings.batch_size)
-
-
-def num_steps_of(settings: TrainConfig, num_examples: int) -> int:
-    """Optimiser steps of a training run."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return settings.epochs * num_steps_per_epoch(settings, num_examples)
 
 
 def forward_backward(

@@ -32,16 +32,14 @@ from lorascope.errors import CheckFailed, LorascopeError, ModelError, StoreError
 from lorascope.evaluate import Evaluation, EvaluationStep, evaluate
 from lorascope.lora.peft_io import HEAD_FILE, read_adapter, write_adapter
 from lorascope.lora.stack import AdapterWeights, Slot, Stack
-from lorascope.plan import check_lengths, meta_model, parameters, slot_bytes, slot_of
+from lorascope.plan import STATE_BYTES, check_lengths, meta_model, parameters, slot_bytes, slot_of
 from lorascope.store import Store, atomic_directory, write_atomically
-from lorascope.train import SlotStep, StepResult, num_steps_of, train
+from lorascope.train import SlotStep, StepResult, train
 
 FINAL = ("done", "diverged", "pruned")
 _MOST_SLOTS = 16
 # Share of the free memory that a cohort may take by estimate.
 _MEMORY_SHARE = 0.5
-# Of one trained number in single precision: value, gradient and AdamW's two moments.
-_STATE_BYTES = 16
 _FLUSH_SECONDS = 2.0
 
 
@@ -105,7 +103,7 @@ class Cohort:
 
     def num_steps(self, num_examples: int) -> int:
         """Optimiser steps of each of its trials."""
-        return num_steps_of(self.trials[0].train, num_examples) if self.trains else 0
+        return self.trials[0].train.num_steps(num_examples) if self.trains else 0
 
 
 def run_study(
@@ -170,7 +168,7 @@ def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig], device
         if trial.base not in skeletons:
             skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
             check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
-        needed, there = _STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), _memory_bytes(device)[1]
+        needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), _memory_bytes(device)[1]
         if needed > there:
             raise ModelError(
                 f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
@@ -207,10 +205,12 @@ def form_cohorts(
     An adapter from disk, and a trial in which nothing trains, are only evaluated. Cohorts are numbered from ``first``.
     """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
+    num_trained: dict[str, int] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         settings = trial.train
+        num_trained[trial.trial] = _num_trained(trial, *skeletons[trial.base])
         key = (
-            _num_trained(trial, *skeletons[trial.base]) > 0,
+            num_trained[trial.trial] > 0,
             trial.base.model_dump_json(),
             trial.adapter.path,
             settings.epochs,
@@ -224,7 +224,7 @@ def form_cohorts(
     for (trains, *_), members in groups.items():
         size = 1
         if members[0].adapter.path is None:
-            most = max(_num_trained(trial, *skeletons[trial.base]) for trial in members)
+            most = max(num_trained[trial.trial] for trial in members)
             size = slots_that_fit(members[0], skeletons[members[0].base][0], task, most, most_slots, device)
         for start in range(0, len(members), size):
             cohorts.append(Cohort(f"c{first + len(cohorts)}", tuple(members[start : start + size]), trains))

@@ -22,7 +22,6 @@ from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Stack
 from lorascope.plan import slot_of
 from lorascope.store import Store, atomic_directory
-from lorascope.train import num_steps_of, num_steps_per_epoch
 
 _TEMPLATE = Path(__file__).with_name("train_peft.py.txt")
 
@@ -120,8 +119,8 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
 def _batches(trial: TrialConfig, num_examples: int) -> list[list[int]]:
     """Every optimiser batch of the trial, in order."""
     train = trial.train
-    num_steps = num_steps_of(train, num_examples)
-    epochs = -(-num_steps // num_steps_per_epoch(train, num_examples))
+    num_steps = train.num_steps(num_examples)
+    epochs = -(-num_steps // train.steps_per_epoch(num_examples))
     batches = [rows for epoch in range(epochs) for rows in batch_order(num_examples, train.batch_size, trial.seed, epoch)]
     return batches[:num_steps]
 
