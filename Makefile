@@ -2,11 +2,14 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
+# Only the benchmarks need it; every package that it needs is locked already.
+TRL := 1.16.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo lock clean
+.PHONY: help setup test check demo bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +30,11 @@ check: setup  ## ruff, mypy and the floors of the import graph
 
 demo: setup  ## a small study from data to report
 	$(BIN)/lorascope demo $(DEMO_ARGS)
+
+bench: setup  ## Lorascope against PEFT, TRL and generate (BENCH_ARGS, see benchmarks/README.md)
+	@$(BIN)/python -c "import trl" 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps "trl==$(TRL)" \
+		|| echo "bench: trl is not to be had; its sides will be reported as failed" >&2
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lock: setup  ## resolve requirements.lock anew
 	$(BIN)/python scripts/setup.py --lock

@@ -20,9 +20,10 @@ from lorascope.config import BaseModelConfig
 from lorascope.data.packing import collate
 from lorascope.data.task import Example
 from lorascope.errors import ModelError
+from lorascope.lora.quantised import NF4Linear
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
-from lorascope.train import row_losses
+from lorascope.losses import padded_losses
 
 FAMILIES = ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")
 LABELS = ["bad", "so-so", "good"]
@@ -154,7 +155,7 @@ def test_a_classifier_without_a_pad_token_reads_a_padded_row_as_it_reads_it_alon
 
     def losses(rows):
         with torch.no_grad():
-            return row_losses(base, collate(examples, rows, base.pad_id))
+            return padded_losses(base, collate(examples, rows, base.pad_id))
 
     torch.testing.assert_close(losses([0, 1]), torch.cat([losses([0]), losses([1])]), rtol=0, atol=1e-10)
     assert losses([0]) != losses([1])
@@ -297,12 +298,69 @@ def test_a_model_that_scales_its_logits_is_seen_and_its_loss_is_that_of_the_full
     batch = collate(examples, [0, 1], base.pad_id)
     stack = Stack(base.model, [Slot("s", 1, placements)])
     with torch.no_grad():
-        ours = row_losses(base, batch)
+        ours = padded_losses(base, batch)
         stack.detach()
         logits = base.model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits[:, :-1]
         base.plain_head = True
-        plain = row_losses(base, batch)
+        plain = padded_losses(base, batch)
     labels = batch.input_ids_BT.masked_fill(~batch.is_target_BT, -100)[:, 1:]
     theirs = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(dim=1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
     assert not torch.allclose(plain, theirs, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_base_has_the_heads_and_the_new_parameters_of_the_one_in_full(family, dtype, model_directory):
+    plain = load(model_directory(family), dtype=dtype)
+    config = BaseModelConfig(model=str(model_directory(family)), dtype=dtype, quantization="nf4")
+    packed, again = (load_base(config, "SEQ_CLS", LABELS) for _ in range(2))
+    assert (packed.heads, packed.new_parameters, packed.warnings) == (plain.heads, plain.new_parameters, plain.warnings)
+    assert packed.checksum == again.checksum == weights_checksum(packed.model, packed.heads) != plain.checksum
+    layers = [name for name, module in packed.model.named_modules() if isinstance(module, NF4Linear)]
+    assert len(layers) >= 8
+    assert not any(name.startswith(packed.heads) for name in layers)
+    for name in packed.new_parameters:
+        owner = name.rpartition(".")[0]
+        ours, theirs = packed.initial_head(owner, 5), plain.initial_head(owner, 5)
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not any(parameter.requires_grad for parameter in packed.model.parameters())
+    assert all(packed.model.get_submodule(name).dtype == getattr(torch, dtype) for name in layers)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "phi3"])
+def test_a_packed_causal_base_keeps_its_output_embeddings_and_its_plain_head(family, model_directory):
+    base = load_base(BaseModelConfig(model=str(model_directory(family)), quantization="nf4"), "CAUSAL_LM")
+    assert base.plain_head
+    assert type(base.model.get_output_embeddings()) is torch.nn.Linear
+    assert sum(isinstance(module, NF4Linear) for module in base.model.modules()) >= 8
+
+
+def test_nan_is_found_before_it_is_packed(copy_of):
+    directory = copy_of("bert")
+
+    def spoil(tensors):
+        tensors["encoder.layer.0.attention.self.query.weight"][0, 0] = float("nan")
+
+    change_weights(directory, spoil)
+    config = BaseModelConfig(model=str(directory), quantization="nf4")
+    assert "query.weight' holds NaN" in refusal(lambda: load_base(config, "SEQ_CLS", LABELS))
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_checkpoint_that_is_quantised_already_is_refused(quantization, copy_of):
+    directory = copy_of("llama")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}))
+    base = BaseModelConfig(model=str(directory), quantization=quantization)
+    for action in (lambda: load_base(base, "CAUSAL_LM"), lambda: read_config(base)):
+        message = refusal(action)
+        assert "the checkpoint is quantised already (bitsandbytes); give the original" in message
+
+
+def test_a_packed_base_without_bitsandbytes_is_refused_before_the_weights_are_read(model_directory, monkeypatch):
+    monkeypatch.setattr("lorascope.lora.quantised.find_spec", lambda name: None)
+    config = BaseModelConfig(model=str(model_directory("gpt2")), quantization="nf4")
+    assert "pip install 'lorascope[quant]'" in refusal(lambda: load_base(config, "CAUSAL_LM"))

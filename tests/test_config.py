@@ -359,3 +359,12 @@ def test_every_pair_of_small_adapters_is_equal_exactly_when_it_trains_the_same()
             for adapter in (one, other)
         }
         assert (len(names) == 1) == ((one.r, one.alpha) == (other.r, other.alpha))
+
+
+def test_quantization_is_nf4_or_nothing_and_not_from_float64(refusal):
+    base = BaseModelConfig(model="gpt2", quantization="nf4")
+    assert (base.quantization, BaseModelConfig(model="gpt2").quantization) == ("nf4", None)
+    text = MINIMAL.replace("base: {", "base: {dtype: float64, quantization: nf4, ")
+    assert text != MINIMAL
+    assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in refusal(text)
+    assert "base.quantization" in refusal(text.replace("nf4", "int3"))

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from lorascope import decode
 from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig, DecodingConfig
 from lorascope.data.task import Example
-from lorascope.decode import Answer, end_tokens, generate
+from lorascope.decode import Answer, TokenChoice, end_tokens, generate
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 
@@ -149,3 +156,119 @@ def test_max_new_tokens_bounds_the_answer(base_of):
     stack.detach()
     assert first == [expected_answer(base, tokens_by_transformers(base, example)[:1]) for example in prompts()]
     assert not any(answer.finished for answer in first)
+
+
+def questions_on_contexts():
+    """Two contexts of 40 tokens with four and three questions each, one of them asked twice, and a prompt of its own."""
+    generator = torch.Generator().manual_seed(11)
+
+    def drawn(length):
+        return torch.randint(4, 150, (length,), generator=generator).tolist()
+
+    contexts = [drawn(40), drawn(40)]
+    tails = [(0, drawn(5)), (1, drawn(1)), (0, drawn(9)), (1, drawn(30)), (0, drawn(2)), (1, drawn(7)), (0, drawn(3))]
+    rows = [contexts[context] + tail for context, tail in tails]
+    rows += [rows[2], drawn(12)]
+    masks = [[False] * len(ids) + [True] * 2 for ids in rows]
+    return [Example(str(index), [*ids, 5, 6], masks[index], None, len(ids)) for index, ids in enumerate(rows)]
+
+
+@pytest.mark.parametrize("batch_tokens", [10**6, 200, 60])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_questions_that_share_a_context_answer_as_each_alone(family, batch_tokens, base_of, monkeypatch):
+    base = base_of(family)
+    examples = questions_on_contexts()
+    free = [tokens_by_transformers(base, example) for example in examples]
+    # An end token in the middle of some answers, so that questions leave the batch at different times.
+    ends = {tokens[at] for tokens, at in zip(free, (3, 5), strict=False)} - {tokens[0] for tokens in free}
+    base.model.generation_config.eos_token_id = sorted(ends)
+    expected = [expected_answer(base, tokens) for tokens in free]
+    assert ends
+    assert any(answer.finished for answer in expected), "some must end early"
+    assert not all(answer.finished for answer in expected), "and some not"
+    seen = []
+    original = decode.steered
+    monkeypatch.setattr(decode, "steered", lambda model: seen.append(1) or original(model))
+    stack = stack_of(base, 2)
+    table = answers(stack, base, examples, 2, batch_tokens)
+    stack.detach()
+    assert seen, "the prompts were decoded as trees"
+    assert table == [expected, expected]
+
+
+def test_a_base_that_cannot_follow_trees_answers_the_same_padded(base_of):
+    base = base_of("qwen2")
+    examples = questions_on_contexts()
+    sampled = DecodingConfig(strategy="top_k", top_k=5, temperature=0.7, max_new_tokens=6)
+    tables = []
+    for packs in (True, False):
+        base.packs = packs
+        stack = stack_of(base, 2, random=True)
+        strategies = (DecodingConfig(max_new_tokens=6), sampled)
+        tables.append([by_example(generate(stack, base, examples, one, 10**6)) for one in strategies])
+        stack.detach()
+    assert tables[0] == tables[1]
+
+
+def by_example(batches):
+    return {row: of_row for rows, of_slots in batches for row, *of_row in zip(rows, *of_slots, strict=True)}
+
+
+STRATEGIES = [
+    DecodingConfig(strategy="temperature", temperature=0.6),
+    DecodingConfig(strategy="top_k", top_k=3, temperature=1.3),
+    DecodingConfig(strategy="top_k", top_k=10**6),
+    DecodingConfig(strategy="nucleus", top_p=0.7),
+    DecodingConfig(strategy="nucleus", top_p=0.05),
+]
+
+
+def by_transformers_warpers(decoding, logits):
+    """Probabilities as transformers' own logits processors leave them."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
+    if decoding.strategy == "top_k":
+        warpers.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.strategy == "nucleus":
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    return warpers(torch.zeros(len(logits), 1, dtype=torch.long), logits).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES, ids=lambda one: f"{one.strategy}-{one.temperature}-{one.top_k}-{one.top_p}")
+def test_tokens_are_drawn_from_the_distribution_that_transformers_warpers_leave(decoding):
+    logits = 2 * torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = by_transformers_warpers(decoding, logits[0])[0]
+    draws = 4000
+    choice = TokenChoice(decoding, [7], [str(index) for index in range(draws)])
+    tokens = choice.choose(logits.expand(1, draws, 12), range(draws), 0)[0]
+    observed = torch.bincount(tokens, minlength=12) / draws
+    assert observed[expected == 0].sum() == 0, "no token that was cut off is drawn"
+    # Four standard deviations of a frequency.
+    assert ((observed - expected).abs() <= 4 * (expected * (1 - expected) / draws).sqrt() + 1e-12).all()
+
+
+def test_sampling_depends_on_seed_and_question_alone():
+    decoding = DecodingConfig(strategy="temperature", max_new_tokens=4)
+    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    both = TokenChoice(decoding, [1, 2], ["a", "b", "c"])
+    state = torch.get_rng_state()
+    for step in range(4):
+        together = both.choose(logits, range(3), step)
+        alone = TokenChoice(decoding, [2], ["c", "x"]).choose(logits[1:, 2:], [0], step)
+        assert alone.item() == together[1, 2].item()
+        assert both.choose(logits[:, 1:2], [1], step).tolist() == together[:, 1:2].tolist()
+    assert torch.equal(torch.get_rng_state(), state)
+    ids = [str(index) for index in range(40)]
+    many = TokenChoice(decoding, [1], ids).choose(logits[:1, :1].expand(1, 40, 50), range(40), 0)
+    assert len(set(many[0].tolist())) > 10
+
+
+def test_a_setting_that_the_strategy_does_not_use_is_refused():
+    for wrong in (
+        {"top_k": 5},
+        {"temperature": 0.5},
+        {"strategy": "nucleus", "top_k": 5},
+        {"strategy": "top_k", "top_p": 0.5},
+    ):
+        with pytest.raises(ValueError, match="has no effect"):
+            DecodingConfig(**wrong)
+    assert DecodingConfig(strategy="nucleus", top_p=0.5, temperature=2.0).top_p == 0.5

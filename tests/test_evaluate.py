@@ -190,7 +190,7 @@ def test_dropout_is_off_while_evaluating_and_the_base_takes_no_gradient(tiny_mod
     stack = stack_of(base, 2, random=True)
     first, _ = result_of(evaluate(stack, base, task, SETTINGS))
     # As after a training step that was not finished.
-    stack.context.dropout = DropoutPlan(0, [[(0, 4)]] * 2)
+    stack.context.dropout = DropoutPlan(0, [[[(0, 4)]]] * 2)
     again, _ = result_of(evaluate(stack, base, task, SETTINGS))
     assert first == again
     assert stack.context.dropout is None

@@ -29,11 +29,13 @@ FORMS = [(f, "SEQ_CLS", 3) for f in ("gpt2", "bert", "distilbert", "roberta", "l
 ]
 
 
-def trial_of(directory, adapter=None, dtype="float32", **train):
+def trial_of(directory, adapter=None, dtype="float32", quantization=None, **train):
     return TrialConfig(
-        base=BaseModelConfig(model=str(directory), dtype=dtype), adapter=AdapterConfig(**(adapter or {})),
-        train=TrainConfig(**train), seed=1,
-    )  # fmt: skip
+        base=BaseModelConfig(model=str(directory), dtype=dtype, quantization=quantization),
+        adapter=AdapterConfig(**(adapter or {})),
+        train=TrainConfig(**train),
+        seed=1,
+    )
 
 
 def cost_of(trial, task_type="CAUSAL_LM", num_labels=0, work=None, memory=AMPLE):
@@ -219,3 +221,33 @@ def test_a_target_that_the_model_lacks_is_named_before_anything_is_loaded(tmp_pa
     GPT2Config(n_layer=1).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no target 'q_proj'"):
         cost_of(trial_of(tmp_path, {"targets": ["q_proj"]}))
+
+
+@pytest.mark.parametrize(("family", "task_type", "num_labels"), FORMS)
+def test_a_packed_base_counts_like_one_in_full(family, task_type, num_labels, model_directory):
+    adapter = {"targets": "all-linear", "bias": "all", "r": 3}
+    labels = [str(label) for label in range(num_labels)]
+    counted = []
+    for quantization in (None, "nf4"):
+        trial = trial_of(model_directory(family), adapter, quantization=quantization)
+        cost = cost_of(trial, task_type, num_labels)
+        base = load_base(trial.base, task_type, labels)
+        counts = (cost.trainable_params, cost.total_params, cost.peft_total_params)
+        assert parameters(base.model, slot_of(trial, base.model, base.heads), base.heads) == counts
+        counted.append(counts)
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("bfloat16", 16)])
+def test_memory_knows_the_bits_of_a_packed_weight(dtype, bits, tmp_path):
+    GPT2Config().save_pretrained(tmp_path)
+    plain, packed = (cost_of(trial_of(tmp_path, None, dtype, quantization)).memory_bytes for quantization in (None, "nf4"))
+    blocks, largest = 12 * (768 * 2304 + 768 * 768 + 2 * 768 * 3072), 768 * 3072
+    assert plain - packed == blocks * (bits - 4.5) / 8 - 4 * largest
+
+
+def test_a_plan_that_needs_bitsandbytes_says_so(model_directory, monkeypatch):
+    monkeypatch.setattr("lorascope.lora.quantised.find_spec", lambda name: None)
+    assert cost_of(trial_of(model_directory("gpt2"))).fits
+    with pytest.raises(ModelError, match="bitsandbytes, which is not installed"):
+        cost_of(trial_of(model_directory("gpt2"), quantization="nf4"))

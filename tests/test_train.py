@@ -11,7 +11,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lorascope import train as loop
+from lorascope import losses
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
@@ -20,7 +20,8 @@ from lorascope.errors import RunError
 from lorascope.lora.parameters import ParameterSpec, SlotParameters
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
-from lorascope.train import adamw_step, forward_backward, learning_rate, model_inputs, row_losses, train
+from lorascope.losses import model_inputs, padded_losses
+from lorascope.train import adamw_step, forward_backward, learning_rate, train
 
 SCHEDULES = {
     "linear": get_linear_schedule_with_warmup,
@@ -195,7 +196,7 @@ def test_a_loss_in_chunks_is_the_loss_in_one_piece_in_value_and_gradient(family,
     randomise_lora_B(stack)
     results = []
     for size in (10**6, chunk):
-        monkeypatch.setattr(loop, "_LOGIT_CHUNK", size)
+        monkeypatch.setattr(losses, "_LOGIT_CHUNK", size)
         losses_N = forward_backward(stack, base, examples, {1: [0, 1, 2, 3]}, None, 0)
         results.append((losses_N, stack.parameters.gradients_NP.clone()))
     stack.detach()
@@ -266,7 +267,7 @@ def test_a_row_without_a_target_in_its_batch_adds_nothing(tiny_model):
     torch.testing.assert_close(beside, alone, rtol=0, atol=1e-12)
     torch.testing.assert_close(stack.parameters.gradients_NP, gradients, rtol=0, atol=1e-12)
     with torch.no_grad():
-        assert row_losses(base, collate([silent], [0], 0)).tolist() == [0.0]
+        assert padded_losses(base, collate([silent], [0], 0)).tolist() == [0.0]
     with pytest.raises(RunError, match="example silent: a batch has no target token"):
         forward_backward(stack, base, [silent], {1: [0]}, None, 0)
     stack.detach()
@@ -298,7 +299,7 @@ def test_every_epoch_goes_through_all_examples_in_an_order_of_its_own(tiny_model
     examples = examples_for("SEQ_CLS")
     lengths = [len(example.input_ids) for example in examples]
     steps, _ = steps_of(base, TrainConfig(batch_size=4, max_steps=6, learning_rate=1e-12))
-    orders = [batch_order(10, 4, 1, epoch) for epoch in (0, 1)]
+    orders = [batch_order([[index] for index in range(10)], 4, 1, epoch) for epoch in (0, 1)]
     assert [step.num_tokens for step in steps] == [
         sum(lengths[row] for row in rows) for rows in itertools.chain.from_iterable(orders)
     ]
@@ -311,7 +312,7 @@ def test_a_step_reports_what_was_before_its_update(tiny_model):
     settings = TrainConfig(batch_size=4, max_steps=4, learning_rate=1e-2, warmup_ratio=0.5, max_grad_norm=1e-3)
     steps, _ = steps_of(base, settings)
     stack = Stack(base.model, slots_of(base, 1), base.heads)
-    first = forward_backward(stack, base, examples_for("SEQ_CLS"), {1: batch_order(10, 4, 1, 0)[0]}, None, 0)
+    first = forward_backward(stack, base, examples_for("SEQ_CLS"), {1: batch_order([[index] for index in range(10)], 4, 1, 0)[0]}, None, 0)
     assert steps[0].slots["s0"].loss == pytest.approx(first.item(), abs=1e-12)
     assert steps[0].slots["s0"].grad_norm == pytest.approx(stack.parameters.gradients_NP.norm().item(), rel=1e-12)
     stack.detach()

@@ -1,7 +1,7 @@
 """The frozen base: loading it, knowing its heads, and proving that it did not change.
 
 Knows transformers' loading code, tokenizers, which modules are newly initialised, and the checksum. Does not know adapters.
-Floor: beside ``lora``, below ``train``.
+Floor: above ``lora``, below ``train``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from lorascope.config import BaseModelConfig, TaskType
 from lorascope.errors import ModelError
+from lorascope.lora.linear import linear_modules
+from lorascope.lora.quantised import check_installed, quantise
 
 _AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM}
 # Classification heads, by the names that transformers gives them; a family has one or two of these.
@@ -46,6 +48,7 @@ class BaseModel:
         checksum: SHA-256 of all weights outside the heads.
         plain_head: logits are exactly ``output_embeddings(last_hidden_state)``, so they can be computed for some positions
             alone; False where the model scales or caps them.
+        packs: whether prefix trees give this model's losses; None until it was tried.
     """
 
     model: PreTrainedModel
@@ -56,6 +59,7 @@ class BaseModel:
     checksum: str
     plain_head: bool
     warnings: list[str] = field(default_factory=list)
+    packs: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -89,13 +93,19 @@ def read_config(base: BaseModelConfig) -> PretrainedConfig:
     """The model's ``config.json``, from a directory or the hub.
 
     Raises:
-        ModelError: there is none, or its ``model_type`` is unknown.
+        ModelError: there is none, its ``model_type`` is unknown, or its checkpoint is quantised already.
     """
     _check_directory(base.model, "config.json")
     try:
-        return AutoConfig.from_pretrained(base.model, revision=base.revision)  # type: ignore[no-any-return]
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.model, revision=base.revision)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded("configuration", base, error) from None
+    packed = getattr(config, "quantization_config", None)
+    if packed is not None:
+        kind = packed.get("quant_method", "unknown") if isinstance(packed, dict) else type(packed).__name__
+        fix = "give the original checkpoint and quantization: nf4"
+        raise ModelError(f"the checkpoint is quantised already ({kind})", where=base.model, fix=fix)
+    return config
 
 
 def skeleton(config: PretrainedConfig, task_type: TaskType, num_labels: int = 2) -> PreTrainedModel:
@@ -137,11 +147,15 @@ def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] = (), device: str = "cpu") -> BaseModel:
-    """Load weights and tokenizer, freeze everything, find what is newly initialised, and take the checksum.
+    """Load weights and tokenizer, freeze everything, find what is newly initialised, quantise, and take the checksum.
+
+    What is quantised is every linear layer but heads and output embeddings: what transformers would, less what is trained.
 
     Raises:
         ModelError: something is missing, damaged, holds NaN, or is newly initialised outside what can be trained.
     """
+    if base.quantization is not None:
+        check_installed()
     config = read_config(base)
     tokenizer = load_tokenizer(base)
     if task_type == "SEQ_CLS":
@@ -149,7 +163,9 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
     model, missing, mismatched = _load_weights(base, config, task_type)
-    cast(nn.Module, model).to(device).eval()
+    if base.quantization is None:
+        cast(nn.Module, model).to(device)
+    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     _set_pad_token(model, tokenizer, task_type, base.model)
@@ -162,6 +178,11 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
             warnings.append(f"{owner} is not in the checkpoint; it is newly initialised and trained with every adapter")
     _check_finite(model, base)
     _check_vocabulary(model, tokenizer, base)
+    if base.quantization is not None:
+        # Packed layer by layer on their way to the device, which never holds the weights in full.
+        quantise(model, list(linear_modules(model, heads)), device)
+        _leave_checkpoint(model)
+        cast(nn.Module, model).to(device)
     plain_head = task_type == "SEQ_CLS" or _head_is_plain(model)
     if not plain_head:
         warnings.append("the model scales its logits; they are computed for every position, which takes more memory")
@@ -267,6 +288,12 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             where=base.model,
             fix="use the tokenizer that belongs to the model",
         )
+
+
+def _leave_checkpoint(model: nn.Module) -> None:
+    """Copy the parameters: as long as one is a view of the mapped checkpoint, all of its pages stay in memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 @torch.no_grad()

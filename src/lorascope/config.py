@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lorascope.errors import UsageError, did_you_mean
 
@@ -31,11 +41,22 @@ class Section(BaseModel):
 
 
 class BaseModelConfig(Section):
-    """The frozen model: a local directory or a hub id, and how its weights are held."""
+    """The frozen model: a local directory or a hub id, and how its weights are held.
+
+    With ``quantization: nf4`` the linear layers of its blocks are packed into four bits; ``dtype`` holds for the rest.
+    """
 
     model: str = Field(min_length=1)
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    quantization: Literal["nf4"] | None = None
     revision: str | None = None
+
+    @field_validator("quantization")
+    @classmethod
+    def _packed_from_a_dtype_that_can_be(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("dtype") == "float64":
+            raise ValueError("needs dtype float32 or bfloat16, not float64")
+        return value
 
 
 class TaskConfig(Section):
@@ -133,10 +154,26 @@ class TrainConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How answers are generated."""
+    """How answers are generated.
 
-    strategy: Literal["greedy"] = "greedy"
+    ``temperature`` divides the logits in every strategy but greedy; ``top_k`` keeps that many tokens, ``nucleus`` the fewest
+    whose probabilities reach ``top_p``.
+    """
+
+    strategy: Literal["greedy", "temperature", "top_k", "nucleus"] = "greedy"
     max_new_tokens: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0.0)
+    top_k: int = Field(50, ge=1)
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> DecodingConfig:
+        acting = {"greedy": (), "temperature": ("temperature",), "top_k": ("temperature", "top_k")}
+        for name in ("temperature", "top_k", "top_p"):
+            idle = name not in acting.get(self.strategy, ("temperature", "top_p"))
+            if idle and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with strategy {self.strategy}")
+        return self
 
 
 class EvaluateConfig(Section):

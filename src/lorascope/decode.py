@@ -1,34 +1,44 @@
-"""Greedy answers from every slot of a stack at once.
+"""Answers from every slot of a stack at once: what a context shares is read once, and finished questions leave the batch.
 
-Knows prompts, padding and where an answer ends. Does not know gold answers or scores. transformers' ``generate`` does the
-decoding; the stack's rows are just more rows to it. Floor: beside ``train``.
+Knows prompts, how the next token is chosen and where an answer ends. Does not know gold answers or scores. A model whose
+attention cannot follow a prefix tree is decoded by transformers' ``generate``, padded; the choice of tokens is the same.
+Floor: beside ``train``.
 
-Legend: N slots, B rows, T tokens.
+Legend: N slots, B rows, E open questions, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lorascope.base_model import BaseModel
 from lorascope.config import DecodingConfig
 from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example
+from lorascope.data.tree import Forest, cut
+from lorascope.lora import streams
+from lorascope.lora.attention import Attention, PrefixCache, blocks_of, steered
+from lorascope.lora.frozen import slow_bfloat16
 from lorascope.lora.stack import Stack
+from lorascope.losses import follows_trees
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The text before the end token; ``finished`` is False where ``max_new_tokens`` came first."""
+    """The text before the end token; ``finished`` is False where ``max_new_tokens`` came first. ``tokens`` are its ids."""
 
     text: str
     finished: bool
+    tokens: tuple[int, ...] = field(default=(), compare=False)
 
 
 @torch.no_grad()
@@ -37,29 +47,19 @@ def generate(
 ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
     """Answer each example's prompt with every slot.
 
+    Greedy decoding takes the likeliest token. The others draw with a stream of the slot's seed and the example's id, so that
+    neither neighbours nor batches change an answer.
+
     Args:
         batch_tokens: most prompt tokens in one batch, all slots together.
 
     Yields:
         The examples of a batch, by index, and for each slot their answers.
     """
-    prompts = [
-        Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
-        for example in examples
-    ]
-    settings = _settings(base, decoding)
-    lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
-    for rows in evaluation_batches(lengths, max(1, batch_tokens // stack.num_slots)):
-        batch = collate(prompts, rows, base.pad_id, side="left")
-        with _only(settings, base.model):
-            output_BT = cast(Any, base.model).generate(
-                input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
-                attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
-                generation_config=settings,
-            )
-        new_BT = output_BT[:, batch.input_ids_BT.shape[1] :].tolist()
-        texts = [_answer(base, tokens, settings.eos_token_id) for tokens in new_BT]
-        yield rows, [texts[slot * len(rows) : (slot + 1) * len(rows)] for slot in range(stack.num_slots)]
+    answer = _with_trees if follows_trees(base, examples, stack.num_slots) else _with_padding
+    ends = end_tokens(base)
+    for rows, tokens in answer(stack, base, examples, decoding, max(1, batch_tokens // stack.num_slots)):
+        yield rows, [[_answer(base, ids, ends) for ids in of_slot] for of_slot in tokens]
 
 
 def end_tokens(base: BaseModel) -> list[int]:
@@ -67,6 +67,154 @@ def end_tokens(base: BaseModel) -> list[int]:
     declared = getattr(base.model.generation_config, "eos_token_id", None)
     ends = {base.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     return sorted(int(end) for end in ends if end is not None)
+
+
+class TokenChoice:
+    """The next token of every question, for all slots.
+
+    Args:
+        seeds: one per slot.
+        ids: of the questions.
+    """
+
+    def __init__(self, decoding: DecodingConfig, seeds: Sequence[int], ids: Sequence[str]) -> None:
+        self._decoding = decoding
+        self._draws_NET: Tensor | None = None
+        if decoding.strategy != "greedy":
+            draws = [
+                [streams.generator(seed, "decode", question).random(decoding.max_new_tokens) for question in ids]
+                for seed in seeds
+            ]
+            self._draws_NET = torch.from_numpy(np.array(draws))
+
+    def choose(self, logits_NEV: Tensor, questions: Sequence[int], step: int) -> Tensor:
+        """``[N, E]`` token ids.
+
+        Args:
+            questions: which of the ids the logits belong to.
+            step: how many tokens each has already got.
+        """
+        if self._draws_NET is None:
+            return logits_NEV.argmax(dim=-1)
+        probabilities, tokens = self._kept(logits_NEV).sort(dim=-1, descending=True, stable=True)
+        cumulative = probabilities.cumsum(dim=-1)
+        draws_NE = self._draws_NET[:, list(questions), step].to(logits_NEV.device)
+        # The last token that has any probability ends the line: rounding must not carry a draw beyond it.
+        possible = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+        place = torch.searchsorted(cumulative, (draws_NE[..., None] * cumulative[..., -1:]).contiguous(), right=True)
+        return tokens.gather(-1, place.minimum(possible))[..., 0]
+
+    def _kept(self, logits_NEV: Tensor) -> Tensor:
+        """Probabilities after temperature and cutting off, in that order, as transformers' warpers have it."""
+        scaled = logits_NEV.double() / self._decoding.temperature
+        if self._decoding.strategy == "top_k":
+            least = scaled.topk(min(self._decoding.top_k, scaled.shape[-1]), dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < least, float("-inf"))
+        if self._decoding.strategy == "nucleus":
+            ascending, order = scaled.sort(dim=-1)
+            # The likeliest token stays even where its probability alone exceeds top_p.
+            beyond = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - self._decoding.top_p
+            beyond[..., -1] = False
+            scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
+        return scaled.softmax(dim=-1)
+
+
+def _with_trees(
+    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
+    for forest in cut(examples, range(len(examples)), None, most_tokens, prompts_only=True):
+        choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in forest.rows])
+        yield forest.rows, _decode_forest(stack, base, forest, choice, decoding.max_new_tokens)
+
+
+def _decode_forest(stack: Stack, base: BaseModel, forest: Forest, choice: TokenChoice, most_new: int) -> list[list[list[int]]]:
+    """The new tokens of every slot's questions; what comes after a slot's own end token is another slot's waiting time."""
+    num_slots, num_questions = stack.num_slots, len(forest.rows)
+    blocks = blocks_of(forest.trees, forest.end_T, forest.num_tokens, base.model.dtype, base.device)
+    dtype = torch.float32 if slow_bfloat16(next(base.model.parameters())) else base.model.dtype
+    cache = PrefixCache(blocks, forest.end_T, forest.last_E, most_new, dtype)
+    ends = torch.tensor(end_tokens(base), device=base.device)
+    ids_NT = torch.from_numpy(forest.input_ids_T).to(base.device).expand(num_slots, -1)
+    position_T = torch.from_numpy(forest.position_T).to(base.device)
+    last_E = torch.from_numpy(forest.last_E).to(base.device)
+    logits_NEV = _logits(base, ids_NT, position_T.expand(num_slots, -1), cache, last_E)
+    next_position_E = position_T[last_E] + 1
+    open_questions = list(range(num_questions))
+    ended_NE = torch.zeros(num_slots, num_questions, dtype=torch.bool, device=base.device)
+    new: list[list[list[int]]] = [[[] for _ in range(num_questions)] for _ in range(num_slots)]
+    for step in range(most_new):
+        tokens_NE = choice.choose(logits_NEV, open_questions, step)
+        for slot, of_slot in enumerate(tokens_NE.tolist()):
+            for question, token in zip(open_questions, of_slot, strict=True):
+                new[slot][question].append(token)
+        ended_NE |= torch.isin(tokens_NE, ends)
+        going_on = (~ended_NE.all(dim=0)).tolist()
+        if step + 1 == most_new or not any(going_on):
+            break
+        cache.advance(going_on)
+        kept = torch.tensor(going_on, device=base.device).nonzero()[:, 0]
+        open_questions = [question for question, goes_on in zip(open_questions, going_on, strict=True) if goes_on]
+        ended_NE, tokens_NE = ended_NE[:, kept], tokens_NE[:, kept]
+        next_position_E = next_position_E[kept]
+        logits_NEV = _logits(base, tokens_NE, next_position_E.expand(num_slots, -1), cache)
+        next_position_E = next_position_E + 1
+    return new
+
+
+def _logits(
+    base: BaseModel, ids_NT: Tensor, position_NT: Tensor, attention: Attention, columns: Tensor | None = None
+) -> Tensor:
+    """Next-token logits ``[N, E, V]`` at ``columns``, or at every token."""
+    inputs: dict[str, Any] = {"input_ids": ids_NT, "position_ids": position_NT, "tree": attention, "use_cache": False}
+    with steered(base.model):
+        if base.plain_head:
+            hidden_NTD = base.model.base_model(**inputs).last_hidden_state
+            hidden_NTD = hidden_NTD if columns is None else hidden_NTD[:, columns]
+            logits: Tensor = base.model.get_output_embeddings()(hidden_NTD)
+        elif columns is not None and "logits_to_keep" in inspect.signature(base.model.forward).parameters:
+            logits = base.model(**inputs, logits_to_keep=columns).logits
+        else:
+            logits = base.model(**inputs).logits
+            logits = logits if columns is None else logits[:, columns]
+    return logits
+
+
+def _with_padding(
+    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
+    """transformers' ``generate`` on left-padded prompts."""
+    prompts = [
+        Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
+        for example in examples
+    ]
+    settings = _settings(base, decoding)
+    lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
+    for rows in evaluation_batches(lengths, most_tokens):
+        batch = collate(prompts, rows, base.pad_id, side="left")
+        width = batch.input_ids_BT.shape[1]
+        choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in rows])
+        with _only(settings, base.model):
+            output_BT = cast(Any, base.model).generate(
+                input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
+                attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width)]),
+            )
+        yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
+
+
+class _OnlyChosen(LogitsProcessor):
+    """Leaves ``generate`` nothing but the token that ``choice`` takes, so that its greedy search follows."""
+
+    def __init__(self, choice: TokenChoice, num_slots: int, width: int) -> None:
+        self._choice = choice
+        self._num_slots = num_slots
+        self._width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores_NEV = scores.reshape(self._num_slots, -1, scores.shape[-1])
+        chosen = self._choice.choose(scores_NEV, range(scores_NEV.shape[1]), input_ids.shape[1] - self._width)
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen.reshape(-1, 1), 0.0)
 
 
 def _settings(base: BaseModel, decoding: DecodingConfig) -> GenerationConfig:
@@ -91,7 +239,7 @@ def _only(settings: GenerationConfig, model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _answer(base: BaseModel, tokens: list[int], ends: list[int] | None) -> Answer:
-    stop = next((index for index, token in enumerate(tokens) if token in (ends or ())), len(tokens))
+def _answer(base: BaseModel, tokens: list[int], ends: Sequence[int]) -> Answer:
+    stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     text = str(base.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()
-    return Answer(text, finished=stop < len(tokens))
+    return Answer(text, finished=stop < len(tokens), tokens=tuple(tokens[:stop]))

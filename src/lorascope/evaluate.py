@@ -8,7 +8,7 @@ Legend: N slots, B rows, T tokens, C classes, K supervised positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 
 from lorascope.base_model import BaseModel
 from lorascope.config import EvaluateConfig
-from lorascope.data.packing import Batch, collate, evaluation_batches
+from lorascope.data.packing import Batch, collate, concatenate, evaluation_batches
 from lorascope.data.task import Example, Task
+from lorascope.data.tree import cut
 from lorascope.decode import generate
 from lorascope.errors import DataError
 from lorascope.lora.stack import Stack
+from lorascope.losses import follows_trees, model_inputs, padded_losses, tree_losses
 from lorascope.metrics import score, squad_exact_match, squad_f1
-from lorascope.train import concatenate, model_inputs, row_losses
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class EvaluationStep:
 
 
 EvaluationRun = Generator[EvaluationStep, None, list["Evaluation"]]
+# The examples of a forward pass, and their losses ``[N, E]``.
+LossPasses = Iterator[tuple[list[int], torch.Tensor]]
 
 
 @dataclass
@@ -111,9 +114,9 @@ def _token_losses(stack: Stack, base: BaseModel, task: Task, settings: EvaluateC
     losses_NE = torch.zeros(stack.num_slots, len(scored), dtype=torch.float64)
     counts = [sum((example.is_target or [])[1:]) for example in scored]
     done = 0
-    for rows in _batches(stack, scored, settings):
-        sums = row_losses(base, _repeated(stack, scored, rows, base.pad_id))
-        losses_NE[:, rows] = sums.double().cpu().reshape(stack.num_slots, len(rows))
+    passes = _tree_losses if follows_trees(base, scored, stack.num_slots) else _padded_losses
+    for rows, losses in passes(stack, base, scored, settings):
+        losses_NE[:, rows] = losses.double().cpu()
         done += len(rows)
         yield EvaluationStep("measuring the loss", done, len(scored))
     evaluations = []
@@ -129,6 +132,18 @@ def _token_losses(stack: Stack, base: BaseModel, task: Task, settings: EvaluateC
         ]
         evaluations.append(Evaluation({"eval_loss": loss, "perplexity": perplexity}, rows_out))
     return evaluations
+
+
+def _tree_losses(stack: Stack, base: BaseModel, examples: Sequence[Example], settings: EvaluateConfig) -> LossPasses:
+    most_tokens = max(1, settings.batch_tokens // stack.num_slots)
+    for forest in cut(examples, range(len(examples)), None, most_tokens):
+        yield forest.rows, tree_losses(base, [forest] * stack.num_slots)
+
+
+def _padded_losses(stack: Stack, base: BaseModel, examples: Sequence[Example], settings: EvaluateConfig) -> LossPasses:
+    for rows in _batches(stack, examples, settings):
+        losses = padded_losses(base, _repeated(stack, examples, rows, base.pad_id))
+        yield rows, losses.reshape(stack.num_slots, len(rows))
 
 
 def _answer(

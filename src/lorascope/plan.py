@@ -6,6 +6,7 @@ described in ``estimate``; the figures measured by a run replace them. Floor: be
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from torch import nn
 from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
 from lorascope.errors import ModelError
+from lorascope.lora.linear import features, linear_modules, num_parameters
 from lorascope.lora.peft_io import check_fits, peft_parameters, read_adapter
+from lorascope.lora.quantised import BITS_PER_WEIGHT, check_installed
 from lorascope.lora.stack import Placement, Slot, count_adapter, count_trainable, head_parameters
 from lorascope.lora.targets import resolve
 
@@ -83,7 +86,7 @@ def slot_of(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> Slot:
 def parameters(model: nn.Module, slot: Slot, heads: Sequence[str]) -> tuple[int, int, int]:
     """(trainable, base + adapter with the head counted once, total as PEFT prints it); exact."""
     trainable = count_trainable(model, slot, heads)
-    base = sum(parameter.numel() for parameter in model.parameters())
+    base = num_parameters(model)
     head = sum(parameter.numel() for parameter in head_parameters(dict(model.named_parameters()), heads).values())
     return trainable, base + count_adapter(model, slot), base + peft_parameters(model, slot) + head
 
@@ -92,7 +95,12 @@ def meta_model(trial: TrialConfig, task_type: str, num_labels: int) -> tuple[nn.
     """The trial's base on the meta device, and the modules that will be trained whole.
 
     A pooler that a local checkpoint lacks is newly initialised when the base is loaded, and trained then; so it counts.
+
+    Raises:
+        ModelError: the model is not there or cannot be quantised here; it is known before anything is trained.
     """
+    if trial.base.quantization is not None:
+        check_installed()
     config = read_config(trial.base)
     model = skeleton(config, task_type, num_labels)  # type: ignore[arg-type]
     heads = head_modules(model, task_type)  # type: ignore[arg-type]
@@ -113,8 +121,9 @@ def estimate(
 ) -> Cost:
     """The trial's cost when it runs alone.
 
-    Memory: the process, the base in its dtype, four copies of what trains, and the activations of one micro-batch of the
-    longest rows that the backward pass keeps (about 16 widths and 4 feed-forward widths a token and layer), with the logits.
+    Memory: the process, the base as ``base_bytes`` counts it, four copies of what trains, and the activations of one
+    micro-batch of the longest rows that the backward pass keeps (about 16 widths and 4 feed-forward widths a token and
+    layer), with the logits.
     Time: two operations per base weight and token forward, two backward (frozen weights get no gradient), at the rate
     probed on this machine times a usual efficiency.
     """
@@ -122,8 +131,9 @@ def estimate(
     trainable, total, peft_total = parameters(model, slot, heads)
     item = _BYTES[trial.base.dtype]
     rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
-    base = sum(parameter.numel() for parameter in model.parameters())
-    memory = _PROCESS_BYTES + base * item + slot_bytes(model, rows, work.longest_tokens, item, trainable)
+    base = num_parameters(model)
+    slot_memory = slot_bytes(model, rows, work.longest_tokens, item, trainable)
+    memory = _PROCESS_BYTES + base_bytes(trial.base, model, heads) + slot_memory
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
         epochs = trial.train.num_steps(work.num_examples) / trial.train.steps_per_epoch(work.num_examples)
@@ -135,6 +145,17 @@ def estimate(
     if not fits:
         reason = f"needs about {memory / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f} GiB; lower micro_batch_size or dtype"
     return Cost(trainable, total, peft_total, memory, seconds, fits, reason)
+
+
+def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) -> int:
+    """The base while it trains: in its dtype, or packed, with the largest weight in full for the length of a product."""
+    item = _BYTES[base.dtype]
+    total = num_parameters(model) * item
+    if base.quantization is None:
+        return total
+    packed = [math.prod(features(layer)) for layer in linear_modules(model, heads).values()]
+    # In float32, which is what processors without bfloat16 products compute in.
+    return total - sum(packed) * item + math.ceil(sum(packed) * BITS_PER_WEIGHT / 8) + 4 * max(packed, default=0)
 
 
 def slot_bytes(model: nn.Module, rows: int, longest_tokens: int, item: int, trainable: int) -> int:

@@ -11,29 +11,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from lorascope.base_model import BaseModel
 from lorascope.config import TrainConfig
-from lorascope.data.packing import Batch, batch_order, collate, length_groups
+from lorascope.data.packing import Batch, batch_order, collate, concatenate, length_groups, token_spans
 from lorascope.data.task import Example
+from lorascope.data.tree import cut, sibling_groups
 from lorascope.errors import RunError
-from lorascope.lora.layer import DropoutPlan, StackedLinear
+from lorascope.lora.layer import DropoutPlan, Spans
 from lorascope.lora.parameters import SlotParameters
 from lorascope.lora.stack import Stack
+from lorascope.losses import follows_trees, padded_losses, tree_losses
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
-# Logits of so many positions exist at a time; more positions are computed again in the backward pass.
-_LOGIT_CHUNK = 1024
 # What one more forward and backward pass costs, in tokens of work: measured on two cores with a six-layer encoder.
 _PASS_OVERHEAD_TOKENS = 128
+
+# For every slot and row the tokens that it holds, and a function that runs the model: losses ``[N, E]``.
+MicroBatch = tuple[list[list[Spans]], Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def train(
     num_examples = len(examples)
     steps_per_epoch = shared.steps_per_epoch(num_examples)
     num_steps = shared.num_steps(num_examples)
+    groups = sibling_groups(examples)
     orders: dict[int, list[list[int]]] = {}
     for step in range(num_steps):
         if not stack.slots:
@@ -99,7 +102,7 @@ def train(
         started = time.perf_counter()
         epoch, index = divmod(step, steps_per_epoch)
         if index == 0 or not orders:
-            orders = {seed: batch_order(num_examples, shared.batch_size, seed, epoch) for seed in set(stack.context.seeds)}
+            orders = {seed: batch_order(groups, shared.batch_size, seed, epoch) for seed in set(stack.context.seeds)}
         rows_by_seed = {seed: orders[seed][index] for seed in dict.fromkeys(stack.context.seeds)}
         losses_N = forward_backward(stack, base, examples, rows_by_seed, shared.micro_batch_size, step)
         rates = [learning_rate(settings[slot.name], step, num_steps) for slot in stack.slots]
@@ -126,22 +129,18 @@ def forward_backward(
 ) -> Tensor:
     """Gradients of one optimiser batch, accumulated over its micro-batches; the slots' losses ``[N]``.
 
-    The loss of a slot is the mean over its own batch's supervised tokens (or examples), however the batch is cut; it is cut
-    into micro-batches of nearly equal length, so that little is computed on padding.
+    The loss of a slot is the mean over its own batch's supervised tokens (or examples), however the batch is cut: as prefix
+    trees where the base can follow them, else as padded rows of nearly equal length.
     """
     stack.parameters.zero_gradients()
     seeds = stack.context.seeds
     totals = {seed: _num_supervised(examples, rows) for seed, rows in rows_by_seed.items()}
     total_N = torch.tensor([totals[seed] for seed in seeds], dtype=torch.float64, device=base.device)
-    firsts = {seed: _first_tokens(examples, rows) for seed, rows in rows_by_seed.items()}
-    pieces = _micro_batches(examples, rows_by_seed, micro_batch_size, len(seeds))
     losses_N = torch.zeros(len(seeds), dtype=torch.float64, device=base.device)
-    for index in range(len(pieces[seeds[0]])):
-        rows = {seed: pieces[seed][index] for seed in pieces}
-        plan = {seed: [(firsts[seed][row], len(examples[row].input_ids)) for row in chosen] for seed, chosen in rows.items()}
-        stack.context.dropout = DropoutPlan(step, [plan[seed] for seed in seeds])
-        batch = stacked_batch(examples, rows, seeds, base.pad_id)
-        sums_N = row_losses(base, batch).reshape(len(seeds), -1).sum(dim=1)
+    cut_up = _trees if follows_trees(base, examples, len(seeds)) else _padded_rows
+    for plan, example_losses in cut_up(base, examples, rows_by_seed, micro_batch_size, seeds):
+        stack.context.dropout = DropoutPlan(step, plan)
+        sums_N = example_losses().sum(dim=1)
         stack.parameters.accumulate_gradients((sums_N / total_N.to(sums_N.dtype)).sum())
         losses_N += sums_N.detach().double() / total_N
     stack.context.dropout = None
@@ -149,10 +148,30 @@ def forward_backward(
     return losses_N
 
 
-def _micro_batches(
-    examples: Sequence[Example], rows_by_seed: Mapping[int, Sequence[int]], most_rows: int | None, num_slots: int
-) -> dict[int, list[list[int]]]:
-    """Each seed's batch cut into micro-batches of nearly equal length, cut at the same places for all seeds.
+def _trees(
+    base: BaseModel,
+    examples: Sequence[Example],
+    rows_by_seed: Mapping[int, Sequence[int]],
+    micro_batch_size: int | None,
+    seeds: Sequence[int],
+) -> Iterator[MicroBatch]:
+    """The batch as prefix trees, in one forward pass unless ``micro_batch_size`` says otherwise."""
+    pieces = {seed: cut(examples, rows, micro_batch_size, None) for seed, rows in rows_by_seed.items()}
+    for index in range(max(len(forests) for forests in pieces.values())):
+        chosen = {seed: forests[index] if index < len(forests) else None for seed, forests in pieces.items()}
+        forests = [chosen[seed] for seed in seeds]
+        spans = [[[] if forest is None else token_spans(forest.origin_T)] for forest in forests]
+        yield spans, partial(tree_losses, base, forests)
+
+
+def _padded_rows(
+    base: BaseModel,
+    examples: Sequence[Example],
+    rows_by_seed: Mapping[int, Sequence[int]],
+    micro_batch_size: int | None,
+    seeds: Sequence[int],
+) -> Iterator[MicroBatch]:
+    """The batch cut into micro-batches of nearly equal length, at the same places for all seeds.
 
     The batch's members, and with them its gradient, stay what they were: losses are sums over rows, and dropout masks belong
     to tokens.
@@ -160,88 +179,20 @@ def _micro_batches(
     by_length = {
         seed: sorted(rows, key=lambda row: len(examples[row].input_ids), reverse=True) for seed, rows in rows_by_seed.items()
     }
+    firsts = {seed: _first_tokens(examples, rows) for seed, rows in rows_by_seed.items()}
     widths = [max(len(examples[row].input_ids) for row in rank) for rank in zip(*by_length.values(), strict=True)]
-    sizes = length_groups(widths, most_rows, -(-_PASS_OVERHEAD_TOKENS // num_slots))
-    pieces: dict[int, list[list[int]]] = {seed: [] for seed in by_length}
     start = 0
-    for size in sizes:
-        for seed, rows in by_length.items():
-            pieces[seed].append(rows[start : start + size])
+    for size in length_groups(widths, micro_batch_size, -(-_PASS_OVERHEAD_TOKENS // len(seeds))):
+        width = widths[start]
+        rows = {seed: rows[start : start + size] for seed, rows in by_length.items()}
+        spans = {seed: [[(firsts[seed][row], len(examples[row].input_ids))] for row in chosen] for seed, chosen in rows.items()}
+        batch = concatenate([collate(examples, rows[seed], base.pad_id, pad_to=width) for seed in seeds])
+        yield [spans[seed] for seed in seeds], partial(_padded_losses, base, batch, len(seeds))
         start += size
-    return pieces
 
 
-def stacked_batch(
-    examples: Sequence[Example], rows_by_seed: Mapping[int, Sequence[int]], seeds: Sequence[int], pad_id: int
-) -> Batch:
-    """The slots' batches one after the other, ``[N·B, T]``, padded to one width."""
-    width = max(len(examples[row].input_ids) for rows in rows_by_seed.values() for row in rows)
-    batches = {seed: collate(examples, rows, pad_id, pad_to=width) for seed, rows in rows_by_seed.items()}
-    if len(seeds) == 1:
-        return batches[seeds[0]]
-    return concatenate([batches[seed] for seed in seeds])
-
-
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Batches of one width as one batch."""
-
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(batch, name) for batch in batches]
-        return None if values[0] is None else torch.cat(values)
-
-    return Batch(
-        input_ids_BT=torch.cat([batch.input_ids_BT for batch in batches]),
-        attention_mask_BT=torch.cat([batch.attention_mask_BT for batch in batches]),
-        is_target_BT=joined("is_target_BT"),
-        labels_B=joined("labels_B"),
-        token_type_ids_BT=joined("token_type_ids_BT"),
-        rows=[row for batch in batches for row in batch.rows],
-    )
-
-
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What the model's ``forward`` is given."""
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
-    if batch.token_type_ids_BT is not None:
-        inputs["token_type_ids"] = batch.token_type_ids_BT
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
-def row_losses(base: BaseModel, batch: Batch) -> Tensor:
-    """Summed cross-entropy of each row's supervised tokens, or of its label, ``[N·B]``."""
-    inputs = model_inputs(batch, base.device)
-    if base.task_type == "SEQ_CLS":
-        assert batch.labels_B is not None
-        logits = base.model(**inputs).logits
-        return F.cross_entropy(_at_least_fp32(logits), batch.labels_B.to(base.device), reduction="none")
-    assert batch.is_target_BT is not None
-    return _token_losses(base, inputs, batch.is_target_BT.to(base.device))
-
-
-def _token_losses(base: BaseModel, inputs: dict[str, Tensor], is_target_BT: Tensor) -> Tensor:
-    """Cross-entropy on target tokens; logits exist for the positions that predict one, and nowhere else."""
-    predicts_BT = is_target_BT[:, 1:]
-    targets_K = inputs["input_ids"][:, 1:][predicts_BT]
-    row_K = predicts_BT.nonzero()[:, 0]
-    output = base.model.get_output_embeddings()
-    # A trained output head sees whole rows: it tells slots apart by their place in the batch.
-    if base.plain_head and not isinstance(output, StackedLinear):
-        hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-        losses_K = _chunked_losses(output, hidden_BTD[:, :-1][predicts_BT], targets_K)
-    else:
-        logits_BTV = base.model(**inputs, use_cache=False).logits
-        losses_K = F.cross_entropy(_at_least_fp32(logits_BTV[:, :-1][predicts_BT]), targets_K, reduction="none")
-    return torch.zeros(len(predicts_BT), dtype=losses_K.dtype, device=base.device).index_add(0, row_K, losses_K)
-
-
-def _chunked_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
-    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(_at_least_fp32(output(hidden)), targets, reduction="none")
-
-    if len(targets_K) <= _LOGIT_CHUNK:
-        return losses(hidden_KD, targets_K)
-    chunks = zip(hidden_KD.split(_LOGIT_CHUNK), targets_K.split(_LOGIT_CHUNK), strict=True)
-    return torch.cat([checkpoint(losses, hidden, targets, use_reentrant=False) for hidden, targets in chunks])
+def _padded_losses(base: BaseModel, batch: Batch, num_slots: int) -> Tensor:
+    return padded_losses(base, batch).reshape(num_slots, -1)
 
 
 def learning_rate(settings: TrainConfig, step: int, num_steps: int) -> float:
@@ -274,7 +225,8 @@ def adamw_step(
     """
     gradients_NP = parameters.gradients_NP
     values = parameters.values_NP
-    norms_N = gradients_NP.norm(dim=1)
+    # In float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
+    norms_N = torch.linalg.vector_norm(gradients_NP, dim=1, dtype=torch.float64).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
     limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
     rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
@@ -313,7 +265,3 @@ def _first_tokens(examples: Sequence[Example], rows: Sequence[int]) -> dict[int,
         offsets[row] = total
         total += len(examples[row].input_ids)
     return offsets
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -444,3 +444,59 @@ def test_ctrl_c_is_one_line(command, cli, study_file, tmp_path, monkeypatch):
     ended = cli(command, study_file())
     resumable = "; finished trials are kept, go on with --resume" if command == "run" else ""
     assert (ended.code, ended.err) == (130, f"lorascope: interrupted{resumable}\n")
+
+
+def test_a_packed_base_runs_and_the_results_say_so(cli, study_file, tmp_path, model_directory):
+    plain = json.loads(cli("run", study_file(), "--out", tmp_path / "plain", "--json").out)["trials"]
+    path = study_file(base={"model": str(model_directory("bert")), "quantization": "nf4"})
+    planned = json.loads(cli("plan", path, "--json").out)["trials"]
+    ended = cli("run", path, "--out", tmp_path / "nf4", "--json")
+    assert ended.code == 0, ended.err
+    trials = json.loads(ended.out)["trials"]
+    for trial, plan, full in zip(trials, planned, plain, strict=True):
+        assert (trial["status"], trial["config"]["quantization"], full["config"]["quantization"]) == ("done", "nf4", None)
+        for key in ("trainable_params", "total_params", "peft_total_params"):
+            assert trial[key] == plan[key] == full[key]
+        assert 0 < abs(trial["metrics"]["eval_loss"] - full["metrics"]["eval_loss"]) < 0.5
+        assert trial["trial"] == plan["trial"] != full["trial"]
+        assert (tmp_path / "nf4" / trial["adapter"] / "adapter_config.json").is_file()
+    with Store.open(tmp_path / "nf4") as store:
+        losses = [step["loss"] for step in store.steps(trials[1]["trial"])]
+    assert losses[-1] < losses[0]
+    assert "nf4" in cli("results", tmp_path / "nf4", "--csv").out
+    again = cli("run", path, "--out", tmp_path / "again", "--json")
+    assert [trial["metrics"] for trial in json.loads(again.out)["trials"]] == [trial["metrics"] for trial in trials]
+
+
+def test_an_ablation_over_quantization_has_a_cohort_for_each(cli, study_file, tmp_path):
+    path = study_file(
+        adapter={"r": 2, "targets": ["query"]}, design={"kind": "ablation", "over": {"quantization": [None, "nf4"]}}
+    )
+    ended = cli("run", path, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    assert "2 trials to run in 2 cohorts" in ended.err
+    trials = json.loads(ended.out)["trials"]
+    assert {trial["config"]["quantization"]: trial["status"] for trial in trials} == {None: "done", "nf4": "done"}
+    assert len({trial["total_params"] for trial in trials}) == 1
+    with Store.open(tmp_path / "run") as store:
+        rows = store.trials()
+    assert len({row.cohort for row in rows}) == len({row.base_checksum for row in rows}) == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_without_bitsandbytes_a_packed_study_is_refused_before_anything_is_made(
+    command, cli, study_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lorascope.lora.quantised.find_spec", lambda name: None)
+    path = study_file(design={"kind": "ablation", "over": {"quantization": [None, "nf4"]}})
+    ended = cli(command, path, *(["--out", tmp_path / "run"] if command == "run" else []))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert "nf4 needs bitsandbytes, which is not installed; pip install 'lorascope[quant]'" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_packed_float64_base_is_wrong_usage(cli, study_file, model_directory):
+    path = study_file(base={"model": str(model_directory("bert")), "dtype": "float64", "quantization": "nf4"})
+    ended = cli("plan", path)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in ended.err

@@ -1,6 +1,6 @@
 """Orders, micro-batches, evaluation batches and padding."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -8,10 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.data.packing import batch_order, collate, evaluation_batches, length_groups
+from lorascope.data.packing import batch_order, collate, concatenate, evaluation_batches, length_groups, token_spans
 from lorascope.data.task import Example
 
 SEEDS = st.integers(0, 2**63 - 1)
+
+
+def singles(count):
+    """Examples without siblings."""
+    return [[index] for index in range(count)]
 
 
 def joined(batches):
@@ -29,7 +34,7 @@ def labelled(*ids, label=0, types=None):
 @given(st.integers(0, 200), st.integers(1, 20), SEEDS, st.integers(0, 50))
 @settings(deadline=None)
 def test_an_order_is_a_permutation_in_batches_of_which_only_the_last_is_short(count, size, seed, epoch):
-    batches = batch_order(count, size, seed, epoch)
+    batches = batch_order(singles(count), size, seed, epoch)
     assert sorted(row for batch in batches for row in batch) == list(range(count))
     assert all(len(batch) == size for batch in batches[:-1])
     assert all(batches)
@@ -37,17 +42,17 @@ def test_an_order_is_a_permutation_in_batches_of_which_only_the_last_is_short(co
 
 @given(SEEDS, st.integers(0, 50), st.integers())
 def test_an_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
-    first = batch_order(50, 8, seed, epoch)
+    first = batch_order(singles(50), 8, seed, epoch)
     np.random.seed(noise % 2**32)
     torch.manual_seed(noise % 2**32)
-    assert batch_order(50, 8, seed, epoch) == first
-    assert joined(batch_order(50, 5, seed, epoch)) == joined(first)
-    assert batch_order(50, 8, seed, epoch + 1) != first
-    assert batch_order(50, 8, seed + 1, epoch) != first
+    assert batch_order(singles(50), 8, seed, epoch) == first
+    assert joined(batch_order(singles(50), 5, seed, epoch)) == joined(first)
+    assert batch_order(singles(50), 8, seed, epoch + 1) != first
+    assert batch_order(singles(50), 8, seed + 1, epoch) != first
 
 
 def test_the_order_of_a_seed_stays_the_same_from_release_to_release():
-    assert batch_order(8, 3, seed=42, epoch=0) == [[6, 3, 7], [0, 5, 4], [2, 1]]
+    assert batch_order(singles(8), 3, seed=42, epoch=0) == [[6, 3, 7], [0, 5, 4], [2, 1]]
 
 
 def cost(lengths, sizes, overhead):
@@ -152,4 +157,70 @@ def test_no_rows_and_too_short_a_width_are_refused():
     with pytest.raises(ValueError, match="most_rows"):
         length_groups([1], 0, 0)
     with pytest.raises(ValueError, match="batch_size"):
-        batch_order(3, 0, 0, 0)
+        batch_order(singles(3), 0, 0, 0)
+
+
+def split_groups(sizes):
+    """Examples numbered through, in groups of these sizes."""
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+
+GROUPS = st.lists(st.integers(1, 7), max_size=40).map(split_groups)
+
+
+@given(GROUPS, st.integers(1, 10), SEEDS, st.integers(0, 50))
+@settings(deadline=None)
+def test_groups_come_in_batches_of_which_only_the_last_is_short_and_every_example_once(groups, size, seed, epoch):
+    batches = batch_order(groups, size, seed, epoch)
+    assert sorted(joined(batches)) == joined(groups)
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(0 < len(batch) <= size for batch in batches)
+    before = [list(group) for group in groups]
+    assert batch_order(groups, size, seed, epoch) == batches, "a function of its arguments alone"
+    assert groups == before, "and the groups are the caller's"
+
+
+@given(GROUPS, st.integers(1, 10), SEEDS)
+@settings(deadline=None)
+def test_a_group_is_split_only_where_none_that_waits_fits(groups, size, seed):
+    """Fewer groups than are looked through, so all that wait are looked at."""
+    batches = batch_order(groups, size, seed, 0)
+    batch_of = {row: index for index, batch in enumerate(batches) for row in batch}
+    for group in groups:
+        places = [batch_of[row] for row in group]
+        assert places == sorted(places), "members keep their order"
+        for index in sorted(set(places))[:-1]:
+            room = places.count(index)
+            waiting = [other for other in groups if all(batch_of[row] > index for row in other)]
+            assert all(len(other) > room for other in waiting)
+        if len(group) <= size:
+            # What is left comes next, so a group that is split at all lies in neighbouring batches.
+            assert places[-1] - places[0] <= 1
+
+
+def test_groups_are_kept_whole_where_they_fill_batches():
+    groups = split_groups([4, 2, 4, 2, 2, 2, 8])
+    for seed in range(20):
+        batches = batch_order(groups, 4, seed, 0)
+        batch_of = {row: index for index, batch in enumerate(batches) for row in batch}
+        assert all(len({batch_of[row] for row in group}) == max(1, len(group) // 4) for group in groups)
+    assert batch_order(groups, 4, 0, 0) != batch_order(groups, 4, 1, 0)
+    assert batch_order(groups, 4, 0, 0) != batch_order(groups, 4, 0, 1)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=30, unique=True).map(sorted))
+def test_token_spans_are_runs_of_consecutive_numbers(numbers):
+    spans = token_spans(numbers)
+    assert joined(list(range(first, first + length)) for first, length in spans) == numbers
+    assert all(first + length < following for (first, length), (following, _) in pairwise(spans))
+
+
+def test_batches_of_one_width_become_one():
+    examples = [causal(5, 6, 7), causal(8, 9), causal(1, 2, 3)]
+    one = concatenate([collate(examples, [1], 0, pad_to=3), collate(examples, [0, 2], 0)])
+    assert one.input_ids_BT.tolist() == [[8, 9, 0], [5, 6, 7], [1, 2, 3]]
+    assert one.attention_mask_BT.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert one.is_target_BT.sum().item() == 3
+    assert one.rows == [1, 0, 2]
+    assert one.labels_B is None

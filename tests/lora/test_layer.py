@@ -15,7 +15,7 @@ from lorascope.lora.layer import DropoutPlan, Part, SlotContext, StackedDropout,
 N, B, T, D, O, R = 3, 2, 4, 5, 6, 2  # noqa: E741
 SCALING = torch.tensor([2.0, 0.5, 0.0], dtype=torch.float64)
 # The first row has four tokens and the second three; the second row's tokens follow the first's.
-ROWS = [[(0, 4), (4, 3)]] * N
+ROWS = [[[(0, 4)], [(4, 3)]]] * N
 
 
 def random(*shape, seed=0):

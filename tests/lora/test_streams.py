@@ -8,7 +8,7 @@ from lorascope.lora import streams
 
 
 def mask(rows, width, p=0.5, seed=1, features=12, key=(3, "m")):
-    return streams.keep_mask(p, features, rows, width, *key, seed=seed)
+    return streams.keep_mask(p, features, [[row] for row in rows], width, *key, seed=seed)
 
 
 def test_streams_are_pure_functions_of_their_key():

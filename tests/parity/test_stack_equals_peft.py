@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from lorascope.base_model import BaseModel, head_modules, weights_checksum
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
+from lorascope.data.tree import sibling_groups
 from lorascope.data.task import Example
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
@@ -114,7 +115,7 @@ def run_peft(
     losses, norms = [], []
     per_epoch = -(-len(examples) // BATCH)
     for step in range(STEPS):
-        rows = batch_order(len(examples), BATCH, seed, step // per_epoch)[step % per_epoch]
+        rows = batch_order(sibling_groups(examples), BATCH, seed, step // per_epoch)[step % per_epoch]
         batch = collate(examples, rows, pad_id=0)
         output = wrapped(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
         if task_type == "SEQ_CLS":

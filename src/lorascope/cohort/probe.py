@@ -18,6 +18,7 @@ import torch
 from lorascope.base_model import BaseModel
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order
+from lorascope.data.tree import sibling_groups
 from lorascope.data.task import Example
 from lorascope.lora.stack import Slot, Stack
 from lorascope.train import train
@@ -39,7 +40,7 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
 
     The batch with the longest row is among them, so that the peak is that of the epoch.
     """
-    batches = batch_order(len(examples), settings.batch_size, slot.seed, 0)
+    batches = batch_order(sibling_groups(examples), settings.batch_size, slot.seed, 0)
     longest = max(batches, key=lambda rows: max(len(examples[row].input_ids) for row in rows))
     meter = MemoryMeter(base.device)
     seconds_per_token: list[float] = []

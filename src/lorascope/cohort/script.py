@@ -8,6 +8,7 @@ dropout the masks differ. Floor: ``cohort``.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lorascope.base_model import load_base
 from lorascope.cohort.single import base_path
 from lorascope.config import AdapterConfig, BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
+from lorascope.data.tree import sibling_groups
 from lorascope.data.task import Example, Task, encode_task, read_task
 from lorascope.decode import end_tokens
 from lorascope.errors import UsageError
@@ -65,7 +67,7 @@ def write_script(trial_directory: Path, out: Path) -> None:
         )
         settings = _settings(study, trial, task, base.pad_id, end_tokens(base) if task.generates else [])
         _write_json(directory / "settings.json", settings)
-        _write_json(directory / "batches.json", _batches(trial, len(task.train)))
+        _write_json(directory / "batches.json", _batches(trial, task.train))
         _write_lines(directory / "train.jsonl", [_row(example) for example in task.train])
         _write_lines(directory / "eval.jsonl", [_row(example) for example in task.eval])
         (directory / "predictions.jsonl").write_text(predictions, encoding="utf-8")
@@ -116,12 +118,13 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
     }
 
 
-def _batches(trial: TrialConfig, num_examples: int) -> list[list[int]]:
+def _batches(trial: TrialConfig, examples: Sequence[Example]) -> list[list[int]]:
     """Every optimiser batch of the trial, in order."""
-    train = trial.train
+    train, num_examples = trial.train, len(examples)
+    groups = sibling_groups(examples)
     num_steps = train.num_steps(num_examples)
     epochs = -(-num_steps // train.steps_per_epoch(num_examples))
-    batches = [rows for epoch in range(epochs) for rows in batch_order(num_examples, train.batch_size, trial.seed, epoch)]
+    batches = [rows for epoch in range(epochs) for rows in batch_order(groups, train.batch_size, trial.seed, epoch)]
     return batches[:num_steps]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from lorascope.data.record import Example
 
 # Keeps the order's random stream apart from others that are keyed by (seed, epoch).
 ORDER_STREAM = 0x0D0E
+# So many of the waiting groups are looked through for one that fits: enough to find one, few enough to stay random.
+_LOOK_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,56 @@ class Batch:
     rows: list[int]
 
 
-def batch_order(num_examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Optimiser batches of one epoch: a permutation of the examples that depends on (seed, epoch) alone.
+def batch_order(groups: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Optimiser batches of one epoch, a function of the groups and (seed, epoch) alone.
 
-    The last batch may be short; every example occurs exactly once.
+    Groups come in random order. Each batch takes the next one, then others, of the next few, that fit into the room left;
+    a group is split only where none fits. Every example occurs exactly once, and only the last batch may be short.
+
+    Args:
+        groups: examples that should share a batch (``tree.sibling_groups``); single examples where there are none.
     """
-    if num_examples < 0 or batch_size < 1:
-        raise ValueError(f"num_examples {num_examples} must be >= 0 and batch_size {batch_size} >= 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be >= 1")
     generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, ORDER_STREAM]))
-    permutation: list[int] = generator.permutation(num_examples).tolist()
-    return [permutation[start : start + batch_size] for start in range(0, num_examples, batch_size)]
+    waiting = [list(groups[index]) for index in generator.permutation(len(groups))]
+    batches: list[list[int]] = []
+    while waiting:
+        batch: list[int] = []
+        while waiting and len(batch) < batch_size:
+            room = batch_size - len(batch)
+            fitting = next((index for index, group in enumerate(waiting[:_LOOK_AHEAD]) if len(group) <= room), 0)
+            group = waiting[fitting]
+            batch += group[:room]
+            waiting[fitting : fitting + 1] = [group[room:]] if len(group) > room else []
+        batches.append(batch)
+    return batches
+
+
+def token_spans(origin_T: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, length)."""
+    numbers = np.asarray(origin_T)
+    starts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()] if len(numbers) else []
+    return [(int(numbers[start]), stop - start) for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True)]
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Batches of one width as one batch."""
+    if len(batches) == 1:
+        return batches[0]
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(batch, name) for batch in batches]
+        return None if values[0] is None else torch.cat(values)
+
+    return Batch(
+        input_ids_BT=torch.cat([batch.input_ids_BT for batch in batches]),
+        attention_mask_BT=torch.cat([batch.attention_mask_BT for batch in batches]),
+        is_target_BT=joined("is_target_BT"),
+        labels_B=joined("labels_B"),
+        token_type_ids_BT=joined("token_type_ids_BT"),
+        rows=[row for batch in batches for row in batch.rows],
+    )
 
 
 def length_groups(lengths: Sequence[int], most_rows: int | None, overhead_tokens: int) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +23,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorascope.lora import streams
+from lorascope.lora.frozen import FrozenProduct, apply, product_of
+from lorascope.lora.linear import features
+
+
+# The tokens of a row, as (offset of the first in its optimiser batch, how many).
+Spans = list[tuple[int, int]]
 
 
 @dataclass
 class DropoutPlan:
-    """Where each slot's dropout stream stands in this forward pass.
-
-    Attributes:
-        step: the optimiser step.
-        rows: per slot, for each of its B rows, the offset of the row's first token in its optimiser batch and its length.
-    """
+    """Where each slot's dropout stream stands in this forward pass: the optimiser step, and per slot its rows' tokens."""
 
     step: int
-    rows: Sequence[Sequence[tuple[int, int]]]
+    rows: Sequence[Sequence[Spans]]
 
 
 @dataclass
@@ -55,16 +57,7 @@ class SlotContext:
             return None
         num_rows, width, num_features = x_NBTD.shape[1:]
         masks = [
-            # A pooled activation has one "token" a row; it takes the place of the row's first.
-            streams.keep_mask(
-                probability,
-                num_features,
-                [(first, min(length, width)) for first, length in rows],
-                width,
-                self.dropout.step,
-                module,
-                seed=seed,
-            )
+            streams.keep_mask(probability, num_features, rows, width, self.dropout.step, module, seed=seed)
             if probability > 0.0
             else torch.ones(num_rows, width, num_features)
             for probability, rows, seed in zip(probabilities, self.dropout.rows, self.seeds, strict=True)
@@ -96,6 +89,7 @@ class StackedLinear(nn.Module):
         self.name = name
         self.context = context
         self.parts: dict[str, Part] = {}
+        self._active_slots: slice | None = None
         self.dropouts: list[float] = [0.0] * context.num_slots
         self.trained_weight: Tensor | None = None
         self.trained_bias: Tensor | None = None
@@ -110,49 +104,124 @@ class StackedLinear(nn.Module):
         """The frozen bias."""
         return self.frozen.bias  # type: ignore[return-value]
 
+    @property
+    def num_outputs(self) -> int:
+        """O."""
+        return features(self.frozen)[1]
+
     def forward(self, x: Tensor) -> Tensor:
         """``[N·B, …, D] → [N·B, …, O]``."""
         num_slots = self.context.num_slots
+        bias = None if self.trained_bias is not None else self.bias
         x_NMD = x.reshape(num_slots, -1, x.shape[-1])
-        y_NMO = self._own_product(x, x_NMD)
+        if self.trained_weight is not None:
+            y_NMO = self._trained_product(x_NMD, bias)
+        elif self.parts:
+            lora_A_NRD, lora_B_NOR = self._factors(self.active)
+            mask_NMD = self._mask(x, lora_A_NRD.dtype)
+            y_NMO = _StackedProduct.apply(  # type: ignore[no-untyped-call]
+                x_NMD, bias, lora_A_NRD, lora_B_NOR, mask_NMD, self.active, product_of(self.frozen)
+            )
+        else:
+            y_NMO = apply(product_of(self.frozen), x_NMD, bias)
         if self.trained_bias is not None:
             y_NMO = y_NMO + self.trained_bias[:, None].to(y_NMO.dtype)
-        if self.parts:
-            y_NMO = self._add_updates(y_NMO, x, x_NMD)
         return y_NMO.reshape(*x.shape[:-1], y_NMO.shape[-1])
 
-    def _own_product(self, x: Tensor, x_NMD: Tensor) -> Tensor:
-        """The layer itself, without a bias that is trained."""
-        transposed = isinstance(self.frozen, Conv1D)
-        bias = None if self.trained_bias is not None else self.bias
-        if self.trained_weight is not None:
-            weight_NDO = self.trained_weight if transposed else self.trained_weight.transpose(1, 2)
-            y_NMO = torch.bmm(x_NMD, weight_NDO.to(x.dtype))
-            return y_NMO if bias is None else y_NMO + bias
-        weight_OD = self.weight.T if transposed else self.weight
-        return F.linear(x, weight_OD, bias).reshape(*x_NMD.shape[:2], -1)
+    def _trained_product(self, x_NMD: Tensor, bias: Tensor | None) -> Tensor:
+        """A head's own product: one weight per slot."""
+        assert self.trained_weight is not None
+        weight_NDO = self.trained_weight if isinstance(self.frozen, Conv1D) else self.trained_weight.transpose(1, 2)
+        y_NMO = torch.bmm(x_NMD, weight_NDO.to(x_NMD.dtype))
+        return y_NMO if bias is None else y_NMO + bias
 
-    def _add_updates(self, y_NMO: Tensor, x: Tensor, x_NMD: Tensor) -> Tensor:
-        """The low-rank updates, computed in the adapters' dtype as PEFT does, returned in the layer's."""
+    def _factors(self, active: slice) -> tuple[Tensor, Tensor]:
+        """The active slots' A's ``[N, R, D]`` and scaled B's ``[N, O, R]``, all parts side by side along the rank."""
         parts = list(self.parts.values())
-        x_NMD = x_NMD.to(parts[0].lora_A_NRD.dtype)
-        num_rows = x.shape[0] // self.context.num_slots
-        x_NBTD = x_NMD.reshape(self.context.num_slots, num_rows, -1, x.shape[-1])
+        lora_A_NRD = torch.cat([part.lora_A_NRD for part in parts], dim=1) if len(parts) > 1 else parts[0].lora_A_NRD
+        scaled = [
+            F.pad(part.scaling_N[:, None, None] * part.lora_B_NOR, (0, 0, part.start, self.num_outputs - part.stop))
+            for part in parts
+        ]
+        lora_B_NOR = torch.cat(scaled, dim=2) if len(scaled) > 1 else scaled[0]
+        return lora_A_NRD[active], lora_B_NOR[active]
+
+    @property
+    def active(self) -> slice:
+        """The slots from the first to the last that has an adapter here; the low-rank products leave the others out."""
+        if self._active_slots is None:
+            used = [index for part in self.parts.values() for index in part.scaling_N.nonzero()[:, 0].tolist()]
+            self._active_slots = slice(min(used, default=0), max(used, default=-1) + 1)
+        return self._active_slots
+
+    def set_part(self, key: str, part: Part) -> None:
+        """Put the adapters of one place in, or put others in their stead."""
+        self.parts[key] = part
+        self._active_slots = None
+
+    def _mask(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """``[N, M, D]``: this step's dropout of the adapters' input."""
+        num_slots = self.context.num_slots
+        x_NBTD = x.reshape(num_slots, x.shape[0] // num_slots, -1, x.shape[-1])
         mask_NBTD = self.context.dropout_mask(self.dropouts, self.name, x_NBTD)
-        if mask_NBTD is not None:
-            x_NMD = (x_NBTD * mask_NBTD).reshape(x_NMD.shape)
-        num_outputs = y_NMO.shape[-1]
-        lora_A_NRD = torch.cat([part.lora_A_NRD for part in parts], dim=1)
-        lora_B_NOR = torch.cat(
-            [
-                F.pad(part.scaling_N[:, None, None] * part.lora_B_NOR, (0, 0, part.start, num_outputs - part.stop))
-                for part in parts
-            ],
-            dim=2,
-        )
-        h_NMR = torch.bmm(x_NMD, lora_A_NRD.transpose(1, 2))
-        update_NMO = torch.baddbmm(y_NMO.to(h_NMR.dtype), h_NMR, lora_B_NOR.transpose(1, 2))
-        return update_NMO.to(y_NMO.dtype)
+        return None if mask_NBTD is None else mask_NBTD.reshape(num_slots, -1, x.shape[-1]).to(dtype)
+
+
+class _StackedProduct(torch.autograd.Function):
+    """Frozen product and low-rank update in one pass over the output, and one over the input's gradient.
+
+    The update is computed in the adapters' dtype, as PEFT does, and the sum rounded once to the layer's. Only the active
+    slots' inputs are kept. A's and B's are those of the active slots; x, bias and mask those of all.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NMD: Tensor,
+        bias: Tensor | None,
+        lora_A_NRD: Tensor,
+        lora_B_NOR: Tensor,
+        mask_NMD: Tensor | None,
+        active: slice,
+        product: FrozenProduct,
+    ) -> Tensor:
+        y_NMO = product.forward(x_NMD, bias)
+        own_NMD, own_mask_NMD = x_NMD[active], None if mask_NMD is None else mask_NMD[active]
+        h_NMR = torch.bmm(_dropped(own_NMD, own_mask_NMD, lora_A_NRD.dtype), lora_A_NRD.transpose(1, 2))
+        ctx.save_for_backward(own_NMD, lora_A_NRD, lora_B_NOR, own_mask_NMD, h_NMR)
+        ctx.active, ctx.product = active, product
+        _add_product(y_NMO[active], h_NMR, lora_B_NOR.transpose(1, 2))
+        return y_NMO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own_NMD, lora_A_NRD, lora_B_NOR, mask_NMD, h_NMR = ctx.saved_tensors
+        own_g_NMO = gradients[0][ctx.active].to(lora_B_NOR.dtype)
+        gh_NMR = torch.bmm(own_g_NMO, lora_B_NOR)
+        grad_A = grad_B = grad_x = None
+        if ctx.needs_input_grad[3]:
+            grad_B = torch.bmm(own_g_NMO.transpose(1, 2), h_NMR)
+        if ctx.needs_input_grad[2]:
+            grad_A = torch.bmm(gh_NMR.transpose(1, 2), _dropped(own_NMD, mask_NMD, lora_A_NRD.dtype))
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.product.backward(gradients[0])
+            if mask_NMD is None:
+                _add_product(grad_x[ctx.active], gh_NMR, lora_A_NRD)
+            else:
+                grad_x[ctx.active] += (torch.bmm(gh_NMR, lora_A_NRD) * mask_NMD).to(grad_x.dtype)
+        return grad_x, None, grad_A, grad_B, None, None, None
+
+
+def _dropped(x_NMD: Tensor, mask_NMD: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x_NMD.to(dtype) if mask_NMD is None else x_NMD.to(dtype) * mask_NMD
+
+
+def _add_product(sum_NMO: Tensor, left_NMR: Tensor, right_NRO: Tensor) -> None:
+    """Add ``left·right``, computed in its own dtype and rounded once, in place."""
+    if sum_NMO.dtype == left_NMR.dtype:
+        sum_NMO.baddbmm_(left_NMR, right_NRO)
+    else:
+        sum_NMO.copy_(torch.baddbmm(sum_NMO.to(left_NMR.dtype), left_NMR, right_NRO))
 
 
 class StackedLayerNorm(nn.Module):

@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorascope.config import TaskType
 from lorascope.errors import AdapterError
+from lorascope.lora.linear import LinearLayer, features, is_transposed
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
 from lorascope.lora.targets import Target
 
@@ -93,7 +93,7 @@ def write_adapter(
 def peft_parameters(model: nn.Module, slot: Slot) -> int:
     """LoRA parameters of the slot once exported: a slice of a fused projection counts with the whole output width."""
     return sum(
-        sum(placement.r for placement in placements) * sum(_weight(model, module).shape)
+        sum(placement.r for placement in placements) * sum(features(_frozen(model, module)))
         for module, placements in _by_module(slot.placements).items()
     )
 
@@ -134,9 +134,9 @@ def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
     parameters = dict(model.named_parameters())
     for placement in adapter.slot.placements:
         module = placement.target.module
-        if not isinstance(modules.get(module), nn.Linear | Conv1D):
+        if not isinstance(modules.get(module), LinearLayer):
             raise AdapterError(f"the base model has no linear layer {module!r}", where=where, fix="use its own base model")
-        num_inputs, num_outputs = _num_inputs(model, module), _num_outputs(model, module)
+        num_inputs, num_outputs = features(modules[module])
         fitting = ((placement.r, num_inputs), (num_outputs, placement.r))
         given = (tuple(adapter.weights.lora_A[module].shape), tuple(adapter.weights.lora_B[module].shape))
         if given != fitting or placement.r < 1:
@@ -194,7 +194,7 @@ def _peft_config(
         alpha_pattern={module: _number(value) for module, value in alphas.items() if value != alpha},
         use_rslora=slot.use_rslora,
         bias=slot.bias,
-        fan_in_fan_out=all(isinstance(_frozen(model, module), Conv1D) for module in modules),
+        fan_in_fan_out=all(is_transposed(_frozen(model, module)) for module in modules),
         modules_to_save=list(heads) or None,
         task_type=task_type,
         base_model_name_or_path=base_model,
@@ -217,7 +217,7 @@ def _tensors(
     for module, placements in modules.items():
         keys = [placement.target.key for placement in placements]
         lora_A_RD = torch.cat([weights.lora_A[key] for key in keys])
-        num_outputs = _num_outputs(model, module)
+        num_outputs = features(_frozen(model, module))[1]
         lora_B_OR = torch.zeros(num_outputs, lora_A_RD.shape[0], dtype=lora_A_RD.dtype)
         column = 0
         for key, placement in zip(keys, placements, strict=True):
@@ -328,20 +328,6 @@ def _frozen(model: nn.Module, module: str) -> nn.Module:
     frozen = getattr(found, "frozen", found)
     assert isinstance(frozen, nn.Module)
     return frozen
-
-
-def _weight(model: nn.Module, module: str) -> Tensor:
-    weight = _frozen(model, module).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _num_inputs(model: nn.Module, module: str) -> int:
-    return int(_weight(model, module).shape[0 if isinstance(_frozen(model, module), Conv1D) else 1])
-
-
-def _num_outputs(model: nn.Module, module: str) -> int:
-    return int(_weight(model, module).shape[1 if isinstance(_frozen(model, module), Conv1D) else 0])
 
 
 def _number(value: float) -> int | float:

@@ -17,11 +17,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lorascope.errors import ModelError
 from lorascope.lora import streams
 from lorascope.lora.layer import Part, SlotContext, StackedDropout, StackedLayerNorm, StackedLinear
+from lorascope.lora.linear import LinearLayer, features
 from lorascope.lora.parameters import ParameterSpec, SlotParameters
 from lorascope.lora.targets import Target
 
@@ -93,7 +93,7 @@ def count_adapter(model: nn.Module, slot: Slot) -> int:
     """Numbers in the slot's A's and B's; exact, and computable on the meta device."""
     total = 0
     for placement in slot.placements:
-        features_in, features_out = _features(model.get_submodule(placement.target.module))
+        features_in, features_out = features(model.get_submodule(placement.target.module))
         total += placement.r * (features_in + _width(placement.target, features_out))
     return total
 
@@ -209,7 +209,7 @@ class Stack:
         module = self.model.get_submodule(name)
         if isinstance(module, StackedLinear | StackedLayerNorm):
             return module
-        if isinstance(module, nn.Linear | Conv1D):
+        if isinstance(module, LinearLayer):
             wrapped: StackedLinear | StackedLayerNorm = StackedLinear(module, name, self.context)
         elif isinstance(module, nn.LayerNorm):
             wrapped = StackedLayerNorm(module, name, self.context)
@@ -285,7 +285,7 @@ class Stack:
     def _adapter_specs(self) -> list[ParameterSpec]:
         specs = []
         for key, target in self._targets.items():
-            features_in, features_out = _features(self._wrapped[target.module])
+            features_in, features_out = features(self._wrapped[target.module])
             placements = [_placement(slot, key) for slot in self.slots]
             rank = max(placement.r for placement in placements if placement is not None)
             initial = [
@@ -305,14 +305,15 @@ class Stack:
             layer = self._layer(target.module)
             placements = [_placement(slot, key) for slot in self.slots]
             scaling = [0.0 if placement is None else placement.scaling for placement in placements]
-            start, stop = target.part or (0, _features(layer.frozen)[1])
-            layer.parts[key] = Part(
+            start, stop = target.part or (0, features(layer.frozen)[1])
+            part = Part(
                 start,
                 stop,
                 torch.tensor(scaling, dtype=values.dtype, device=values.device),
                 self.parameters[f"{key}.lora_A"],
                 self.parameters[f"{key}.lora_B"],
             )
+            layer.set_part(key, part)
             layer.dropouts = [slot.dropout for slot in self.slots]
         for name in [*self._bias_names, *self._head_names]:
             owner, _, kind = name.rpartition(".")
@@ -330,14 +331,6 @@ def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
 
 def _placement(slot: Slot, key: str) -> Placement | None:
     return next((placement for placement in slot.placements if placement.target.key == key), None)
-
-
-def _features(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[0]), int(module.weight.shape[1])
-    assert isinstance(module, nn.Linear)
-    return module.in_features, module.out_features
 
 
 def _width(target: Target, features_out: int) -> int:

@@ -38,7 +38,7 @@ def kaiming_uniform(shape: tuple[int, int], seed: int, module: str) -> Tensor:
 
 
 def keep_mask(
-    probability: float, num_features: int, rows: Sequence[tuple[int, int]], width: int, *key: int | str, seed: int
+    probability: float, num_features: int, rows: Sequence[Sequence[tuple[int, int]]], width: int, *key: int | str, seed: int
 ) -> Tensor:
     """Inverted dropout for one slot and module: 0 where dropped, 1/(1 − p) where kept.
 
@@ -48,8 +48,8 @@ def keep_mask(
     Args:
         probability: the share to drop, in [0, 1).
         num_features: D.
-        rows: for each of the B rows, the offset of its first token in the optimiser batch, and its number of tokens.
-        width: T, at least the longest row.
+        rows: the tokens of each of the B rows: spans of (offset of the first in the optimiser batch, number of tokens).
+        width: T; what a row holds beyond is left out (a pooled activation has one "token", which takes the first's place).
         key: step and module.
 
     Returns:
@@ -63,12 +63,16 @@ def keep_mask(
     bits = _bit_generator(seed, "dropout", *key)
     mask_BTD = np.zeros((len(rows), width, num_features), dtype=np.float32)
     position = 0
-    for row, (first, length) in enumerate(rows):
-        bits.advance(first * words_per_token - position)
-        words = bits.random_raw(length * words_per_token)
-        position = (first + length) * words_per_token
-        levels = words.view(np.uint16).reshape(length, -1)[:, :num_features]
-        np.multiply(levels >= threshold, np.float32(scale), out=mask_BTD[row, :length])
+    for row, spans in enumerate(rows):
+        start = 0
+        for first, tokens in spans:
+            length = min(tokens, width - start)
+            bits.advance(first * words_per_token - position)
+            words = bits.random_raw(length * words_per_token)
+            position = (first + length) * words_per_token
+            levels = words.view(np.uint16).reshape(length, -1)[:, :num_features]
+            np.multiply(levels >= threshold, np.float32(scale), out=mask_BTD[row, start : start + length])
+            start += length
     return torch.from_numpy(mask_BTD)
 
 

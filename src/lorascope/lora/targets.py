@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lorascope.config import ALL_LINEAR
 from lorascope.errors import ModelError, did_you_mean
+from lorascope.lora.linear import linear_modules
 
 ROLES = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -144,7 +144,7 @@ def resolve(model: nn.Module, targets: Sequence[str] | str, heads: Iterable[str]
         ModelError: a name that matches nothing (the message lists what the model has), an output head, or two names that
             put two adapters on the same outputs.
     """
-    linear = _adaptable_modules(model, tuple(heads))
+    linear = linear_modules(model, tuple(heads))
     found: dict[str, Target] = {}
     for name in [targets] if isinstance(targets, str) else targets:
         for target in _resolve_one(model, name, linear):
@@ -188,18 +188,6 @@ def _resolve_role(model: nn.Module, role: str, place: str | Fused, linear: dict[
     if not matches:
         raise _unknown_target(model, role, linear)
     return [Target(module, part, role) for module in matches]
-
-
-def _adaptable_modules(model: nn.Module, heads: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Linear modules outside heads and output embeddings, in the model's order."""
-    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not embeddings
-        and not any(name == head or name.startswith(f"{head}.") for head in heads)
-    }
 
 
 def _unknown_target(model: nn.Module, name: str, linear: dict[str, nn.Module]) -> ModelError:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lorascope.config import BaseModelConfig
 from lorascope.errors import UsageError
 from lorascope.store.database import Store, TrialRow
 
@@ -87,9 +88,13 @@ def _merged(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
 def _check_same_inputs(one: Store, other: Store) -> None:
     """Shards that were trained on different data, or on different weights under one name, are no one study."""
     data = {row.data_checksum for store in (one, other) for row in store.trials()} - {None}
-    bases = {(row.config.get("model"), row.config.get("dtype"), row.base_checksum) for s in (one, other) for row in s.trials()}
-    known = [base for base in bases if base[2] is not None]
-    for what, differs in (("data", len(data) > 1), ("base weights", len(known) > len({base[:2] for base in known}))):
+    bases = {(_base_of(row), row.base_checksum) for s in (one, other) for row in s.trials() if row.base_checksum is not None}
+    for what, differs in (("data", len(data) > 1), ("base weights", len(bases) > len({base for base, _ in bases}))):
         if differs:
             where = f"{one.directory} and {other.directory}"
             raise UsageError(f"trained on different {what}", where=where, fix="give shards that ran on the same ones")
+
+
+def _base_of(row: TrialRow) -> tuple[Any, ...]:
+    """What the trial's configuration says of its base."""
+    return tuple(row.config.get(key) for key in BaseModelConfig.model_fields)

@@ -1,0 +1,206 @@
+"""Prefix trees: examples that begin alike are stored once.
+
+Rows of token ids become a forest of radix trees. Its tokens lie in preorder, so a token's descendants are the tokens that
+follow it, up to the end of its subtree, and a key is visible to a query exactly when ``k <= q < end[k]``.
+
+    example 0   [A B C] [d e]            stored    A B C d e f g
+    example 1   [A B C] [f g]            depth     0 1 2 3 4 3 4
+                                         end       7 7 7 5 5 7 7
+
+Knows token ids and which of them are to be predicted. Does not know models or attention. Floor: data.
+
+Legend: T stored tokens, K supervised positions (of all examples), E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from lorascope.data.record import Example
+
+Ints = npt.NDArray[np.int64]
+# Sharing less than this costs more, in attention to look at, than it saves.
+SHORTEST_SHARED = 16
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Examples of one batch, stored as prefix trees one after the other.
+
+    Attributes:
+        rows: the examples, in the order of their branches.
+        input_ids_T: stored tokens in preorder.
+        position_T: depth of each token in its tree, which is its position in every example that it belongs to.
+        end_T: one past the last token of each token's subtree.
+        origin_T: a number for the token that is the same however the batch is cut.
+        predictor_K: where the token before a supervised token is stored: its hidden state predicts the target.
+        target_K: token ids to be predicted.
+        example_K: which of ``rows`` (by place) the supervised token belongs to.
+        last_E: where each example's last token is stored.
+        trees: start and stop of each tree.
+    """
+
+    rows: list[int]
+    input_ids_T: Ints
+    position_T: Ints
+    end_T: Ints
+    origin_T: Ints
+    predictor_K: Ints
+    target_K: Ints
+    example_K: Ints
+    last_E: Ints
+    trees: list[tuple[int, int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.input_ids_T)
+
+
+def shared_prefixes(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Length of the common prefix of each sequence with the one before it; 0 for the first."""
+    lengths = [0] * len(sequences)
+    for index in range(1, len(sequences)):
+        before, here = np.asarray(sequences[index - 1]), np.asarray(sequences[index])
+        most = min(len(before), len(here))
+        differs = np.flatnonzero(before[:most] != here[:most])
+        lengths[index] = int(differs[0]) if len(differs) else most
+    return lengths
+
+
+def sibling_groups(examples: Sequence[Example]) -> list[list[int]]:
+    """Examples that share most of their tokens, together: the questions of a paragraph, the replies of a dialogue.
+
+    Neighbours in lexicographic order are siblings when they share at least half of the shorter, and 16 tokens. Only causal
+    examples have siblings. Groups are ordered by their first example, members by their tokens, shorter first.
+    """
+    if not examples or examples[0].is_target is None:
+        return [[index] for index in range(len(examples))]
+    order = sorted(range(len(examples)), key=lambda index: examples[index].input_ids)
+    shared = shared_prefixes([examples[index].input_ids for index in order])
+    groups: list[list[int]] = []
+    for place, index in enumerate(order):
+        shorter = min(len(examples[index].input_ids), len(examples[order[place - 1]].input_ids))
+        if place and shared[place] >= max(SHORTEST_SHARED, shorter / 2):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return sorted(groups, key=min)
+
+
+def plant(examples: Sequence[Example], rows: Sequence[int], prompts_only: bool = False) -> Forest:
+    """The forest of the examples at ``rows``.
+
+    Args:
+        prompts_only: store each example's prompt alone, for generation.
+    """
+    tokens = {row: _stored(examples[row], prompts_only) for row in rows}
+    order = sorted(rows, key=lambda row: (tokens[row], row))
+    sequences = [tokens[row] for row in order]
+    shared = _worth_sharing(sequences)
+    paths = _paths(sequences, shared)
+    num_tokens = paths[-1][-1] + 1
+    ids_T, position_T, end_T = (np.zeros(num_tokens, dtype=np.int64) for _ in range(3))
+    supervised: list[tuple[Ints, Ints, Ints]] = []
+    for place, (row, sequence, path) in enumerate(zip(order, sequences, paths, strict=True)):
+        ids_T[path] = sequence
+        position_T[path] = np.arange(len(sequence))
+        # Paths come in preorder, so the last one through a token ends its subtree.
+        end_T[path] = path[-1] + 1
+        is_target = examples[row].is_target
+        if is_target is not None and not prompts_only:
+            targets = np.flatnonzero(is_target[1:]) + 1
+            stored = np.asarray(path)
+            supervised.append((stored[targets - 1], ids_T[stored[targets]], np.full(len(targets), place)))
+    starts = [path[0] for path, length in zip(paths, shared, strict=True) if length == 0]
+    predictor_K, target_K, example_K = (_joined([parts[index] for parts in supervised]) for index in range(3))
+    return Forest(
+        rows=order,
+        input_ids_T=ids_T,
+        position_T=position_T,
+        end_T=end_T,
+        origin_T=np.arange(num_tokens),
+        predictor_K=predictor_K,
+        target_K=target_K,
+        example_K=example_K,
+        last_E=np.array([path[-1] for path in paths]),
+        trees=list(zip(starts, [*starts[1:], num_tokens], strict=True)),
+    )
+
+
+def cut(
+    examples: Sequence[Example],
+    batch: Sequence[int],
+    most_rows: int | None,
+    most_tokens: int | None,
+    prompts_only: bool = False,
+) -> list[Forest]:
+    """A batch as forests of at most so many examples and stored tokens.
+
+    A tree is cut only where it does not fit as a whole; its trunk is then stored once in every piece. An example that is
+    longer than ``most_tokens`` is a piece of its own.
+
+    Returns:
+        The pieces; ``origin_T`` of a token is its place in the forest of the whole batch.
+    """
+    tokens = {row: _stored(examples[row], prompts_only) for row in batch}
+    order = sorted(batch, key=lambda row: (tokens[row], row))
+    sequences = [tokens[row] for row in order]
+    shared = _worth_sharing(sequences)
+    bounds = _bounds(sequences, shared, most_rows or len(order), most_tokens or sum(map(len, sequences)))
+    if len(bounds) == 1:
+        return [plant(examples, order, prompts_only)]
+    whole_paths = _paths(sequences, shared)
+    pieces = []
+    for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
+        piece = plant(examples, order[start:end], prompts_only)
+        own_paths = _paths(sequences[start:end], [0, *shared[start + 1 : end]])
+        origin_T = np.zeros(piece.num_tokens, dtype=np.int64)
+        for own, whole in zip(own_paths, whole_paths[start:end], strict=True):
+            origin_T[own] = whole
+        pieces.append(replace(piece, origin_T=origin_T))
+    return pieces
+
+
+def _bounds(sequences: Sequence[Sequence[int]], shared: Sequence[int], most_rows: int, most_tokens: int) -> list[int]:
+    """Where pieces start: a tree that fits into a piece of its own is not begun in one that cannot hold it."""
+    roots = [place for place, length in enumerate(shared) if length == 0]
+    bounds, stored = [0], 0
+    for root, end in zip(roots, [*roots[1:], len(sequences)], strict=True):
+        tree_tokens = sum(len(sequences[place]) - shared[place] for place in range(root, end))
+        whole = end - root <= most_rows and tree_tokens <= most_tokens
+        for place in range(root, end):
+            own = len(sequences[place]) - shared[place]
+            rows_next, tokens_next = (end - root, tree_tokens) if whole and place == root else (1, own)
+            if place > bounds[-1] and (place - bounds[-1] + rows_next > most_rows or stored + tokens_next > most_tokens):
+                bounds.append(place)
+                stored = 0
+            stored += len(sequences[place]) if place == bounds[-1] else own
+    return bounds
+
+
+def _paths(sequences: Sequence[Sequence[int]], shared: Sequence[int]) -> list[list[int]]:
+    """For each sequence where its tokens are stored, in order."""
+    paths: list[list[int]] = []
+    stored = 0
+    for sequence, length in zip(sequences, shared, strict=True):
+        new = len(sequence) - length
+        paths.append([*(paths[-1][:length] if paths else []), *range(stored, stored + new)])
+        stored += new
+    return paths
+
+
+def _stored(example: Example, prompts_only: bool) -> list[int]:
+    return example.input_ids[: example.prompt_length] if prompts_only else example.input_ids
+
+
+def _worth_sharing(sequences: Sequence[Sequence[int]]) -> list[int]:
+    return [length if length >= SHORTEST_SHARED else 0 for length in shared_prefixes(sequences)]
+
+
+def _joined(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,231 @@
+"""From rows to losses: one forward pass over padded rows or over prefix trees, and the loss of every example in it.
+
+Knows how a model is called, where its logits are needed, and whether its attention can follow a tree. Does not know
+optimisers, steps or metrics. Floor: above ``lora``, ``data`` and ``base_model``, below ``train``, ``decode`` and ``evaluate``.
+
+Legend: N slots, B rows, E examples of a slot, T tokens, D hidden, K supervised positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorascope.base_model import BaseModel
+from lorascope.data.packing import Batch, collate, concatenate
+from lorascope.data.record import Example
+from lorascope.data.tree import SHORTEST_SHARED, Forest, plant
+from lorascope.lora.attention import Block, TreeAttention, blocks_of, steered, why_unsteerable
+from lorascope.lora.frozen import FrozenProduct, product_of
+from lorascope.lora.layer import StackedLinear
+
+# Logits of so many positions exist at a time.
+_LOGIT_CHUNK = 512
+# The self-check looks at so many examples of a batch, in so many tokens at most.
+_CHECK_EXAMPLES = 4
+_CHECK_TOKENS = 1024
+# Largest relative difference of an example's loss, packed against alone, that rounding explains.
+_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def padded_losses(base: BaseModel, batch: Batch) -> Tensor:
+    """Summed cross-entropy of each row's supervised tokens, or of its label, ``[N·B]``."""
+    inputs = model_inputs(batch, base.device)
+    if base.task_type == "SEQ_CLS":
+        assert batch.labels_B is not None
+        logits = base.model(**inputs).logits
+        return F.cross_entropy(_at_least_fp32(logits), batch.labels_B.to(base.device), reduction="none")
+    assert batch.is_target_BT is not None
+    predicts_BT = batch.is_target_BT[:, 1:].to(base.device)
+    targets_K = inputs["input_ids"][:, 1:][predicts_BT]
+    row_K, place_K = predicts_BT.nonzero().unbind(1)
+    losses_K = _token_losses(base, inputs, row_K, place_K, targets_K)
+    return torch.zeros(len(predicts_BT), dtype=losses_K.dtype, device=base.device).index_add(0, row_K, losses_K)
+
+
+def tree_losses(base: BaseModel, forests: Sequence[Forest | None]) -> Tensor:
+    """Summed cross-entropy of each example's supervised tokens, ``[N, E]``.
+
+    Args:
+        forests: one per slot, None where a slot has no example in this pass; slots of one seed share the very object.
+
+    Returns:
+        Losses in the order of each forest's ``rows``; a slot with fewer examples than others ends in zeros.
+    """
+    width = max(forest.num_tokens for forest in forests if forest is not None)
+    most = max(len(forest.rows) for forest in forests if forest is not None)
+    ids_NT = np.full((len(forests), width), base.pad_id)
+    positions_NT = np.zeros((len(forests), width), dtype=np.int64)
+    row_K, place_K, target_K, owner_K = [], [], [], []
+    for slot, forest in enumerate(forests):
+        if forest is None:
+            continue
+        ids_NT[slot, : forest.num_tokens] = forest.input_ids_T
+        positions_NT[slot, : forest.num_tokens] = forest.position_T
+        row_K.append(np.full(len(forest.predictor_K), slot))
+        place_K.append(forest.predictor_K)
+        target_K.append(forest.target_K)
+        owner_K.append(forest.example_K + slot * most)
+    row, place, target, owner = (_joined(parts, base.device) for parts in (row_K, place_K, target_K, owner_K))
+    inputs = {
+        "input_ids": torch.from_numpy(ids_NT).to(base.device),
+        "position_ids": torch.from_numpy(positions_NT).to(base.device),
+    }
+    with steered(base.model):
+        losses_K = _token_losses(base, inputs, row, place, target, tree_attention(base, forests, width))
+    sums = torch.zeros(len(forests) * most, dtype=losses_K.dtype, device=base.device).index_add(0, owner, losses_K)
+    return sums.reshape(len(forests), most)
+
+
+def tree_attention(base: BaseModel, forests: Sequence[Forest | None], width: int) -> TreeAttention:
+    """What the slots' rows look at; rows of one forest are looked at together."""
+    groups: list[tuple[slice, list[Block]]] = []
+    for slot, forest in enumerate(forests):
+        if slot and forest is forests[slot - 1]:
+            groups[-1] = (slice(groups[-1][0].start, slot + 1), groups[-1][1])
+            continue
+        trees, ends = ([], []) if forest is None else (forest.trees, forest.end_T)
+        groups.append((slice(slot, slot + 1), blocks_of(trees, ends, width, base.model.dtype, base.device)))
+    return TreeAttention(groups, width)
+
+
+def follows_trees(base: BaseModel, examples: Sequence[Example], num_slots: int = 1) -> bool:
+    """Whether this base may be trained on prefix trees; found once, on these examples, and remembered with the base.
+
+    The losses of a few examples in one packed row are compared with those of padded rows. Where they differ, or the
+    architecture cannot be steered, rows are padded from then on, and ``base.warnings`` says so.
+
+    Args:
+        num_slots: of the stack that is on the base; 1 where there is none.
+    """
+    if base.task_type != "CAUSAL_LM":
+        return False
+    if base.packs is None:
+        reason = why_unsteerable(base.model) or _difference(base, examples, num_slots)
+        base.packs = reason is None
+        if reason is not None:
+            base.warnings.append(f"prefixes are not shared: {reason}; every example is a padded row, which is slower")
+    return base.packs
+
+
+@torch.no_grad()
+def _difference(base: BaseModel, examples: Sequence[Example], num_slots: int) -> str | None:
+    """How packed rows go wrong on this model; None where they do not.
+
+    What a token must not see may matter less to an untrained model than low precision does; so the packed losses must also be
+    nearer to the padded ones than to those of a row in which every token sees all before it.
+    """
+    examples = _check_examples(examples)
+    forest = plant(examples, range(len(examples)))
+    blurred = replace(forest, end_T=np.full_like(forest.end_T, forest.num_tokens), trees=[(0, forest.num_tokens)])
+    padded = padded_losses(base, concatenate([collate(examples, forest.rows, base.pad_id)] * num_slots)).reshape(num_slots, -1)
+    try:
+        packed, leaking = (tree_losses(base, [one] * num_slots) for one in (forest, blurred))
+    except Exception as error:  # whatever a model's own code raises when it is called in an unusual way
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    differences, from_leaking = ((packed - other) / padded.abs().clamp(min=1e-3) for other in (padded, leaking))
+    worst = float(differences.abs().max())
+    if worst <= _CHECK_TOLERANCE.get(base.model.dtype, 5e-2) and bool(differences.norm() <= from_leaking.norm()):
+        return None
+    return f"a packed row's loss differs from a padded row's by {worst:.1e} (relative)"
+
+
+def _check_examples(examples: Sequence[Example]) -> list[Example]:
+    """Neighbours in lexicographic order, which share most, and the example farthest from them.
+
+    Then, because the answer is remembered for other examples too, a trunk with two branches and a stranger to it, made of the
+    first one's tokens.
+    """
+    order = sorted(range(min(len(examples), 512)), key=lambda index: examples[index].input_ids)
+    chosen: list[int] = []
+    total = 0
+    for index in [*order[: _CHECK_EXAMPLES - 1], order[-1]]:
+        total += len(examples[index].input_ids)
+        if index not in chosen and (not chosen or total <= _CHECK_TOKENS):
+            chosen.append(index)
+    num_made = 2 * SHORTEST_SHARED
+    ids = (examples[chosen[0]].input_ids * num_made)[:num_made]
+    made = [ids, ids[:SHORTEST_SHARED] + ids[: SHORTEST_SHARED - 1 : -1], ids[::-1]]
+    return [*(examples[index] for index in chosen), *(Example("check", one, [True] * num_made, None, 1) for one in made)]
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What the model's ``forward`` is given for padded rows."""
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    if batch.token_type_ids_BT is not None:
+        inputs["token_type_ids"] = batch.token_type_ids_BT
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def _token_losses(
+    base: BaseModel,
+    inputs: dict[str, Tensor],
+    row_K: Tensor,
+    place_K: Tensor,
+    targets_K: Tensor,
+    tree: TreeAttention | None = None,
+) -> Tensor:
+    """Cross-entropy of target tokens ``[K]``; logits exist for the positions that predict one, and nowhere else."""
+    keywords = inputs if tree is None else {**inputs, "tree": tree}
+    output = base.model.get_output_embeddings()
+    # A trained output head sees whole rows: it tells slots apart by their place in the batch.
+    if base.plain_head and not isinstance(output, StackedLinear):
+        hidden_BTD = base.model.base_model(**keywords, use_cache=False).last_hidden_state
+        return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K)
+    # The model's own forward knows how it scales or caps logits; it is asked for the columns that any row needs.
+    if len(place_K) and "logits_to_keep" in inspect.signature(base.model.forward).parameters:
+        columns, column_K = place_K.unique(return_inverse=True)
+        logits_BCV = base.model(**keywords, use_cache=False, logits_to_keep=columns).logits
+        logits_KV = logits_BCV[row_K, column_K]
+    else:
+        logits_KV = base.model(**keywords, use_cache=False).logits[row_K, place_K]
+    return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a frozen output layer's logits, a chunk at a time: no logit outlives its chunk.
+
+    The layer takes no gradient, so the gradient of the hidden states is known as soon as the logits are: softmax less the
+    target, times the weight. It is computed on the spot, and backward only scales it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_KD: Tensor, targets_K: Tensor, bias: Tensor | None, product: FrozenProduct) -> Tensor:
+        losses, gradients = [], []
+        for hidden, targets in zip(hidden_KD.split(_LOGIT_CHUNK), targets_K.split(_LOGIT_CHUNK), strict=True):
+            logits = product.forward(hidden, bias)
+            scores = _at_least_fp32(logits)
+            total = scores.logsumexp(dim=-1, keepdim=True)
+            losses.append((total - scores.gather(1, targets[:, None]))[:, 0])
+            if ctx.needs_input_grad[0]:
+                scores = scores.sub_(total).exp_()
+                scores[torch.arange(len(targets)), targets] -= 1.0
+                gradients.append(product.backward(scores.to(logits.dtype)))
+        ctx.save_for_backward(*gradients)
+        return torch.cat(losses) if losses else _at_least_fp32(hidden_KD.new_zeros(0))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        hidden_KD = torch.cat(ctx.saved_tensors)
+        return (hidden_KD * gradients[0][:, None]).to(hidden_KD.dtype), None, None, None
+
+
+def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+    bias: Any = output.bias
+    result: Tensor = _LinearCrossEntropy.apply(hidden_KD, targets_K, bias, product_of(output))  # type: ignore[no-untyped-call]
+    return result
+
+
+def _joined(parts: list[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)
+
+
+def _at_least_fp32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
