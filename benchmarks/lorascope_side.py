@@ -13,6 +13,8 @@ from benchmarks.measure import Measurement, count_timed, matmul_rates, step_flop
 from benchmarks.rows import Row, read_rows, write_rows
 from benchmarks.workloads import Workload
 from lorascope.base_model import BaseModel, load_base
+from lorascope.cohort.kernels import install_kernels
+from lorascope.cohort.planner import MEMORY_SHARE, memory_bytes
 from lorascope.config import AdapterConfig, BaseModelConfig, DecodingConfig, TaskConfig, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
 from lorascope.data.task import Example, encode_task, read_task
@@ -150,7 +152,9 @@ def _load(job: Job, dtype: str) -> BaseModel:
     facts = job.prepared.facts
     quantization = {} if job.side.quantization is None else {"quantization": job.side.quantization}
     config = BaseModelConfig.model_validate({"model": str(job.prepared.model), "dtype": dtype, **quantization})
-    return load_base(config, facts["task_type"], facts["labels"], device=job.device)
+    base = load_base(config, facts["task_type"], facts["labels"], device=job.device)
+    install_kernels(base, int(memory_bytes(job.device)[0] * MEMORY_SHARE / 2))
+    return base
 
 
 def _slots(workload: Workload, base: BaseModel, model: str) -> list[Slot]:

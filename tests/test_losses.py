@@ -41,6 +41,7 @@ from lorascope.data.packing import collate
 from lorascope.data.record import Example
 from lorascope.data.tree import plant
 from lorascope.lora import attention
+from lorascope.lora.frozen import Product
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 from lorascope.losses import follows_trees, model_inputs, padded_losses, tree_losses
@@ -312,7 +313,7 @@ def test_tree_losses_in_chunks_are_those_in_one_piece_in_value_and_gradient(name
     rows = {seed: list(range(len(examples))) for seed in (0, 1)}
     results = []
     for size in (10**6, chunk):
-        monkeypatch.setattr(losses, "_LOGIT_CHUNK", size)
+        monkeypatch.setattr(losses, "LOGIT_CHUNK", size)
         losses_N = forward_backward(stack, base, examples, rows, None, 0)
         results.append((losses_N, stack.parameters.gradients_NP.clone()))
     stack.detach()
@@ -321,20 +322,54 @@ def test_tree_losses_in_chunks_are_those_in_one_piece_in_value_and_gradient(name
     assert results[0][1].abs().max() > 1e-3
 
 
+class Counting(Product):
+    """The layer's plain product, and how many rows each call had."""
+
+    def __init__(self, layer):
+        super().__init__(layer, "plain")
+        self.rows = []
+
+    def forward(self, x, bias):
+        self.rows.append(x.shape[:-1].numel())
+        return super().forward(x, bias)
+
+
 @pytest.mark.parametrize("packs", [True, False])
 def test_logits_exist_for_predicting_positions_alone_and_a_chunk_at_a_time(packs, monkeypatch):
     base = base_of(FOLLOW["llama"])
     base.packs = packs
     examples = examples_for()
-    seen = []
-    head = base.model.lm_head
-    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:-1].numel()))
-    monkeypatch.setattr(losses, "_LOGIT_CHUNK", 10)
-    with torch.no_grad():
-        packed_and_padded(base, examples)
-    supervised = sum(sum(one.is_target[1:]) for one in examples)
-    assert max(seen) == 10
-    assert sum(seen) == 2 * supervised, "by tree and by row"
+    product = base.model.lm_head.__dict__["frozen_product"] = Counting(base.model.lm_head)
+    monkeypatch.setattr(losses, "LOGIT_CHUNK", 10)
+    stack = stack_on(base)
+    forward_backward(stack, base, examples, {0: list(range(len(examples)))}, None, 0)
+    stack.detach()
+    assert max(product.rows) == 10
+    assert sum(product.rows) == sum(sum(one.is_target[1:]) for one in examples)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_heads_loss_is_torchs_cross_entropy_and_its_gradient_that_of_finite_differences(bias, chunk, monkeypatch):
+    monkeypatch.setattr(losses, "LOGIT_CHUNK", chunk)
+    head = nn.Linear(5, 11, bias=bias).double().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(0, 11, (7,), generator=generator)
+    found = losses._frozen_losses(head, hidden, targets)
+    torch.testing.assert_close(found, F.cross_entropy(head(hidden), targets, reduction="none"), rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda hidden: losses._frozen_losses(head, hidden, targets), [hidden])
+    low = hidden.detach().bfloat16().requires_grad_()
+    own = low.detach().clone().requires_grad_()
+    head = head.bfloat16()
+    for loss, leaf in (
+        (losses._frozen_losses(head, low, targets), low),
+        (F.cross_entropy(head(own).float(), targets, reduction="none"), own),
+    ):
+        assert loss.dtype == torch.float32
+        (loss * torch.arange(1.0, 8.0)).sum().backward()
+        assert leaf.grad.dtype == torch.bfloat16
+    assert (low.grad.float() - own.grad.float()).norm() <= 1e-2 * own.grad.float().norm()
 
 
 def test_slots_may_have_other_forests_or_none_and_get_what_each_gets_alone():

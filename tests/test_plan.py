@@ -9,17 +9,21 @@ from transformers import GPT2Config
 
 from lorascope.base_model import load_base
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, TaskConfig, TrainConfig, TrialConfig
+from lorascope.data.record import Example
 from lorascope.errors import ModelError
 from lorascope.lora.stack import Stack
 from lorascope.plan import (
+    LOGIT_POSITIONS,
+    Load,
     Workload,
-    activation_bytes_per_token,
     check_lengths,
     estimate,
+    largest_load,
     meta_model,
     parameters,
     slot_bytes,
     slot_of,
+    token_bytes,
     workload,
 )
 
@@ -157,14 +161,17 @@ def test_time_is_proportional_to_the_work(model_directory):
     assert cost_of(trial_of(directory), work=Workload(None, None, 64)).train_seconds is None
 
 
-def test_a_causal_model_holds_the_logits_of_some_positions(model_directory):
-    def bytes_of(task_type, tokens):
-        model, _ = meta_model(trial_of(model_directory("gpt2")), task_type, 2)
-        return slot_bytes(model, 1, tokens, 4, 0) - tokens * activation_bytes_per_token(model, 4)
+def test_a_causal_model_holds_the_logits_of_the_positions_that_predict(model_directory):
+    def logits_of(task_type, positions, item):
+        trial = trial_of(model_directory("gpt2"))
+        model, heads = meta_model(trial, task_type, 2)
+        slot = slot_of(trial, model, heads)
+        return slot_bytes(model, slot, Load(10, positions), item, 0) - 10 * token_bytes(model, slot, item)
 
-    assert bytes_of("SEQ_CLS", 10) == 0
-    assert bytes_of("CAUSAL_LM", 10) == 3 * 4 * 160 * 10
-    assert bytes_of("CAUSAL_LM", 10_000) == bytes_of("CAUSAL_LM", 1_000) < 3 * 4 * 160 * 1_000
+    assert logits_of("SEQ_CLS", 10, 4) == 0
+    assert logits_of("CAUSAL_LM", 10, 4) == 3 * 4 * 160 * 10
+    assert logits_of("CAUSAL_LM", 10, 2) == (3 * 4 + 2 * 2) * 160 * 10
+    assert logits_of("CAUSAL_LM", 10_000, 4) == 3 * 4 * 160 * LOGIT_POSITIONS
 
 
 def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_directory):
@@ -187,14 +194,73 @@ def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_dir
         check("roberta", 129, 1, generates=False)
 
 
+def row(number, ids, num_targets=0):
+    is_target = [place >= len(ids) - num_targets for place in range(len(ids))] if num_targets else None
+    return Example(str(number), ids, is_target, None if num_targets else 0, 1)
+
+
 def test_a_workload_is_the_mean_and_the_longest_of_the_lengths():
-    assert workload([3, 5, 10], 300) == Workload(300, 6.0, 10)
+    examples = [row(number, [5] * length) for number, length in enumerate((3, 5, 10))]
+    assert workload(examples, 300) == Workload(300, 6.0, 10, examples)
 
 
-@pytest.mark.parametrize(("family", "inner"), [("gpt2", 64), ("distilbert", 24), ("bert", 24), ("llama", 24)])
-def test_activations_are_counted_by_each_familys_own_names(family, inner, model_directory):
-    model, _ = meta_model(trial_of(model_directory(family)), "SEQ_CLS", 2)
-    assert activation_bytes_per_token(model, 2) == 2 * (16 * 16 + 4 * inner) * 2
+def test_examples_at_hand_are_counted_as_they_are_stored(model_directory):
+    """Four questions of one context: a causal model stores the context once."""
+    directory = model_directory("gpt2")
+    trunk = list(range(20, 60))
+    examples = [row(number, [*trunk, 100 + number, 3, 4], 2) for number in range(4)]
+    known, unknown = (
+        cost_of(trial_of(directory, batch_size=4), work=work).memory_bytes
+        for work in (workload(examples, 4), Workload(4, 43.0, 43))
+    )
+    model, _ = meta_model(trial_of(directory), "CAUSAL_LM", 0)
+    slot = slot_of(trial_of(directory), model, ())
+    token = token_bytes(model, slot, 4)
+    assert unknown - known == (4 * 43 - (40 + 4 * 3)) * token + (4 * 43 // 4 - 4 * 2) * 3 * 4 * 160
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_largest_load_is_found_wherever_it_is(packs):
+    """Two short batches, one with a long row, one with many targets; a position weighs as much as it is said to."""
+    examples = [row(number, [7 + number] * length, 2) for number, length in enumerate((3, 3, 4, 4, 30, 2))]
+    examples += [row(9, [90, *range(91, 99)], 8), row(10, [80, *range(81, 89)], 8)]
+    steps = [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
+    options = {"num_slots": 1, "packs": packs}
+    load, step = largest_load(examples, steps, None, **options, position_tokens=0.0)
+    assert (load.tokens, step) == (32 if packs else 60, steps[2])
+    load, step = largest_load(examples, steps, None, **options, position_tokens=50.0)
+    assert (load, step) == (Load(18, 16), steps[3])
+    load, step = largest_load(examples, steps, 1, **options, position_tokens=0.0)
+    assert (load.tokens, step) == (30, steps[2])
+
+
+def test_seeds_that_train_together_are_cut_at_the_same_places():
+    examples = [row(number, [7] * length) for number, length in enumerate((2, 2, 2, 20, 2, 2))]
+    load, _ = largest_load(examples, [[[0, 1, 2], [3, 4, 5]]], None, num_slots=1, packs=False, position_tokens=0.0)
+    assert load.tokens == 3 * 20
+    load, _ = largest_load(examples, [[[0, 1, 2]], [[3, 4, 5]]], 1, num_slots=1, packs=False, position_tokens=0.0)
+    assert load.tokens == 20
+
+
+@pytest.mark.parametrize(
+    ("family", "inner", "heads", "factor"),
+    [("gpt2", 64, 16, 1), ("distilbert", 24, 16, 1), ("bert", 24, 16, 1), ("llama", 24, 16, 3), ("phi3", 24, 16, 3)],
+)
+def test_activations_are_counted_by_each_familys_own_names(family, inner, heads, factor, model_directory):
+    trial = trial_of(model_directory(family), {"targets": ["query", "value"]})
+    model, found = meta_model(trial, "CAUSAL_LM" if family == "phi3" else "SEQ_CLS", 2)
+    # Two layers: two norms, attention, the activation's inputs, and one input that query and value share.
+    kept = 2 * (2 * 16 + 4 * heads + factor * inner) + 2 * 16
+    assert token_bytes(model, slot_of(trial, model, found), 2) == (kept + 3 * inner) * 2
+
+
+def test_dropout_keeps_a_mask_for_every_adapted_layer(model_directory):
+    sizes = {}
+    for dropout in (0.0, 0.1):
+        trial = trial_of(model_directory("llama"), {"targets": ["query", "down"], "lora_dropout": dropout})
+        model, heads = meta_model(trial, "CAUSAL_LM", 0)
+        sizes[dropout] = token_bytes(model, slot_of(trial, model, heads), 2)
+    assert sizes[0.1] - sizes[0.0] == 2 * 4 * (16 + 24)
 
 
 def test_the_head_alone_needs_a_head_and_trains_nothing_else(model_directory):

@@ -631,7 +631,7 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
     store.set_metrics(trial, {"accuracy": 0.5, "f1": math.nan})
     document = results_document([store])
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert list(document) == ["study", "trials", "shapley", "warnings"]
+    assert list(document) == ["study", "trials", "shapley", "cohorts", "warnings"]
     assert (document["study"], document["shapley"]) == ("a-study", {})
     assert document["trials"][0] == {
         "trial": trial,
@@ -710,3 +710,24 @@ def change_database(store: Store, statement: str) -> None:
     connection = sqlite3.connect(store.directory / "study.sqlite", isolation_level=None)
     connection.execute(statement)
     connection.close()
+
+
+def test_the_plan_of_a_cohort_is_kept_and_replaced_where_it_stands(store: Store) -> None:
+    store.set_cohort("c1", {"trials": ["a"], "measured_peak_bytes": None})
+    store.set_cohort("c2", {"trials": ["b"]})
+    store.set_cohort("c1", {"trials": ["a"], "measured_peak_bytes": 7})
+    assert list(store.cohorts().items()) == [("c1", {"trials": ["a"], "measured_peak_bytes": 7}), ("c2", {"trials": ["b"]})]
+    assert results_document([store])["cohorts"][0] == {"cohort": "c1", "trials": ["a"], "measured_peak_bytes": 7}
+
+
+def test_a_study_begun_before_there_were_plans_has_none_and_can_be_resumed(tmp_path: Path, study: Study) -> None:
+    with Store.create(tmp_path / "old", study):
+        pass
+    with sqlite3.connect(tmp_path / "old" / store_module.DATABASE) as connection:
+        connection.execute("DROP TABLE cohorts")
+    connection.close()
+    with Store.open(tmp_path / "old") as old:
+        assert old.cohorts() == {}
+    with Store.create(tmp_path / "old", study, resume=True) as resumed:
+        resumed.set_cohort("c1", {})
+        assert resumed.cohorts() == {"c1": {}}

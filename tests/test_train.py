@@ -21,7 +21,7 @@ from lorascope.lora.parameters import ParameterSpec, SlotParameters
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 from lorascope.losses import model_inputs, padded_losses
-from lorascope.train import adamw_step, forward_backward, learning_rate, train
+from lorascope.train import adamw_step, fitting_gradients, forward_backward, learning_rate, train
 
 SCHEDULES = {
     "linear": get_linear_schedule_with_warmup,
@@ -29,6 +29,8 @@ SCHEDULES = {
     "constant": lambda optimizer, warmup, total: get_constant_schedule_with_warmup(optimizer, warmup),
 }
 FORMS = [("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("llama", "CAUSAL_LM")]
+
+SINGLES = [[index] for index in range(10)]
 
 
 def base_of(model, task_type, plain_head=True):
@@ -196,7 +198,7 @@ def test_a_loss_in_chunks_is_the_loss_in_one_piece_in_value_and_gradient(family,
     randomise_lora_B(stack)
     results = []
     for size in (10**6, chunk):
-        monkeypatch.setattr(losses, "_LOGIT_CHUNK", size)
+        monkeypatch.setattr(losses, "LOGIT_CHUNK", size)
         losses_N = forward_backward(stack, base, examples, {1: [0, 1, 2, 3]}, None, 0)
         results.append((losses_N, stack.parameters.gradients_NP.clone()))
     stack.detach()
@@ -299,7 +301,7 @@ def test_every_epoch_goes_through_all_examples_in_an_order_of_its_own(tiny_model
     examples = examples_for("SEQ_CLS")
     lengths = [len(example.input_ids) for example in examples]
     steps, _ = steps_of(base, TrainConfig(batch_size=4, max_steps=6, learning_rate=1e-12))
-    orders = [batch_order([[index] for index in range(10)], 4, 1, epoch) for epoch in (0, 1)]
+    orders = [batch_order(SINGLES, 4, 1, epoch) for epoch in (0, 1)]
     assert [step.num_tokens for step in steps] == [
         sum(lengths[row] for row in rows) for rows in itertools.chain.from_iterable(orders)
     ]
@@ -312,7 +314,7 @@ def test_a_step_reports_what_was_before_its_update(tiny_model):
     settings = TrainConfig(batch_size=4, max_steps=4, learning_rate=1e-2, warmup_ratio=0.5, max_grad_norm=1e-3)
     steps, _ = steps_of(base, settings)
     stack = Stack(base.model, slots_of(base, 1), base.heads)
-    first = forward_backward(stack, base, examples_for("SEQ_CLS"), {1: batch_order([[index] for index in range(10)], 4, 1, 0)[0]}, None, 0)
+    first = forward_backward(stack, base, examples_for("SEQ_CLS"), {1: batch_order(SINGLES, 4, 1, 0)[0]}, None, 0)
     assert steps[0].slots["s0"].loss == pytest.approx(first.item(), abs=1e-12)
     assert steps[0].slots["s0"].grad_norm == pytest.approx(stack.parameters.gradients_NP.norm().item(), rel=1e-12)
     stack.detach()
@@ -357,3 +359,85 @@ def test_a_base_in_low_precision_gives_the_losses_and_gradients_of_float64(famil
     differences_N = (low_gradients_NP - gradients_NP).norm(dim=1) / gradients_NP.norm(dim=1)
     assert differences_N.max() < 2 * tolerance
     assert gradients_NP.norm(dim=1).min() > 1e-2
+
+
+def siblings(count=6):
+    """Causal examples that share a trunk of 20 tokens, and one that shares nothing; the last tokens are targets."""
+    generator = torch.Generator().manual_seed(9)
+    trunk = torch.randint(4, 150, (20,), generator=generator).tolist()
+    rows = [[*trunk, *torch.randint(4, 150, (3 + index,), generator=generator).tolist()] for index in range(count - 1)]
+    rows.append(torch.randint(4, 150, (9,), generator=generator).tolist())
+    return [Example(str(i), ids, [place >= len(ids) - 3 for place in range(len(ids))], None, 4) for i, ids in enumerate(rows)]
+
+
+def scarce(monkeypatch, base, most_tokens, error):
+    """Memory for so many tokens of all slots in one forward pass."""
+    passes = []
+    embedding = base.model.get_input_embeddings()
+    original = embedding.forward
+
+    def forward(ids):
+        passes.append(ids.numel())
+        if passes[-1] > most_tokens:
+            raise error
+        return original(ids)
+
+    monkeypatch.setattr(embedding, "forward", forward)
+    return passes
+
+
+OUT_OF_MEMORY = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("rows", ["encoder", "padded", "trees"])
+def test_a_batch_that_runs_out_of_memory_is_done_again_in_halves_with_the_same_gradient(rows, error, tiny_model, monkeypatch):
+    """With dropout: a token keeps its mask, also where its trunk is stored in several pieces."""
+    task_type = "SEQ_CLS" if rows == "encoder" else "CAUSAL_LM"
+    base = base_of(tiny_model("bert" if rows == "encoder" else "gpt2", task_type), task_type)
+    base.packs = rows == "trees"
+    examples = examples_for(task_type, 6) if rows == "encoder" else siblings()
+    stack = Stack(base.model, slots_of(base), base.heads)
+    randomise_lora_B(stack)
+    batch = {1: [3, 0, 5, 1, 4, 2]}
+    whole_N, size = fitting_gradients(stack, base, examples, batch, None, 7)
+    gradients_NP = stack.parameters.gradients_NP.clone()
+    assert size is None
+    most = 3 * max(len(example.input_ids) for example in examples) + 1  # three slots, one row of each
+    passes = scarce(monkeypatch, base, most, error)
+    losses_N, size = fitting_gradients(stack, base, examples, batch, None, 7)
+    assert size == 1
+    assert max(passes) > most, "memory ran out"
+    stack.detach()
+    torch.testing.assert_close(losses_N, whole_N, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stack.parameters.gradients_NP, gradients_NP, rtol=0, atol=1e-12)
+    assert gradients_NP[2].abs().max() > 1e-3  # a slot with dropout
+
+
+def test_the_smaller_micro_batch_stays_and_an_example_that_does_not_fit_raises(tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    settings = TrainConfig(batch_size=8, max_steps=3)
+    monkeypatch.setattr("lorascope.train.PASS_OVERHEAD_TOKENS", 10**6)  # no cutting by length
+    with monkeypatch.context() as patch:
+        passes = scarce(patch, base, 4 * 10, MemoryError())
+        steps, _ = steps_of(base, settings)
+    assert [step.micro_batch_size for step in steps] == [4, 4, 4]
+    assert sum(tokens > 40 for tokens in passes) == 1, "it runs out once"
+    with monkeypatch.context() as patch:
+        scarce(patch, base, 10**9, MemoryError())
+        assert [step.micro_batch_size for step in steps_of(base, settings)[0]] == [None] * 3
+    scarce(monkeypatch, base, 1, MemoryError())
+    with pytest.raises(MemoryError):
+        steps_of(base, settings)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    passes = scarce(monkeypatch, base, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        steps_of(base, TrainConfig(batch_size=8, max_steps=1))
+    assert len(passes) == 1

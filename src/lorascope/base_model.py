@@ -185,7 +185,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         cast(nn.Module, model).to(device)
     plain_head = task_type == "SEQ_CLS" or _head_is_plain(model)
     if not plain_head:
-        warnings.append("the model scales its logits; they are computed for every position, which takes more memory")
+        warnings.append("the model scales its logits; those of a batch are all kept for the backward pass")
     checksum = weights_checksum(model, heads)
     return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings)
 

@@ -182,7 +182,7 @@ def _logits(
 def _with_padding(
     stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    """transformers' ``generate`` on left-padded prompts."""
+    """Transformers' ``generate`` on left-padded prompts."""
     prompts = [
         Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
         for example in examples

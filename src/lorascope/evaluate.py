@@ -165,10 +165,10 @@ def _answer(
         done += len(rows)
         yield EvaluationStep("generating answers", done, len(task.eval))
     gold = [example.answers for example in task.eval]
-    for evaluation, texts, cut in zip(evaluations, answers, unfinished, strict=True):
+    for evaluation, texts, num_unfinished in zip(evaluations, answers, unfinished, strict=True):
         if not evaluation.finite:
             continue
-        evaluation.unfinished = cut
+        evaluation.unfinished = num_unfinished
         losses = {row["id"]: row for row in evaluation.predictions}
         evaluation.metrics |= score(task.metric_names, texts, answers=gold)
         evaluation.predictions = [

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from lorascope.lora.frozen import FrozenProduct, product_of
 from lorascope.lora.layer import StackedLinear
 
 # Logits of so many positions exist at a time.
-_LOGIT_CHUNK = 512
+LOGIT_CHUNK = 512
+# How torch's CPU allocator says that there is no memory left; on CUDA the error has a type of its own.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 # The self-check looks at so many examples of a batch, in so many tokens at most.
 _CHECK_EXAMPLES = 4
 _CHECK_TOKENS = 1024
@@ -93,7 +95,7 @@ def tree_attention(base: BaseModel, forests: Sequence[Forest | None], width: int
             continue
         trees, ends = ([], []) if forest is None else (forest.trees, forest.end_T)
         groups.append((slice(slot, slot + 1), blocks_of(trees, ends, width, base.model.dtype, base.device)))
-    return TreeAttention(groups, width)
+    return TreeAttention(groups)
 
 
 def follows_trees(base: BaseModel, examples: Sequence[Example], num_slots: int = 1) -> bool:
@@ -129,6 +131,8 @@ def _difference(base: BaseModel, examples: Sequence[Example], num_slots: int) ->
     try:
         packed, leaking = (tree_losses(base, [one] * num_slots) for one in (forest, blurred))
     except Exception as error:  # whatever a model's own code raises when it is called in an unusual way
+        if is_out_of_memory(error):
+            raise
         return " ".join(str(error).split())[:200] or type(error).__name__
     differences, from_leaking = ((packed - other) / padded.abs().clamp(min=1e-3) for other in (padded, leaking))
     worst = float(differences.abs().max())
@@ -199,7 +203,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_KD: Tensor, targets_K: Tensor, bias: Tensor | None, product: FrozenProduct) -> Tensor:
         losses, gradients = [], []
-        for hidden, targets in zip(hidden_KD.split(_LOGIT_CHUNK), targets_K.split(_LOGIT_CHUNK), strict=True):
+        for hidden, targets in zip(hidden_KD.split(LOGIT_CHUNK), targets_K.split(LOGIT_CHUNK), strict=True):
             logits = product.forward(hidden, bias)
             scores = _at_least_fp32(logits)
             total = scores.logsumexp(dim=-1, keepdim=True)
@@ -208,8 +212,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scores = scores.sub_(total).exp_()
                 scores[torch.arange(len(targets)), targets] -= 1.0
                 gradients.append(product.backward(scores.to(logits.dtype)))
+            del logits, scores  # or they would lie beside the next chunk's
         ctx.save_for_backward(*gradients)
-        return torch.cat(losses) if losses else _at_least_fp32(hidden_KD.new_zeros(0))
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -221,6 +226,13 @@ def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> T
     bias: Any = output.bias
     result: Tensor = _LinearCrossEntropy.apply(hidden_KD, targets_K, bias, product_of(output))  # type: ignore[no-untyped-call]
     return result
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _joined(parts: list[np.ndarray], device: torch.device) -> Tensor:

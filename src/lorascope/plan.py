@@ -2,34 +2,43 @@
 
 Parameters are counted on the meta device, so a directory with only ``config.json`` is enough. Memory and time are models,
 described in ``estimate``; the figures measured by a run replace them. Floor: beside ``train``.
+
+The memory model: the process, the base, and for each slot four copies of what trains, what the backward pass keeps of each
+token of the largest micro-batch, and the logits of the positions that predict a token, of which one chunk exists at a time.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
+from lorascope.data.packing import PASS_OVERHEAD_TOKENS, batch_order, length_groups
+from lorascope.data.record import Example
+from lorascope.data.tree import cut, sibling_groups
 from lorascope.errors import ModelError
 from lorascope.lora.linear import features, linear_modules, num_parameters
 from lorascope.lora.peft_io import check_fits, peft_parameters, read_adapter
 from lorascope.lora.quantised import BITS_PER_WEIGHT, check_installed
 from lorascope.lora.stack import Placement, Slot, count_adapter, count_trainable, head_parameters
 from lorascope.lora.targets import resolve
+from lorascope.losses import LOGIT_CHUNK
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of one trained number in single precision: value, gradient and AdamW's two moments.
 STATE_BYTES = 16
-# Supervised positions of a batch whose logits exist together: a few answers' worth.
-_LOGIT_POSITIONS = 256
+# Positions whose logits exist together.
+LOGIT_POSITIONS = LOGIT_CHUNK
+# Batches that are looked at for the largest micro-batch, those first that could hold it.
+_BATCHES_LOOKED_AT = 512
 # Interpreter, torch and transformers themselves, as measured before a model is loaded.
 _PROCESS_BYTES = 450 * 2**20
 # Share of the probed matrix-product rate that a plain training step reaches.
@@ -38,11 +47,24 @@ _EFFICIENCY = 0.5
 
 @dataclass(frozen=True)
 class Workload:
-    """The data of a trial as far as costs go; None where they are not at hand."""
+    """The data of a trial as far as costs go; None, or no examples, where they are not at hand.
+
+    Attributes:
+        examples: some of the training examples, as token ids.
+    """
 
     num_examples: int | None
     mean_tokens: float | None
     longest_tokens: int
+    examples: Sequence[Example] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one slot's largest micro-batch holds: stored tokens, padding included, and positions with a target."""
+
+    tokens: int
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -121,18 +143,17 @@ def estimate(
 ) -> Cost:
     """The trial's cost when it runs alone.
 
-    Memory: the process, the base as ``base_bytes`` counts it, four copies of what trains, and the activations of one
-    micro-batch of the longest rows that the backward pass keeps (about 16 widths and 4 feed-forward widths a token and
-    layer), with the logits.
+    Memory: the process, the base as ``base_bytes`` counts it, and ``slot_bytes`` for the largest micro-batch: of the examples
+    at hand, as prefix trees for a causal model, else of rows that are all as long as the longest. Weights that a run packs
+    for speed, where memory allows, come on top.
     Time: two operations per base weight and token forward, two backward (frozen weights get no gradient), at the rate
     probed on this machine times a usual efficiency.
     """
     slot = slot_of(trial, model, heads)
     trainable, total, peft_total = parameters(model, slot, heads)
     item = _BYTES[trial.base.dtype]
-    rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
     base = num_parameters(model)
-    slot_memory = slot_bytes(model, rows, work.longest_tokens, item, trainable)
+    slot_memory = slot_bytes(model, slot, _planned_load(trial, model, work), item, trainable)
     memory = _PROCESS_BYTES + base_bytes(trial.base, model, heads) + slot_memory
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
@@ -158,25 +179,114 @@ def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) ->
     return total - sum(packed) * item + math.ceil(sum(packed) * BITS_PER_WEIGHT / 8) + 4 * max(packed, default=0)
 
 
-def slot_bytes(model: nn.Module, rows: int, longest_tokens: int, item: int, trainable: int) -> int:
-    """What one slot adds to the base: its state, its activations, and the logits of one chunk, held about three times."""
-    vocabulary = int(getattr(cast(Any, model).config, "vocab_size", 0))
-    causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
-    logits = 3 * 4 * vocabulary * min(rows * longest_tokens, _LOGIT_POSITIONS) if causal else 0
-    return trainable * STATE_BYTES + rows * longest_tokens * activation_bytes_per_token(model, item) + logits
+def slot_bytes(model: nn.Module, slot: Slot, load: Load, item: int, num_trained: int) -> int:
+    """What one slot adds to the base: its state, its activations and its logits."""
+    logits = min(load.positions, LOGIT_POSITIONS) * position_bytes(model, item)
+    return num_trained * STATE_BYTES + load.tokens * token_bytes(model, slot, item) + logits
 
 
-def activation_bytes_per_token(model: nn.Module, item: int) -> int:
-    """What the backward pass keeps of one token: a rough count over widths, all layers together."""
+def token_bytes(model: nn.Module, slot: Slot, item: int) -> int:
+    """What the backward pass keeps of one token in all layers, and works with in one.
+
+    Frozen products keep nothing of their input. A layer keeps the inputs of its two norms, what attention reads and writes,
+    the inputs of its activation (three of the inner width where it is gated) and those of adapted layers, which some share,
+    with a mask each where they drop out.
+    """
     config: Any = model.config
-    width = int(config.hidden_size)
-    inner = int(
-        getattr(config, "intermediate_size", None)
-        or getattr(config, "n_inner", None)
-        or getattr(config, "hidden_dim", None)
-        or 4 * width
-    )
-    return int(config.num_hidden_layers) * (16 * width + 4 * inner) * item
+    width, inner, num_layers = int(config.hidden_size), _inner_width(config), int(config.num_hidden_layers)
+    heads = int(config.num_attention_heads) * int(getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    gated = any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules())
+    kept = num_layers * (2 * width + 4 * heads + (3 if gated else 1) * inner)
+    adapted = {name: features(model.get_submodule(name))[0] for name in dict.fromkeys(_adapted(slot))}
+    kept += sum({(name.rpartition(".")[0], num): num for name, num in adapted.items()}.values())
+    masks = 4 * sum(adapted.values()) if slot.dropout else 0
+    return (kept + 3 * inner) * item + masks
+
+
+def position_bytes(model: nn.Module, item: int) -> int:
+    """Logits of one position and their sum's exponentials: in float32 at least, and logits and gradient in a lesser dtype."""
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        return 0
+    config: Any = model.config
+    return int(config.vocab_size) * (2 * max(item, 4) + (2 * item if item < 4 else 0))
+
+
+def largest_load(
+    examples: Sequence[Example],
+    steps: Iterable[Sequence[Sequence[int]]],
+    most_rows: int | None,
+    *,
+    num_slots: int,
+    packs: bool,
+    position_tokens: float,
+) -> tuple[Load, Sequence[Sequence[int]]]:
+    """The largest micro-batch of these optimiser steps, and its step; of the likeliest of them where there are very many.
+
+    Args:
+        steps: for each step the rows of every seed: seeds of one cohort are cut at the same places.
+        most_rows: upper bound on the rows of a micro-batch.
+        packs: prefix trees, else padded rows.
+        position_tokens: how many tokens a target's position weighs.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    targets = [sum((example.is_target or [])[1:]) for example in examples]
+
+    def bound(rows: Sequence[int]) -> float:
+        tokens = sum(lengths[row] for row in rows) if packs else len(rows) * max(lengths[row] for row in rows)
+        return tokens + position_tokens * sum(targets[row] for row in rows)
+
+    bounded = sorted(((max(map(bound, step)), step) for step in steps), key=lambda pair: -pair[0])
+    best, most, its_step = Load(0, 0), 0.0, bounded[0][1]
+    for limit, step in bounded[:_BATCHES_LOOKED_AT]:
+        if limit <= most:
+            break
+        trees, rows = _tree_loads(examples, step, most_rows), _row_loads(lengths, targets, step, most_rows, num_slots)
+        for load in trees if packs else rows:
+            weight = load.tokens + position_tokens * load.positions
+            if weight > most:
+                best, most, its_step = load, weight, step
+    return best, its_step
+
+
+def _tree_loads(examples: Sequence[Example], step: Sequence[Sequence[int]], most_rows: int | None) -> Iterator[Load]:
+    for rows in step:
+        for forest in cut(examples, rows, most_rows, None):
+            yield Load(forest.num_tokens, len(forest.predictor_K))
+
+
+def _row_loads(
+    lengths: Sequence[int], targets: Sequence[int], step: Sequence[Sequence[int]], most_rows: int | None, num_slots: int
+) -> Iterator[Load]:
+    ranks = [sorted(rows, key=lambda row: lengths[row], reverse=True) for rows in step]
+    widths = [max(lengths[row] for row in rank) for rank in zip(*ranks, strict=True)]
+    start = 0
+    for size in length_groups(widths, most_rows, -(-PASS_OVERHEAD_TOKENS // num_slots)):
+        yield Load(size * widths[start], max(sum(targets[row] for row in rank[start : start + size]) for rank in ranks))
+        start += size
+
+
+def _planned_load(trial: TrialConfig, model: nn.Module, work: Workload) -> Load:
+    """The largest micro-batch as far as the data are at hand, else of rows of the greatest length, a quarter of it targets."""
+    rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
+    causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    if not work.examples:
+        tokens = rows * work.longest_tokens
+        return Load(tokens, tokens // 4 if causal else 0)
+    order = batch_order(sibling_groups(work.examples), trial.train.batch_size, trial.seed, 0)
+    item = _BYTES[trial.base.dtype]
+    weight = position_bytes(model, item) / max(1, token_bytes(model, Slot("", 0, ()), item))
+    steps = [[batch] for batch in order]
+    return largest_load(work.examples, steps, rows, num_slots=1, packs=causal, position_tokens=weight)[0]
+
+
+def _adapted(slot: Slot) -> list[str]:
+    return [placement.target.module for placement in slot.placements]
+
+
+def _inner_width(config: Any) -> int:
+    """Width of the feed-forward layer, by each family's own name."""
+    names = ("intermediate_size", "n_inner", "hidden_dim")
+    return int(next((value for name in names if (value := getattr(config, name, None))), 4 * config.hidden_size))
 
 
 def probe_flops(dtype: str) -> float:
@@ -192,9 +302,10 @@ def probe_flops(dtype: str) -> float:
     return 2.0 * 512 * 768 * 3072 * count / (time.perf_counter() - started)
 
 
-def workload(lengths: Sequence[int], num_examples: int) -> Workload:
-    """From the token counts of some examples and the number of all."""
-    return Workload(num_examples, mean(lengths), max(lengths))
+def workload(examples: Sequence[Example], num_examples: int) -> Workload:
+    """From some of the examples and the number of all."""
+    lengths = [len(example.input_ids) for example in examples]
+    return Workload(num_examples, mean(lengths), max(lengths), examples)
 
 
 def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:

@@ -20,19 +20,25 @@ from torch import Tensor
 
 from lorascope.base_model import BaseModel
 from lorascope.config import TrainConfig
-from lorascope.data.packing import Batch, batch_order, collate, concatenate, length_groups, token_spans
+from lorascope.data.packing import (
+    PASS_OVERHEAD_TOKENS,
+    Batch,
+    batch_order,
+    collate,
+    concatenate,
+    length_groups,
+    token_spans,
+)
 from lorascope.data.task import Example
 from lorascope.data.tree import cut, sibling_groups
 from lorascope.errors import RunError
 from lorascope.lora.layer import DropoutPlan, Spans
 from lorascope.lora.parameters import SlotParameters
 from lorascope.lora.stack import Stack
-from lorascope.losses import follows_trees, padded_losses, tree_losses
+from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, tree_losses
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
-# What one more forward and backward pass costs, in tokens of work: measured on two cores with a six-layer encoder.
-_PASS_OVERHEAD_TOKENS = 128
 
 # For every slot and row the tokens that it holds, and a function that runs the model: losses ``[N, E]``.
 MicroBatch = tuple[list[list[Spans]], Callable[[], Tensor]]
@@ -63,6 +69,7 @@ class StepResult:
         num_examples: of one slot's batch.
         num_tokens: of one slot's batch, without padding.
         seconds: wall-clock time of the step.
+        micro_batch_size: rows that a micro-batch may hold; None for all. Smaller than before where memory ran out.
     """
 
     step: int
@@ -72,6 +79,7 @@ class StepResult:
     num_examples: int
     num_tokens: int
     seconds: float
+    micro_batch_size: int | None = None
 
 
 def train(
@@ -94,6 +102,7 @@ def train(
     num_examples = len(examples)
     steps_per_epoch = shared.steps_per_epoch(num_examples)
     num_steps = shared.num_steps(num_examples)
+    micro_batch_size = shared.micro_batch_size
     groups = sibling_groups(examples)
     orders: dict[int, list[list[int]]] = {}
     for step in range(num_steps):
@@ -104,7 +113,7 @@ def train(
         if index == 0 or not orders:
             orders = {seed: batch_order(groups, shared.batch_size, seed, epoch) for seed in set(stack.context.seeds)}
         rows_by_seed = {seed: orders[seed][index] for seed in dict.fromkeys(stack.context.seeds)}
-        losses_N = forward_backward(stack, base, examples, rows_by_seed, shared.micro_batch_size, step)
+        losses_N, micro_batch_size = fitting_gradients(stack, base, examples, rows_by_seed, micro_batch_size, step)
         rates = [learning_rate(settings[slot.name], step, num_steps) for slot in stack.slots]
         norms_N, finite_N = adamw_step(stack.parameters, losses_N, step, rates, [settings[slot.name] for slot in stack.slots])
         slots = {
@@ -116,7 +125,37 @@ def train(
         rows = rows_by_seed[stack.context.seeds[0]]
         num_tokens = sum(len(examples[row].input_ids) for row in rows)
         seconds = time.perf_counter() - started
-        yield StepResult(step, num_steps, epoch, slots, len(rows), num_tokens, seconds)
+        yield StepResult(step, num_steps, epoch, slots, len(rows), num_tokens, seconds, micro_batch_size)
+
+
+def fitting_gradients(
+    stack: Stack,
+    base: BaseModel,
+    examples: Sequence[Example],
+    rows_by_seed: Mapping[int, Sequence[int]],
+    micro_batch_size: int | None,
+    step: int,
+) -> tuple[Tensor, int | None]:
+    """As ``forward_backward``; where memory runs out, the micro-batch is halved and the whole batch done again.
+
+    Returns:
+        The losses ``[N]``, and the size of the micro-batches that fitted, for later batches.
+
+    Raises:
+        MemoryError, RuntimeError: a single example does not fit.
+    """
+    most = max(len(rows) for rows in rows_by_seed.values())
+    while True:
+        try:
+            return forward_backward(stack, base, examples, rows_by_seed, micro_batch_size, step), micro_batch_size
+        except (MemoryError, RuntimeError) as error:
+            size = min(micro_batch_size or most, most)
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # The handler is left first: the error holds the frames of the failed pass, and with them its tensors.
+        micro_batch_size = size // 2
+        if base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def forward_backward(
@@ -182,10 +221,12 @@ def _padded_rows(
     firsts = {seed: _first_tokens(examples, rows) for seed, rows in rows_by_seed.items()}
     widths = [max(len(examples[row].input_ids) for row in rank) for rank in zip(*by_length.values(), strict=True)]
     start = 0
-    for size in length_groups(widths, micro_batch_size, -(-_PASS_OVERHEAD_TOKENS // len(seeds))):
+    for size in length_groups(widths, micro_batch_size, -(-PASS_OVERHEAD_TOKENS // len(seeds))):
         width = widths[start]
         rows = {seed: rows[start : start + size] for seed, rows in by_length.items()}
-        spans = {seed: [[(firsts[seed][row], len(examples[row].input_ids))] for row in chosen] for seed, chosen in rows.items()}
+        spans = {
+            seed: [[(firsts[seed][row], len(examples[row].input_ids))] for row in chosen] for seed, chosen in rows.items()
+        }
         batch = concatenate([collate(examples, rows[seed], base.pad_id, pad_to=width) for seed in seeds])
         yield [spans[seed] for seed in seeds], partial(_padded_losses, base, batch, len(seeds))
         start += size

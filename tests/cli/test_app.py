@@ -69,7 +69,7 @@ def test_a_run_prints_one_document_and_nothing_else(cli, study_file, tmp_path):
     assert [trial["status"] for trial in document["trials"]] == ["done", "done"]
     assert all(set(trial) >= ROW_KEYS for trial in document["trials"])
     assert all(re.fullmatch(r"[0-9a-f]{8}-s1", trial["trial"]) for trial in document["trials"])
-    assert "2 trials to run in 1 cohort" in ended.err
+    assert "cohort c1: 2 trials" in ended.err
     assert json.loads(cli("results", tmp_path / "run", "--json").out) == document
 
 
@@ -98,7 +98,7 @@ def test_a_study_is_not_run_twice_by_accident(cli, finished, study_file):
     adapters = {path: stamp for path, stamp in before.items() if "trials" in path.parts}
     resumed = cli("run", study_file(), "--out", finished, "--resume")
     assert resumed.code == 0
-    assert "0 trials to run in 0 cohorts, 2 finished earlier" in resumed.err
+    assert "0 trials to run, 2 finished earlier" in resumed.err
     assert {path: stamp for path, stamp in tree(finished).items() if "trials" in path.parts} == adapters
     other = cli("run", study_file(seeds=[2]), "--out", finished, "--resume")
     assert (other.code, "holds another study; these sections differ: seeds" in other.err) == (1, True)
@@ -424,7 +424,7 @@ def test_a_killed_study_is_resumed(cli, study_file, process, tmp_path):
 
     resumed = cli("run", path, "--out", tmp_path / "run", "--resume", "--json")
     assert resumed.code == 0
-    assert "1 trial to run in 1 cohort, 1 finished earlier" in resumed.err
+    assert "1 trial to run, 1 finished earlier" in resumed.err
     assert {file: stamp for file, stamp in tree(tmp_path / "run").items() if file in kept} == kept
     whole = json.loads(cli("run", path, "--out", tmp_path / "whole", "--json").out)["trials"]
     after = json.loads(resumed.out)["trials"]
@@ -474,7 +474,7 @@ def test_an_ablation_over_quantization_has_a_cohort_for_each(cli, study_file, tm
     )
     ended = cli("run", path, "--out", tmp_path / "run", "--json")
     assert ended.code == 0, ended.err
-    assert "2 trials to run in 2 cohorts" in ended.err
+    assert all(f"cohort c{number}: 1 trial" in ended.err for number in (1, 2))
     trials = json.loads(ended.out)["trials"]
     assert {trial["config"]["quantization"]: trial["status"] for trial in trials} == {None: "done", "nf4": "done"}
     assert len({trial["total_params"] for trial in trials}) == 1
@@ -500,3 +500,18 @@ def test_a_packed_float64_base_is_wrong_usage(cli, study_file, model_directory):
     ended = cli("plan", path)
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in ended.err
+
+
+def test_an_adapter_of_a_packed_base_scores_the_same_on_one(cli, study_file, tmp_path, data, model_directory):
+    path = study_file(base={"model": str(model_directory("bert")), "quantization": "nf4"})
+    trial = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)["trials"][1]
+    command = ["evaluate", tmp_path / "run" / trial["adapter"], "--task", "file", "--data", data, "--labels", "no, yes"]
+    packed, full = (
+        json.loads(cli(*command, "--max-length", 32, "--json", *options).out) for options in (("--quantization", "nf4"), ())
+    )
+    with Store.open(tmp_path / "run") as store:
+        assert packed["base_checksum"] == store.trials()[1].base_checksum != full["base_checksum"]
+    assert packed["metrics"] == pytest.approx(trial["metrics"], rel=1e-6)
+    assert packed["metrics"] != full["metrics"]
+    wrong = cli(*command, "--quantization", "int3")
+    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)

@@ -22,9 +22,9 @@ def step(number, names, num_steps=4):
 
 
 EVENTS = [
-    StudyStarted(TASK, 4, 3, 2, 12),
+    StudyStarted(TASK, 4, 3, 12),
     Warned(Notice("truncated", 1, "train", "1 [odd] example was cut")),
-    CohortStarted("c1", ("a-s1", "b-s1"), 4),
+    CohortStarted("c1", ("a-s1", "b-s1"), 4, 3 * 2**20),
     ProbeDone("a", SoloCost(1.0, 2.0, 2**20)),
     step(0, ["a-s1", "b-s1"]),
     step(1, ["a-s1", "b-s1"]),
@@ -53,9 +53,9 @@ def test_a_log_has_plain_lines():
     assert text.isascii()
     assert text.splitlines() == [
         "data: JSONL text [label]; 8 train, 4 validation",
-        "3 trials to run in 2 cohorts, 1 finished earlier",
+        "3 trials to run, 1 finished earlier",
         "warning (truncated): 1 [odd] example was cut",
-        "cohort c1: 2 trials, 4 steps",
+        "cohort c1: 2 trials, 4 steps, about 3 MiB",
         "a alone: 1.0 s an epoch, 1 MiB",
         "step 1/4, 400 examples/s, 0.0 s left in this cohort, loss 0.5000 0.5000",
         "b-s1 diverged: loss is [nan] (1/3)",
@@ -78,7 +78,7 @@ def test_a_terminal_has_a_bar_for_the_study_and_each_trial():
 
 
 def test_a_cohort_that_starts_again_is_not_counted_twice():
-    again = [StudyStarted(TASK, 2, 2, 1, 8), CohortStarted("c1", ("a-s1", "b-s1"), 4), step(0, ["a-s1", "b-s1"])]
+    again = [StudyStarted(TASK, 2, 2, 8), CohortStarted("c1", ("a-s1", "b-s1"), 4), step(0, ["a-s1", "b-s1"])]
     for name in ("a-s1", "b-s1"):
         again += [CohortStarted("c1" + name[0], (name,), 4), *(step(number, [name]) for number in range(4))]
         again.append(TrialEnded(name, "done", {}))

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from lorascope.cohort.run import run_study
 from lorascope.config import Study
 from lorascope.design import expand
+from lorascope.lora import frozen
 from lorascope.store import Store, TrialRow
 
 POSITIVE = ("charming", "bright", "funny", "warm")
@@ -21,6 +22,14 @@ CONTEXTS = (
     ("the acting is wooden and the plot goes nowhere", "nowhere", "where does the plot go"),
     ("it is a bright funny film with a warm heart", "a warm heart", "what is it with"),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_kernels() -> Iterator[None]:
+    """Which path is the fastest for models this small is chance, and paths round differently."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen, "choose", lambda *_: frozen.Choice("plain", {"plain": 1.0}, {"plain": 0.0}))
+        yield
 
 
 def sentences(count: int, seed: int) -> list[dict[str, str]]:

@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lorascope.cohort import run
-from lorascope.cohort.run import CohortStarted, StudyStarted, TrialEnded, Warned, form_cohorts, run_study
+from lorascope.cohort import export, run
+from lorascope.cohort.run import CohortStarted, StudyStarted, TrialEnded, Warned, run_study
 from lorascope.config import Study
 from lorascope.design import expand, shard
 from lorascope.errors import AdapterError, CheckFailed, LorascopeError, ModelError, StoreError
 from lorascope.evaluate import EvaluationStep
-from lorascope.plan import slot_bytes
 from lorascope.store import Store, results_document
 from lorascope.train import StepResult
 
@@ -324,29 +323,6 @@ def test_another_base_gets_its_own_tokens(make_study, carry_out, rows_of, model_
     assert rows_of(tmp_path / "both")[1].metrics == alone.metrics
 
 
-def test_cohorts_are_cut_by_memory(make_study, tmp_path, monkeypatch):
-    study = make_study("bert", [{}, {"r": 3}, {"r": 4}], [1, 2])
-    raw = run.read_task(study.task)
-    skeletons = run._skeletons(study, raw, expand(study))
-    base = run.load_base(study.base, raw.task_type, raw.labels)
-    task = run.encode_task(raw, base.tokenizer, 32)
-    whole = form_cohorts(expand(study), skeletons, task)
-    assert [len(cohort.trials) for cohort in whole] == [6]
-    assert [trial.seed for trial in whole[0].trials] == [1, 1, 1, 2, 2, 2]
-
-    longest = max(len(example.input_ids) for example in task.train)
-    widest = 2 * 4 * (16 + 16) + 2 * 16 + 2  # two layers at rank 4, and the head
-    per_slot = slot_bytes(base.model, 4, longest, 4, widest)
-    free = type("Memory", (), {"available": 2 * 4.5 * per_slot, "total": 2**40})
-    monkeypatch.setattr(run.psutil, "virtual_memory", lambda: free)
-    assert [len(cohort.trials) for cohort in form_cohorts(expand(study), skeletons, task)] == [4, 2]
-    large = make_study("bert", [{}, {"r": 3}, {"r": 4}], [1, 2], train={"batch_size": 10**9})
-    free.available = 12 * slot_bytes(base.model, len(task.train), longest, 4, widest)
-    assert [len(cohort.trials) for cohort in form_cohorts(expand(large), skeletons, task)] == [6]
-    free.available = 0
-    assert [len(cohort.trials) for cohort in form_cohorts(expand(study), skeletons, task)] == [1] * 6
-
-
 @pytest.mark.parametrize(
     ("error", "place"),
     [
@@ -359,7 +335,7 @@ def test_a_full_disk_ends_the_study_and_no_trial_is_done(error, place, make_stud
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(run, place, full)
+    monkeypatch.setattr(export, place, full)
     with pytest.raises(StoreError, match=r"No space left|disk is full"):
         carry_out(make_study("bert", [{}, {"r": 3}]), tmp_path / "run")
     rows = rows_of(tmp_path / "run")

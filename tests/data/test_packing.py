@@ -1,5 +1,6 @@
 """Orders, micro-batches, evaluation batches and padding."""
 
+import itertools
 from itertools import chain, pairwise
 
 import numpy as np
@@ -184,7 +185,8 @@ def test_groups_come_in_batches_of_which_only_the_last_is_short_and_every_exampl
 @given(GROUPS, st.integers(1, 10), SEEDS)
 @settings(deadline=None)
 def test_a_group_is_split_only_where_none_that_waits_fits(groups, size, seed):
-    """Fewer groups than are looked through, so all that wait are looked at."""
+    """Fewer groups than are looked through, so all that wait are looked at; none is larger than a batch."""
+    groups = [group for group in groups if len(group) <= size]
     batches = batch_order(groups, size, seed, 0)
     batch_of = {row: index for index, batch in enumerate(batches) for row in batch}
     for group in groups:
@@ -194,9 +196,8 @@ def test_a_group_is_split_only_where_none_that_waits_fits(groups, size, seed):
             room = places.count(index)
             waiting = [other for other in groups if all(batch_of[row] > index for row in other)]
             assert all(len(other) > room for other in waiting)
-        if len(group) <= size:
-            # What is left comes next, so a group that is split at all lies in neighbouring batches.
-            assert places[-1] - places[0] <= 1
+        # What is left comes next, so a group that is split at all lies in neighbouring batches.
+        assert places[-1] - places[0] <= 1
 
 
 def test_groups_are_kept_whole_where_they_fill_batches():
@@ -224,3 +225,15 @@ def test_batches_of_one_width_become_one():
     assert one.is_target_BT.sum().item() == 3
     assert one.rows == [1, 0, 2]
     assert one.labels_B is None
+
+
+def test_a_group_larger_than_a_batch_is_cut_at_random_and_keeps_no_place_of_its_own():
+    groups = [list(range(20)), *([20 + 3 * index, 21 + 3 * index, 22 + 3 * index] for index in range(30))]
+    orders = [batch_order(groups, 8, seed, 0) for seed in range(60)]
+    for batches in orders:
+        assert sorted(itertools.chain.from_iterable(batches)) == list(range(110))
+        assert [len(batch) for batch in batches[:-1]] == [8] * (len(batches) - 1)
+    members = {frozenset(batch) & frozenset(range(20)) for batches in orders for batch in batches}
+    assert len(members) > 100, "other seeds put other members of the large group together"
+    places = [place / len(batches) for batches in orders for place, batch in enumerate(batches) for row in batch if row < 20]
+    assert sum(places) / len(places) == pytest.approx(0.46, abs=0.06), "in the middle on average"

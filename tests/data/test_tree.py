@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lorascope.data import tree
 from lorascope.data.record import Example
 from lorascope.data.tree import cut, plant, shared_prefixes, sibling_groups
+from lorascope.errors import DataError
 
 # Three ids, so that most examples begin like another; pairs of (id, whether it is a target).
 TOKENS = st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=10)
@@ -172,6 +173,14 @@ def test_a_tree_that_fits_is_not_cut(examples, shortest, rows, tokens):
             assert len({piece_of[row] for row in members}) == 1
 
 
+def test_a_tree_that_fits_is_not_begun_in_a_piece_that_cannot_hold_it():
+    star = [plain(*range(1, 21), 30 + index) for index in range(3)]
+    stranger = plain(0, 0)
+    for limits in ((3, None), (None, 24)):
+        assert [sorted(piece.rows) for piece in cut([*star, stranger], range(4), *limits)] == [[3], [0, 1, 2]]
+    assert len(cut([*star, stranger], range(4), 4, 25)) == 1
+
+
 def test_a_tree_that_does_not_fit_has_its_trunk_in_every_piece():
     trunk = list(range(1, 21))
     star = [plain(*trunk, 30 + index, 40 + index) for index in range(5)]
@@ -237,3 +246,20 @@ def test_shared_prefixes_are_counted_token_by_token(sequences):
             length += 1
         expected.append(length)
     assert shared_prefixes(sequences) == expected
+
+
+def test_what_every_example_begins_with_makes_no_siblings():
+    generator = np.random.default_rng(0)
+    preamble = generator.integers(0, 99, 40).tolist()
+    contexts = [generator.integers(0, 99, 50).tolist() for _ in range(20)]
+    tails = [generator.integers(0, 99, 6).tolist() for _ in range(100)]
+    alone = [Example(str(i), preamble + tail, [False] * 40 + [True] * 6, None, 40) for i, tail in enumerate(tails)]
+    assert sibling_groups(alone) == [[index] for index in range(100)]
+    rows = [preamble + contexts[index // 5] + tail for index, tail in enumerate(tails)]
+    asked = [Example(str(i), row, [False] * 90 + [True] * 6, None, 90) for i, row in enumerate(rows)]
+    assert [sorted(group) for group in sibling_groups(asked)] == [list(range(start, start + 5)) for start in range(0, 100, 5)]
+
+
+def test_an_example_without_tokens_is_named():
+    with pytest.raises(DataError, match="example lost"):
+        plant([Example("lost", [], [], None, 0)], [0])

@@ -56,7 +56,7 @@ def test_a_token_attends_to_its_ancestors(name, groups, block_tokens, monkeypatc
     forest = forest_of(FORESTS[name])
     num = forest.num_tokens
     q, k, v = random(2, 4, num, 6), random(2, groups, num, 6, seed=1), random(2, groups, num, 6, seed=2)
-    tree = TreeAttention([(slice(0, 2), blocks(forest))], num)
+    tree = TreeAttention([(slice(0, 2), blocks(forest))])
     torch.testing.assert_close(tree.attend(nn.Identity(), q, k, v, 0.3), dense(forest, q, k, v, 0.3), rtol=0, atol=1e-12)
 
 
@@ -64,7 +64,7 @@ def test_rows_of_other_forests_are_looked_at_apart_and_padding_reaches_nobody():
     forests = [forest_of(FORESTS[name]) for name in ("a star", "strangers", "a tree and a stranger")]
     width = max(forest.num_tokens for forest in forests) + 3
     rows = [slice(0, 1), slice(1, 3), slice(3, 4)]
-    tree = TreeAttention([(row, blocks(forest, width)) for row, forest in zip(rows, forests, strict=True)], width)
+    tree = TreeAttention([(row, blocks(forest, width)) for row, forest in zip(rows, forests, strict=True)])
     q, k, v = random(4, 4, width, 6), random(4, 2, width, 6, seed=1), random(4, 2, width, 6, seed=2)
     for forest, row in zip(forests, rows, strict=True):
         k[row, :, forest.num_tokens :] = 1e3
@@ -77,7 +77,7 @@ def test_rows_of_other_forests_are_looked_at_apart_and_padding_reaches_nobody():
 
 
 def test_a_row_without_a_tree_is_all_padding_and_finite():
-    tree = TreeAttention([(slice(0, 1), blocks_of([], [], 5, torch.float64, CPU))], 5)
+    tree = TreeAttention([(slice(0, 1), blocks_of([], [], 5, torch.float64, CPU))])
     assert torch.isfinite(tree.attend(nn.Identity(), random(1, 2, 5, 4), random(1, 2, 5, 4), random(1, 2, 5, 4), 1.0)).all()
 
 
@@ -114,7 +114,7 @@ def test_a_steered_model_without_a_tree_is_refused(tiny_model):
 
 @pytest.mark.parametrize("keyword", ["softcap", "sliding_window", "s_aux", "position_bias"])
 def test_a_variant_of_attention_is_refused_by_name(keyword):
-    tree = TreeAttention([(slice(0, 1), blocks_of([(0, 3)], np.array([3, 3, 3]), 3, torch.float64, CPU))], 3)
+    tree = TreeAttention([(slice(0, 1), blocks_of([(0, 3)], np.array([3, 3, 3]), 3, torch.float64, CPU))])
     q, k, v = random(1, 2, 3, 4), random(1, 2, 3, 4, seed=1), random(1, 2, 3, 4, seed=2)
     out, _ = attention._forward(nn.Identity(), q, k, v, None, tree=tree, **{keyword: None})
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

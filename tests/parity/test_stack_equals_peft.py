@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from lorascope.base_model import BaseModel, head_modules, weights_checksum
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
-from lorascope.data.tree import sibling_groups
 from lorascope.data.task import Example
+from lorascope.data.tree import sibling_groups
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 from lorascope.train import train

@@ -193,6 +193,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
     dtype: Annotated[str, typer.Option(help="The base model's dtype.")] = "float32",
+    quantization: Annotated[str | None, typer.Option(help="nf4: score on the base in 4 bits, as it was trained.")] = None,
     labels: Annotated[
         str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")
     ] = None,
@@ -212,7 +213,9 @@ def evaluate(
         "evaluate",
     )
     settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "evaluate")
-    evaluation, facts = evaluate_adapter(adapter, task_config, settings, base_model=base, dtype=dtype)
+    evaluation, facts = evaluate_adapter(
+        adapter, task_config, settings, base_model=base, dtype=dtype, quantization=quantization
+    )
     if predictions is not None:
         from lorascope.store import write_atomically
 
@@ -384,8 +387,7 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
         encoded = encode_task(sample, tokenizer, study.task.max_length)
     except ModelError:
         return unknown, raw.task_type, len(raw.labels), "no time estimate: the base has no tokenizer here"
-    lengths = [len(example.input_ids) for example in encoded.train]
-    return planning.workload(lengths, len(raw.train)), raw.task_type, len(raw.labels), None
+    return planning.workload(encoded.train, len(raw.train)), raw.task_type, len(raw.labels), None
 
 
 def _print_json(document: dict[str, Any]) -> None:

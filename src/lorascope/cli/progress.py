@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lorascope.cli.tables import bytes_text, counted, seconds_text
 
 if TYPE_CHECKING:
-    from lorascope.cohort import run
+    from lorascope.cohort import events
     from lorascope.evaluate import EvaluationStep
     from lorascope.train import StepResult
 
@@ -56,45 +56,46 @@ class StudyProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def show(self, event: run.Event) -> None:
+    def show(self, event: events.Event) -> None:
         """Show one event."""
-        from lorascope.cohort import run
+        from lorascope.cohort import events
         from lorascope.evaluate import EvaluationStep
         from lorascope.train import StepResult
 
-        if isinstance(event, run.StudyStarted):
+        if isinstance(event, events.StudyStarted):
             self._start(event)
-        elif isinstance(event, run.CohortStarted):
+        elif isinstance(event, events.CohortStarted):
             self._start_cohort(event)
-        elif isinstance(event, run.ProbeDone):
+        elif isinstance(event, events.ProbeDone):
             cost = event.cost
             alone = f"{seconds_text(cost.seconds_per_epoch)} an epoch, {bytes_text(cost.peak_memory_bytes)}"
             self._say(f"{event.configuration} alone: {alone}")
-        elif isinstance(event, run.Warned):
+        elif isinstance(event, events.Warned):
             self._say(f"warning ({event.notice.kind}): {event.notice.message}")
         elif isinstance(event, StepResult):
             self._step(event)
         elif isinstance(event, EvaluationStep):
             self._evaluate(event)
-        elif isinstance(event, run.TrialEnded):
+        elif isinstance(event, events.TrialEnded):
             self._end_trial(event)
 
-    def _start(self, event: run.StudyStarted) -> None:
+    def _start(self, event: events.StudyStarted) -> None:
         task = event.task
         self._pending = event.pending
         done = event.num_trials - event.pending
         self._say(f"data: {task.shape}; {len(task.train)} train, {len(task.eval)} {task.eval_split}")
         skipped = f", {done} finished earlier" if done else ""
-        self._say(f"{counted(event.pending, 'trial')} to run in {counted(event.num_cohorts, 'cohort')}{skipped}")
+        self._say(f"{counted(event.pending, 'trial')} to run{skipped}")
         self._study = self._progress.add_task("study", total=event.trial_steps + event.pending, note="")
 
-    def _start_cohort(self, event: run.CohortStarted) -> None:
+    def _start_cohort(self, event: events.CohortStarted) -> None:
         for task in self._trials.values():
             self._progress.remove_task(task)
         self._trials = {name: self._progress.add_task(f"  {name}", total=event.num_steps, note="") for name in event.trials}
         self._num_steps = event.num_steps
         self._done |= dict.fromkeys(event.trials, 0)
-        self._say(f"cohort {event.cohort}: {counted(len(event.trials), 'trial')}, {counted(event.num_steps, 'step')}")
+        memory = "" if event.predicted_peak_bytes is None else f", about {bytes_text(event.predicted_peak_bytes)}"
+        self._say(f"cohort {event.cohort}: {counted(len(event.trials), 'trial')}, {counted(event.num_steps, 'step')}{memory}")
 
     def _step(self, event: StepResult) -> None:
         rate = event.num_examples * len(event.slots) / event.seconds
@@ -125,7 +126,7 @@ class StudyProgress:
             if not self._live:
                 self._say(f"{event.stage}: {event.total} examples")
 
-    def _end_trial(self, event: run.TrialEnded) -> None:
+    def _end_trial(self, event: events.TrialEnded) -> None:
         self._ended += 1
         self._done[event.trial] = self._num_steps + 1
         self._show_study()

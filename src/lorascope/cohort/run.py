@@ -7,103 +7,38 @@ a slot that diverged, export, go on. Yields events for whoever shows them. Does 
 from __future__ import annotations
 
 import gc
-import json
+import math
 import platform
 import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
-from safetensors import SafetensorError
-from torch import nn
 
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, weights_checksum
-from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
-from lorascope.cohort.single import base_path, stack_saved
+from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, StudyStarted, TrialEnded, Warned
+from lorascope.cohort.export import finish_trial
+from lorascope.cohort.kernels import Kernels, install_kernels
+from lorascope.cohort.planner import MEMORY_SHARE, Cohort, Group, cut_group, find_impossible, form_groups, memory_bytes, replay
+from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone, steady_allocator
+from lorascope.cohort.single import stack_saved
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
-from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
-from lorascope.errors import CheckFailed, LorascopeError, ModelError, StoreError
-from lorascope.evaluate import Evaluation, EvaluationStep, evaluate
-from lorascope.lora.peft_io import HEAD_FILE, read_adapter, write_adapter
-from lorascope.lora.stack import AdapterWeights, Slot, Stack
-from lorascope.plan import STATE_BYTES, check_lengths, meta_model, parameters, slot_bytes, slot_of
-from lorascope.store import Store, atomic_directory, write_atomically
+from lorascope.data.task import Notice, Task, encode_task, read_task
+from lorascope.errors import CheckFailed, LorascopeError, StoreError
+from lorascope.evaluate import evaluate
+from lorascope.lora.peft_io import read_adapter
+from lorascope.lora.stack import Slot, Stack
+from lorascope.losses import follows_trees
+from lorascope.plan import parameters, slot_of
+from lorascope.store import Store
 from lorascope.train import SlotStep, StepResult, train
 
 FINAL = ("done", "diverged", "pruned")
-_MOST_SLOTS = 16
-# Share of the free memory that a cohort may take by estimate.
-_MEMORY_SHARE = 0.5
 _FLUSH_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class StudyStarted:
-    """Data are read and every trial is known to be possible; ``pending`` trials, ``trial_steps`` in all, remain to be run."""
-
-    task: Task
-    num_trials: int
-    pending: int
-    num_cohorts: int
-    trial_steps: int
-
-
-@dataclass(frozen=True)
-class CohortStarted:
-    """A cohort begins: these trials on one copy of the base."""
-
-    cohort: str
-    trials: tuple[str, ...]
-    num_steps: int
-
-
-@dataclass(frozen=True)
-class ProbeDone:
-    """One configuration was measured alone."""
-
-    configuration: str
-    cost: SoloCost
-
-
-@dataclass(frozen=True)
-class TrialEnded:
-    """A trial reached a final state."""
-
-    trial: str
-    status: str
-    metrics: Mapping[str, float]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Warned:
-    """Something was truncated, dropped, replaced or clipped; it is stored too."""
-
-    notice: Notice
-
-
-Event = StudyStarted | CohortStarted | ProbeDone | TrialEnded | Warned | StepResult | EvaluationStep
-Events = Generator[Event, None, None]
-Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Trials that share every step; ``trains`` is False where they are only evaluated."""
-
-    name: str
-    trials: tuple[TrialConfig, ...]
-    trains: bool
-
-    def num_steps(self, num_examples: int) -> int:
-        """Optimiser steps of each of its trials."""
-        return self.trials[0].train.num_steps(num_examples) if self.trains else 0
 
 
 def run_study(
@@ -131,7 +66,8 @@ def run_study(
     if not resume:
         Store.refuse_existing(directory)
     raw = read_task(study.task, study.evaluate.split)
-    skeletons = _skeletons(study, raw, trials, device)
+    skeletons = find_impossible(study, raw, trials, device)
+    steady_allocator()
     loaded = trials[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
@@ -140,111 +76,62 @@ def run_study(
         _check_unchanged(store, loaded, task, base)
         status = {row.trial: row.status for row in store.trials()}
         pending = [trial for trial in trials if status[trial.trial] not in FINAL]
-        cohorts = form_cohorts(pending, skeletons, task, most_slots, device, first=_next_cohort(store))
-        trial_steps = sum(cohort.num_steps(len(task.train)) * len(cohort.trials) for cohort in cohorts)
-        yield StudyStarted(task, len(trials), len(pending), len(cohorts), trial_steps)
+        groups = form_groups(pending, skeletons)
+        trained = [trial for group in groups if group.trains for trial in group.trials]
+        trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
+        yield StudyStarted(task, len(trials), len(pending), trial_steps)
         _describe(store, task, base)
         yield from _warn(store, [*_notices(task, base, loaded), *_dropout_notice(trials)])
-        for cohort in cohorts:
-            wanted = cohort.trials[0].base
+        kernels: Kernels | None = None
+        for group in groups:
+            wanted = group.trials[0].base
             if wanted != loaded:
                 del base
                 gc.collect()  # the earlier model goes before the next one comes
-                base, loaded = load_base(wanted, raw.task_type, raw.labels, device), wanted
+                base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
                 # Another base has another tokenizer.
                 task = encode_task(raw, base.tokenizer, study.task.max_length)
                 yield from _warn(store, _notices(task, base, loaded))
-            yield from _run_cohort(store, study, task, base, cohort)
+            if kernels is None:
+                kernels, changes = _prepare(store, base, loaded, task, device)
+                yield from _warn(store, changes)
+            cohorts = _plan(store, group, base, task, kernels, most_slots)
+            yield from _warn(store, [change for cohort in cohorts for change in cohort.changes])
+            for cohort in cohorts:
+                yield from _run_cohort(store, study, task, base, cohort)
 
 
-def _skeletons(study: Study, raw: RawTask, trials: Sequence[TrialConfig], device: str = "cpu") -> Skeletons:
-    """Every base on the meta device; every trial is found to be possible on its own.
-
-    Raises:
-        LorascopeError: one is not.
-    """
-    skeletons: dict[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]] = {}
-    for trial in trials:
-        if trial.base not in skeletons:
-            skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
-            check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
-        needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), _memory_bytes(device)[1]
-        if needed > there:
-            raise ModelError(
-                f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
-                where=f"trial {trial.trial} (r {trial.adapter.r})",
-                fix="lower r or name fewer targets",
-            )
-    return skeletons
+def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:
+    """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
+    wanted = config.model_dump(mode="json")
+    stored = next((plan["kernels"] for plan in store.cohorts().values() if plan["base"] == wanted), None)
+    kernels, notices = install_kernels(base, int(memory_bytes(device)[0] * MEMORY_SHARE / 2), stored)
+    known = len(base.warnings)
+    follows_trees(base, task.train)
+    return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
 
 
-def _num_trained(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> int:
-    """Parameters that the trial trains; 0 for an adapter from disk."""
-    slot = slot_of(trial, model, heads)
-    return 0 if trial.adapter.path is not None else parameters(model, slot, heads)[0]
-
-
-def _memory_bytes(device: str) -> tuple[int, int]:
-    """Free memory and all of it."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total
-
-
-def form_cohorts(
-    trials: Sequence[TrialConfig],
-    skeletons: Skeletons,
-    task: Task,
-    most_slots: int | None = None,
-    device: str = "cpu",
-    first: int = 1,
-) -> list[Cohort]:
-    """Trials that can share steps, seed by seed, cut so that a cohort's activations fit into memory.
-
-    An adapter from disk, and a trial in which nothing trains, are only evaluated. Cohorts are numbered from ``first``.
-    """
-    groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
-    num_trained: dict[str, int] = {}
-    for trial in sorted(trials, key=lambda trial: trial.seed):
-        settings = trial.train
-        num_trained[trial.trial] = _num_trained(trial, *skeletons[trial.base])
-        key = (
-            num_trained[trial.trial] > 0,
-            trial.base.model_dump_json(),
-            trial.adapter.path,
-            settings.epochs,
-            settings.batch_size,
-            settings.micro_batch_size,
-            settings.max_steps,
-            settings.base_dropout,
-        )
-        groups.setdefault(key, []).append(trial)
-    cohorts: list[Cohort] = []
-    for (trains, *_), members in groups.items():
-        size = 1
-        if members[0].adapter.path is None:
-            most = max(num_trained[trial.trial] for trial in members)
-            size = slots_that_fit(members[0], skeletons[members[0].base][0], task, most, most_slots, device)
-        for start in range(0, len(members), size):
-            cohorts.append(Cohort(f"c{first + len(cohorts)}", tuple(members[start : start + size]), trains))
+def _plan(store: Store, group: Group, base: BaseModel, task: Task, kernels: Kernels, most_slots: int | None) -> list[Cohort]:
+    """The group's cohorts, stored before the first step: those of an earlier part of the study, and new ones for the rest."""
+    packs = group.trains and follows_trees(base, task.train)
+    stored = {name: plan for name, plan in store.cohorts().items() if len(plan["trials"]) <= (most_slots or math.inf)}
+    cohorts = replay(group, kernels, stored, _next_cohort(store), packs)
+    for cohort in cohorts:
+        store.set_cohort(cohort.name, cohort.record())
+    planned = {trial.trial for cohort in cohorts for trial in cohort.trials}
+    left = tuple(trial for trial in group.trials if trial.trial not in planned)
+    if left:
+        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, _next_cohort(store), most_slots)
+        for cohort in fresh:
+            store.set_cohort(cohort.name, cohort.record())
+        cohorts += fresh
     return cohorts
 
 
-def slots_that_fit(
-    trial: TrialConfig, model: nn.Module, task: Task, num_trained: int, most_slots: int | None, device: str
-) -> int:
-    """Slots that take at most half of the free memory by estimate; at least one."""
-    longest = max(len(example.input_ids) for example in task.train)
-    rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size, len(task.train))
-    per_slot = slot_bytes(model, rows, longest, getattr(torch, trial.base.dtype).itemsize, num_trained)
-    fitting = int(_memory_bytes(device)[0] * _MEMORY_SHARE // max(1, per_slot))
-    return max(1, min(fitting, most_slots or _MOST_SLOTS))
-
-
 def _next_cohort(store: Store) -> int:
-    """One above the highest number of a cohort that the store knows: a resumed study's names do not repeat."""
-    numbers = [re.match(r"c(\d+)", row.cohort or "") for row in store.trials()]
+    """One above the highest number of a cohort that the store knows: names do not repeat."""
+    names = [*store.cohorts(), *(row.cohort or "" for row in store.trials())]
+    numbers = [re.match(r"c(\d+)", name) for name in names]
     return 1 + max((int(number[1]) for number in numbers if number), default=0)
 
 
@@ -332,7 +219,9 @@ def _run_halves(
     yield from _warn(store, [Notice("retry", len(trials), f"cohort {cohort.name}", message)])
     middle = len(trials) // 2
     for part, members in (("a", trials[:middle]), ("b", trials[middle:])):
-        yield from _run_cohort(store, study, task, base, Cohort(cohort.name + part, tuple(members), cohort.trains))
+        half = replace(cohort, name=cohort.name + part, trials=tuple(members))
+        store.set_cohort(half.name, half.record())
+        yield from _run_cohort(store, study, task, base, half)
 
 
 def _set_status(store: Store, names: Iterable[str], status: str, error: str | None) -> None:
@@ -353,7 +242,7 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
     _begin(store, task, base, cohort, slots)
     num_steps = cohort.num_steps(len(task.train))
-    yield CohortStarted(cohort.name, tuple(trials), num_steps)
+    yield CohortStarted(cohort.name, tuple(trials), num_steps, cohort.predicted_peak_bytes)
     if num_steps:
         yield from _probe(store, task, base, cohort, slots)
     meter = MemoryMeter(base.device)
@@ -364,8 +253,9 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
         stack = stack_saved(base, read_adapter(imported, slots[0].name), imported)
     try:
         if num_steps:
-            settings = {trial.trial: trial.train for trial in cohort.trials}
-            seconds, num_examples = yield from _train(store, stack, base, task, settings)
+            seconds, num_examples = yield from _train(store, stack, base, task, cohort)
+            # The plan is about training; evaluation bounds its memory by ``batch_tokens``.
+            store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": meter.peak_bytes()})
         if not stack.slots:
             return
         evaluations = yield from evaluate(stack, base, task, study.evaluate)
@@ -379,7 +269,7 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
                 count, limit = evaluation.unfinished, study.evaluate.decoding[0].max_new_tokens
                 message = f"{count} answers were cut at max_new_tokens {limit}, before their end token"
                 yield from _warn(store, [Notice("unfinished", count, task.eval_split, message)], slot.name)
-            yield _finish(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+            yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
     finally:
         stack.detach()
 
@@ -408,7 +298,7 @@ def _probe(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Seq
         rows = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
         earlier = rows.get(trial.configuration)
         if earlier is None:
-            cost = measure_alone(base, slot, trial.train, task.train)
+            cost = measure_alone(base, slot, _settings(trial, cohort), task.train)
             yield ProbeDone(trial.configuration, cost)
         else:
             cost = SoloCost(
@@ -424,10 +314,17 @@ def _probe(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Seq
         )
 
 
+def _settings(trial: TrialConfig, cohort: Cohort) -> TrainConfig:
+    """The trial's, with the micro-batch that the cohort was planned with."""
+    return trial.train.model_copy(update={"micro_batch_size": cohort.micro_batch_size})
+
+
 def _train(
-    store: Store, stack: Stack, base: BaseModel, task: Task, settings: Mapping[str, TrainConfig]
+    store: Store, stack: Stack, base: BaseModel, task: Task, cohort: Cohort
 ) -> Generator[Event, None, tuple[float, int]]:
     """Train the stack, storing curves as they grow; returns the seconds that the steps took and one slot's examples."""
+    settings = {trial.trial: _settings(trial, cohort) for trial in cohort.trials}
+    size = cohort.micro_batch_size
     buffers: dict[str, list[dict[str, float | int]]] = {slot.name: [] for slot in stack.slots}
     flushed = time.perf_counter()
     seconds, num_examples = 0.0, 0
@@ -443,6 +340,9 @@ def _train(
             _flush(store, buffers)
             flushed = time.perf_counter()
         yield step
+        if step.micro_batch_size != size:
+            size = step.micro_batch_size
+            yield from _note_smaller(store, cohort, step)
         for name in diverged:
             message = f"loss or gradient is not finite at step {step.step}"
             store.update(name, status="diverged", error=message)
@@ -450,6 +350,14 @@ def _train(
         if diverged:
             stack.keep([slot.name for slot in stack.slots if slot.name not in diverged])
     return seconds, num_examples
+
+
+def _note_smaller(store: Store, cohort: Cohort, step: StepResult) -> Events:
+    """Memory ran out: the plan changes, so that a resumed cohort begins with what fitted."""
+    size = step.micro_batch_size
+    store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "micro_batch_size": size})
+    message = f"memory ran out at step {step.step}; micro-batches of {size} from there on, with the same gradients"
+    yield from _warn(store, [Notice("out_of_memory", 1, f"cohort {cohort.name}", message)])
 
 
 def _step_row(step: StepResult, slot_step: SlotStep) -> dict[str, float | int]:
@@ -469,70 +377,6 @@ def _flush(store: Store, buffers: Mapping[str, list[dict[str, float | int]]]) ->
         if rows:
             store.add_steps(name, rows)
             rows.clear()
-
-
-def _finish(
-    store: Store, base: BaseModel, trial: TrialConfig, weights: AdapterWeights, slot: Slot, evaluation: Evaluation
-) -> TrialEnded:
-    """Write what a trial leaves behind; its status comes last, so that ``done`` means that all of it is there."""
-    if not evaluation.finite:
-        message = "the evaluation's loss or logits are not finite"
-        store.update(slot.name, status="diverged", error=message)
-        return TrialEnded(slot.name, "diverged", {}, message)
-    adapter = _write_adapter(store, base, trial, weights, slot, evaluation)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
-    write_atomically(store.directory / "trials" / slot.name / "predictions.jsonl", lines)
-    store.set_metrics(slot.name, evaluation.metrics)
-    store.update(slot.name, adapter=adapter, status="done")
-    return TrialEnded(slot.name, "done", evaluation.metrics)
-
-
-def _write_adapter(
-    store: Store, base: BaseModel, trial: TrialConfig, weights: AdapterWeights, slot: Slot, evaluation: Evaluation
-) -> str | None:
-    """The trial's adapter in PEFT's format, by its path within the study; None where there is nothing but a head."""
-    if trial.adapter.path is not None or not (weights.placements or weights.biases or weights.heads):
-        return None
-    model = base_path(trial.base)
-    home = store.directory / "trials" / slot.name
-    place = home / ("adapter" if weights.placements else "head")
-    with atomic_directory(place) as directory:
-        try:
-            write_adapter(
-                directory,
-                weights,
-                slot,
-                base.model,
-                heads=base.heads,
-                base_model=model,
-                revision=trial.base.revision,
-                task_type=base.task_type,
-            )
-        except SafetensorError as error:  # it wraps the system's error, a full disk among them
-            raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
-        if weights.placements:
-            (directory / "README.md").write_text(_card(store, trial, model, evaluation), encoding="utf-8")
-    if weights.placements:
-        return str(place.relative_to(store.directory))
-    (place / HEAD_FILE).replace(home / HEAD_FILE)
-    place.rmdir()
-    return None
-
-
-def _card(store: Store, trial: TrialConfig, model: str, evaluation: Evaluation) -> str:
-    """A short model card in the hub's form."""
-    config = trial.flat()
-    rows = "\n".join(f"| {name} | {value} |" for name, value in config.items())
-    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items())
-    task = store.study.task
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {model}\ntags: [lora, lorascope]\n---\n\n"
-        f"# {store.study.name}: {trial.trial}\n\n"
-        f"LoRA adapter for `{model}`, trained on {task.name} by Lorascope {__version__}.\n\n"
-        f"| metric ({store.study.evaluate.split}) | value |\n|---|---|\n{scores}\n\n"
-        f"| setting | value |\n|---|---|\n| seed | {trial.seed} |\n{rows}\n\n"
-        '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "this directory")\n```\n'
-    )
 
 
 def _check_frozen(stack: Stack, base: BaseModel) -> None:

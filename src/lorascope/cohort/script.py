@@ -16,8 +16,8 @@ from lorascope.base_model import load_base
 from lorascope.cohort.single import base_path
 from lorascope.config import AdapterConfig, BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
-from lorascope.data.tree import sibling_groups
 from lorascope.data.task import Example, Task, encode_task, read_task
+from lorascope.data.tree import sibling_groups
 from lorascope.decode import end_tokens
 from lorascope.errors import UsageError
 from lorascope.lora.peft_io import write_adapter

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lorascope.base_model import BaseModel, load_base
+from lorascope.cohort.kernels import install_kernels
+from lorascope.cohort.planner import MEMORY_SHARE, memory_bytes
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
@@ -17,12 +19,19 @@ from lorascope.plan import check_lengths
 
 
 def evaluate_adapter(
-    directory: Path, task: TaskConfig, settings: EvaluateConfig, *, base_model: str | None, dtype: str
+    directory: Path,
+    task: TaskConfig,
+    settings: EvaluateConfig,
+    *,
+    base_model: str | None,
+    dtype: str,
+    quantization: str | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load an adapter's base, put the adapter on it, and score it.
 
     Args:
         base_model: the base to use; by default the one that the adapter names.
+        quantization: ``nf4`` for an adapter that was trained on a packed base; its own file does not say.
 
     Returns:
         The evaluation, and what it was made of: base, task, split, number of examples and checksums.
@@ -35,10 +44,12 @@ def evaluate_adapter(
     if model is None:
         raise UsageError("the adapter names no base model", where=str(directory), fix="give it with --base")
     revision = None if base_model else saved.config.get("revision")
-    base_config = validate(BaseModelConfig, {"model": model, "dtype": dtype, "revision": revision}, "evaluate")
+    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
+    base_config = validate(BaseModelConfig, values, "evaluate")
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
+    install_kernels(base, int(memory_bytes("cpu")[0] * MEMORY_SHARE / 2))
     encoded = encode_task(raw, base.tokenizer, task.max_length)
     stack = stack_saved(base, saved, str(directory))
     try:

@@ -21,10 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lorascope.data.record import Example
+from lorascope.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 # Sharing less than this costs more, in attention to look at, than it saves.
 SHORTEST_SHARED = 16
+# Among so few examples nothing tells a preamble from a context.
+_FEW = 40
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,20 @@ def shared_prefixes(sequences: Sequence[Sequence[int]]) -> list[int]:
 def sibling_groups(examples: Sequence[Example]) -> list[list[int]]:
     """Examples that share most of their tokens, together: the questions of a paragraph, the replies of a dialogue.
 
-    Neighbours in lexicographic order are siblings when they share at least half of the shorter, and 16 tokens. Only causal
+    Neighbours in lexicographic order are siblings when they share at least half of the shorter, and 16 tokens. What almost
+    every example begins with (instructions, a system prompt) makes no siblings: it is left out of both counts. Only causal
     examples have siblings. Groups are ordered by their first example, members by their tokens, shorter first.
     """
     if not examples or examples[0].is_target is None:
         return [[index] for index in range(len(examples))]
     order = sorted(range(len(examples)), key=lambda index: examples[index].input_ids)
     shared = shared_prefixes([examples[index].input_ids for index in order])
+    # The least that neighbours share, one in a hundred aside.
+    preamble = sorted(shared[1:])[len(shared) // 100] if len(shared) > _FEW else 0
     groups: list[list[int]] = []
     for place, index in enumerate(order):
-        shorter = min(len(examples[index].input_ids), len(examples[order[place - 1]].input_ids))
-        if place and shared[place] >= max(SHORTEST_SHARED, shorter / 2):
+        shorter = min(len(examples[index].input_ids), len(examples[order[place - 1]].input_ids)) - preamble
+        if place and shared[place] - preamble >= max(SHORTEST_SHARED, shorter / 2):
             groups[-1].append(index)
         else:
             groups.append([index])
@@ -97,10 +103,15 @@ def plant(examples: Sequence[Example], rows: Sequence[int], prompts_only: bool =
 
     Args:
         prompts_only: store each example's prompt alone, for generation.
+
+    Raises:
+        DataError: an example has no token.
     """
     tokens = {row: _stored(examples[row], prompts_only) for row in rows}
     order = sorted(rows, key=lambda row: (tokens[row], row))
     sequences = [tokens[row] for row in order]
+    if not all(sequences):
+        raise DataError("there is no token to begin with", where=f"example {examples[order[0]].id}", fix="remove the example")
     shared = _worth_sharing(sequences)
     paths = _paths(sequences, shared)
     num_tokens = paths[-1][-1] + 1

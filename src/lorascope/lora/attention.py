@@ -52,12 +52,11 @@ class TreeAttention:
 
     Args:
         forests: for each distinct forest, its rows' slice and for each tree block the subtree ends, as ``blocks_of`` gives.
-        num_tokens: T, the width of the rows; what a shorter forest leaves over is padding and gets zeros.
+            A shorter forest's last block is its padding, which nothing looks at.
     """
 
-    def __init__(self, forests: Sequence[tuple[slice, Sequence[Block]]], num_tokens: int) -> None:
+    def __init__(self, forests: Sequence[tuple[slice, Sequence[Block]]]) -> None:
         self._forests = forests
-        self._num_tokens = num_tokens
 
     def attend(self, layer: nn.Module, q_NHTD: Tensor, k_NGTD: Tensor, v_NGTD: Tensor, scaling: float) -> Tensor:
         """See ``Attention``."""
@@ -102,11 +101,10 @@ class PrefixCache:
     """
 
     def __init__(self, blocks: Sequence[Block], end_T: Any, last_E: Any, most_new: int, dtype: torch.dtype) -> None:
-        self._forest = [block for block in blocks if block.stop > block.start]
-        self._prefill: TreeAttention | None = TreeAttention([(slice(None), blocks)], len(end_T))
+        self._prefill: TreeAttention | None = TreeAttention([(slice(None), blocks)])
         self._open: list[_OpenBlock] = []
         device = torch.device("cpu")
-        for block in self._forest:
+        for block in blocks:
             members = [index for index, last in enumerate(last_E) if block.start <= last < block.stop]
             if members:
                 ends = torch.as_tensor(end_T[block.start : block.stop])
@@ -184,19 +182,23 @@ class _OpenBlock:
         out = F.scaled_dot_product_attention(
             q, keys[:, :, : self._end], values[:, :, : self._end], attn_mask=bias, scale=scaling
         )
-        return out.reshape(num_slots, num_heads, num_open, width).to(q_NHED.dtype)
+        return out.reshape(num_slots, num_heads, num_open, -1).to(q_NHED.dtype)
 
 
 @contextmanager
 def steered(model: nn.Module) -> Iterator[None]:
     """While it lasts, the model's layers attend by the keyword ``tree`` that its forward is called with."""
     config: Any = model.config
-    own = config._attn_implementation
+    # Setting it sets those of nested configurations too.
+    nested = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    configs = [one for one in (config, *nested) if one is not None]
+    own = [one._attn_implementation for one in configs]
     config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = own
+        for one, implementation in zip(configs, own, strict=True):
+            one._attn_implementation = implementation
 
 
 def why_unsteerable(model: nn.Module) -> str | None:

@@ -30,6 +30,7 @@ Path = Literal["plain", "medium", "float32", "packed"]
 _GAIN = 1.1
 # Rows of the trial product: what a small batch has.
 _ROWS = 512
+_ROW_STEP = 64
 _REPEATS = 5
 # A path's error may be this much above the plain path's, in units of rounding of the base's dtype.
 _ERROR_ROUNDINGS = 8
@@ -203,19 +204,20 @@ def _try(layer: nn.Module, path: Path) -> Product | None:
 
 
 def _measure(products: Mapping[Path, Product]) -> tuple[dict[str, float], dict[str, float]]:
-    """GFLOP/s of a forward and a backward product, and the forward's error against float64; taken in turns."""
+    """GFLOP/s of a forward and a backward product, and the larger of their errors against float64; taken in turns."""
     weight_OD = next(iter(products.values())).weight_OD
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {path: [] for path in products}
     errors: dict[str, float] = {}
     # Emulated bfloat16 may be hundreds of times slower: such a path is timed on a few rows, once.
     few = torch.randn(16, weight_OD.shape[1], generator=generator).to(weight_OD.dtype)
-    exact = few.double() @ weight_OD.double().T
-    size = exact.norm().clamp(min=torch.finfo(weight_OD.dtype).tiny)
+    few_back = torch.randn(16, weight_OD.shape[0], generator=generator).to(weight_OD.dtype)
+    exact, exact_back = few.double() @ weight_OD.double().T, few_back.double() @ weight_OD.double()
     slow: dict[str, float] = {}
     for path, product in products.items():
-        error = (product.forward(few, None).double() - exact).norm() / size
-        errors[path] = float(error)
+        errors[path] = max(
+            _relative_error(product.forward(few, None), exact), _relative_error(product.backward(few_back), exact_back)
+        )
         started = time.perf_counter()
         product.backward(product.forward(few, None))
         slow[path] = (time.perf_counter() - started) * _ROWS / len(few)
@@ -230,6 +232,10 @@ def _measure(products: Mapping[Path, Product]) -> tuple[dict[str, float], dict[s
             seconds[path].append(time.perf_counter() - started)
     operations = 4.0 * _ROWS * weight_OD.numel()
     return {path: operations / median(times) / 1e9 for path, times in seconds.items()}, errors
+
+
+def _relative_error(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).norm() / exact.norm().clamp(min=torch.finfo(result.dtype).tiny))
 
 
 class _precision:
@@ -255,5 +261,9 @@ def _pack(weight_OD: Tensor) -> Tensor:
 
 
 def _packed_linear(x: Tensor, pack: Tensor, bias: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x.detach(), pack, bias, "none", [], "")
-    return result
+    """The rows are filled up to a multiple of 64: oneDNN keeps megabytes for every number of rows that it has seen."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    missing = -len(rows) % _ROW_STEP
+    filled = F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(filled, pack, bias, "none", [], "")
+    return result[: len(rows)].reshape(*x.shape[:-1], result.shape[-1])

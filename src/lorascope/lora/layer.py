@@ -26,7 +26,6 @@ from lorascope.lora import streams
 from lorascope.lora.frozen import FrozenProduct, apply, product_of
 from lorascope.lora.linear import features
 
-
 # The tokens of a row, as (offset of the first in its optimiser batch, how many).
 Spans = list[tuple[int, int]]
 
@@ -52,16 +51,22 @@ class SlotContext:
         return len(self.seeds)
 
     def dropout_mask(self, probabilities: Sequence[float], module: str, x_NBTD: Tensor) -> Tensor | None:
-        """``[N, B, T, D]`` of zeros and inverse keep rates, or None where nothing is dropped."""
+        """``[N, B, T, D]`` of zeros and inverse keep rates, or None where nothing is dropped.
+
+        Slots of one seed have the same rows, so their masks at one probability are the same, and drawn once.
+        """
         if self.dropout is None or not any(probabilities):
             return None
         num_rows, width, num_features = x_NBTD.shape[1:]
-        masks = [
-            streams.keep_mask(probability, num_features, rows, width, self.dropout.step, module, seed=seed)
-            if probability > 0.0
-            else torch.ones(num_rows, width, num_features)
-            for probability, rows, seed in zip(probabilities, self.dropout.rows, self.seeds, strict=True)
-        ]
+        drawn: dict[tuple[int, float], Tensor] = {}
+        for probability, rows, seed in zip(probabilities, self.dropout.rows, self.seeds, strict=True):
+            if (seed, probability) not in drawn:
+                drawn[seed, probability] = (
+                    streams.keep_mask(probability, num_features, rows, width, self.dropout.step, module, seed=seed)
+                    if probability > 0.0
+                    else torch.ones(num_rows, width, num_features)
+                )
+        masks = [drawn[key] for key in zip(self.seeds, probabilities, strict=True)]
         return torch.stack(masks).to(dtype=x_NBTD.dtype, device=x_NBTD.device)
 
 
@@ -163,15 +168,17 @@ class StackedLinear(nn.Module):
         """``[N, M, D]``: this step's dropout of the adapters' input."""
         num_slots = self.context.num_slots
         x_NBTD = x.reshape(num_slots, x.shape[0] // num_slots, -1, x.shape[-1])
-        mask_NBTD = self.context.dropout_mask(self.dropouts, self.name, x_NBTD)
+        inside = range(num_slots)[self.active]
+        probabilities = [dropout if index in inside else 0.0 for index, dropout in enumerate(self.dropouts)]
+        mask_NBTD = self.context.dropout_mask(probabilities, self.name, x_NBTD)
         return None if mask_NBTD is None else mask_NBTD.reshape(num_slots, -1, x.shape[-1]).to(dtype)
 
 
 class _StackedProduct(torch.autograd.Function):
     """Frozen product and low-rank update in one pass over the output, and one over the input's gradient.
 
-    The update is computed in the adapters' dtype, as PEFT does, and the sum rounded once to the layer's. Only the active
-    slots' inputs are kept. A's and B's are those of the active slots; x, bias and mask those of all.
+    The update is computed in the adapters' dtype, as PEFT does, and the sum rounded once to the layer's. A's and B's are those
+    of the active slots; x, bias and mask those of all.
     """
 
     @staticmethod

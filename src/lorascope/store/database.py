@@ -68,6 +68,7 @@ def _column_definitions(columns: Mapping[str, Callable[[Any], Any]]) -> str:
     return ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in columns.items())
 
 
+_COHORTS = "CREATE TABLE IF NOT EXISTS cohorts (cohort TEXT PRIMARY KEY, plan TEXT NOT NULL)"
 _TABLES = (
     "CREATE TABLE study (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), definition TEXT NOT NULL)",
     "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -79,6 +80,7 @@ _TABLES = (
     " PRIMARY KEY (trial, step))",
     "CREATE TABLE warnings (position INTEGER PRIMARY KEY, trial TEXT REFERENCES trials (trial), kind TEXT NOT NULL,"
     " count INTEGER NOT NULL, place TEXT NOT NULL, message TEXT NOT NULL)",
+    _COHORTS,
 )
 
 
@@ -303,6 +305,21 @@ class Store:
         found = self._rows("SELECT value FROM info WHERE key = ?", key)
         return json.loads(found[0]["value"]) if found else None
 
+    def set_cohort(self, cohort: str, plan: Mapping[str, Any]) -> None:
+        """Record how a cohort's trials are trained together, as JSON can hold it; what was recorded before is replaced."""
+        with self._writing() as connection:
+            values = (cohort, json.dumps(plan))
+            update = "ON CONFLICT (cohort) DO UPDATE SET plan = excluded.plan"
+            connection.execute(f"INSERT INTO cohorts (cohort, plan) VALUES (?, ?) {update}", values)
+
+    def cohorts(self) -> dict[str, dict[str, Any]]:
+        """Every plan that `set_cohort` recorded, by the cohort's name; none in a study of an earlier version."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'cohorts'"):
+            return {}
+        return {
+            row["cohort"]: json.loads(row["plan"]) for row in self._rows("SELECT cohort, plan FROM cohorts ORDER BY rowid")
+        }
+
     def trials(self) -> list[TrialRow]:
         """Every trial, in the order in which they were added."""
         columns = ", ".join(("trial", "seed", "status", "config", *_COLUMNS))
@@ -352,6 +369,7 @@ class Store:
         else:
             self.study = stored
             with self._writing() as connection:
+                connection.execute(_COHORTS)  # a study begun before there were plans
                 connection.execute("UPDATE trials SET status = 'interrupted' WHERE status = 'running'")
         self._write_study_file()
 

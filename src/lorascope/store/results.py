@@ -57,7 +57,14 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
                 "error": row.error,
             }
         )
-    return {"study": stores[0].study.name, "trials": trials, "shapley": {}, "warnings": _warnings(stores)}
+    cohorts = [{"cohort": name, **plan} for store in stores for name, plan in store.cohorts().items()]
+    return {
+        "study": stores[0].study.name,
+        "trials": trials,
+        "shapley": {},
+        "cohorts": cohorts,
+        "warnings": _warnings(stores),
+    }
 
 
 def _warnings(stores: Sequence[Store]) -> list[dict[str, Any]]:

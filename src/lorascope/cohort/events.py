@@ -1,0 +1,60 @@
+"""What a running study tells whoever shows it. Floor: ``cohort``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+from lorascope.cohort.probe import SoloCost
+from lorascope.data.task import Notice, Task
+from lorascope.evaluate import EvaluationStep
+from lorascope.train import StepResult
+
+
+@dataclass(frozen=True)
+class StudyStarted:
+    """Data are read and every trial is known to be possible; ``pending`` trials, ``trial_steps`` in all, remain to be run."""
+
+    task: Task
+    num_trials: int
+    pending: int
+    trial_steps: int
+
+
+@dataclass(frozen=True)
+class CohortStarted:
+    """A cohort begins: these trials on one copy of the base, with memory for them by forecast (None: nothing trains)."""
+
+    cohort: str
+    trials: tuple[str, ...]
+    num_steps: int
+    predicted_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ProbeDone:
+    """One configuration was measured alone."""
+
+    configuration: str
+    cost: SoloCost
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial reached a final state."""
+
+    trial: str
+    status: str
+    metrics: Mapping[str, float]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something was truncated, dropped, replaced or clipped; it is stored too."""
+
+    notice: Notice
+
+
+Event = StudyStarted | CohortStarted | ProbeDone | TrialEnded | Warned | StepResult | EvaluationStep
+Events = Generator[Event, None, None]

@@ -1,0 +1,326 @@
+"""Which trials train together, and in how large micro-batches: a memory model with one measurement per group.
+
+Trials that can share steps form a group. Before a group is cut into cohorts, one forward and backward pass of a single slot,
+the envelope of the group's slots, over the largest batch says what a stored token takes:
+
+    peak = process, base and packs  +  N · (state + tokens · bytes per token)  +  logits of one chunk
+
+A cohort gets as many slots as fit, with whole batches if one slot fits so, else with the largest micro-batch that does. Knows
+memory and who may share steps. Does not train. Floor: ``cohort``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from lorascope.base_model import BaseModel
+from lorascope.cohort.kernels import Kernels
+from lorascope.cohort.probe import MemoryMeter, measure_footprint
+from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
+from lorascope.data.packing import batch_order
+from lorascope.data.task import Example, Notice, RawTask
+from lorascope.data.tree import sibling_groups
+from lorascope.errors import ModelError
+from lorascope.lora.stack import Placement, Slot, count_trainable
+from lorascope.losses import follows_trees
+from lorascope.plan import (
+    LOGIT_POSITIONS,
+    STATE_BYTES,
+    Load,
+    check_lengths,
+    largest_load,
+    meta_model,
+    parameters,
+    position_bytes,
+    slot_of,
+    token_bytes,
+)
+
+Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
+_MOST_SLOTS = 16
+# Share of the free memory that a cohort may take by forecast; packed weights may take half of it.
+MEMORY_SHARE = 0.7
+_BIASES = ("none", "lora_only", "all")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that can share every step; ``trains`` is False where they are only evaluated."""
+
+    trials: tuple[TrialConfig, ...]
+    trains: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Peak memory as a function of the number of slots.
+
+    Attributes:
+        before_bytes: of the process (of the allocator on CUDA) with the base and its packed weights, before a stack.
+        state_bytes: values, gradients and moments of one slot.
+        token_bytes: what a stored token of one slot takes; ``position_bytes`` what a logit row does.
+        tokens: of one slot's largest micro-batch; ``positions`` those among them that predict a target.
+    """
+
+    before_bytes: int
+    state_bytes: int
+    token_bytes: float
+    position_bytes: int
+    tokens: int
+    positions: int
+
+    def peak_bytes(self, num_slots: int) -> int:
+        """Of a cohort of so many slots."""
+        logits = min(num_slots * self.positions, LOGIT_POSITIONS) * self.position_bytes
+        return self.before_bytes + round(num_slots * (self.state_bytes + self.tokens * self.token_bytes) + logits)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Trials trained, or only evaluated, in one stack.
+
+    Attributes:
+        micro_batch_size: most rows of a micro-batch; None for all.
+        packs: rows are prefix trees.
+        forecast: None where nothing trains.
+        changes: a notice for what could not be replayed.
+    """
+
+    name: str
+    trials: tuple[TrialConfig, ...]
+    trains: bool
+    kernels: Kernels
+    micro_batch_size: int | None = None
+    packs: bool = False
+    forecast: Forecast | None = None
+    changes: tuple[Notice, ...] = ()
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimiser steps of each of its trials."""
+        return self.trials[0].train.num_steps(num_examples) if self.trains else 0
+
+    @property
+    def predicted_peak_bytes(self) -> int | None:
+        """Memory at the peak of training."""
+        return None if self.forecast is None else self.forecast.peak_bytes(len(self.trials))
+
+    def record(self) -> dict[str, Any]:
+        """The plan as it is stored."""
+        return {
+            "trials": [trial.trial for trial in self.trials],
+            "base": self.trials[0].base.model_dump(mode="json"),
+            "micro_batch_size": self.micro_batch_size,
+            "rows": "trees" if self.packs else "padded",
+            "kernels": self.kernels.record(),
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "predicted_peak_bytes": self.predicted_peak_bytes,
+            "measured_peak_bytes": None,
+        }
+
+
+def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], device: str = "cpu") -> Skeletons:
+    """Every base on the meta device; every trial is found to be possible on its own.
+
+    Raises:
+        LorascopeError: one is not.
+    """
+    skeletons: dict[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]] = {}
+    for trial in trials:
+        if trial.base not in skeletons:
+            skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
+            check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
+        needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), memory_bytes(device)[1]
+        if needed > there:
+            raise ModelError(
+                f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
+                where=f"trial {trial.trial} (r {trial.adapter.r})",
+                fix="lower r or name fewer targets",
+            )
+    return skeletons
+
+
+def memory_bytes(device: str) -> tuple[int, int]:
+    """Free memory and all of it."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
+    """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated."""
+    groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        settings = trial.train
+        key = (
+            _num_trained(trial, *skeletons[trial.base]) > 0,
+            trial.base.model_dump_json(),
+            trial.adapter.path,
+            settings.epochs,
+            settings.batch_size,
+            settings.micro_batch_size,
+            settings.max_steps,
+            settings.base_dropout,
+        )
+        groups.setdefault(key, []).append(trial)
+    return [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+
+
+def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any]], first: int, packs: bool) -> list[Cohort]:
+    """The cohorts that an earlier part of the study planned for trials of the group, as far as these still have to run.
+
+    A cohort keeps its name where all of its trials do; else it is numbered from ``first``, and a notice says so.
+    """
+    plan_of = {trial: name for name, plan in stored.items() for trial in plan["trials"]}
+    cohorts: list[Cohort] = []
+    renamed = 0
+    for name in dict.fromkeys(plan_of[trial.trial] for trial in group.trials if trial.trial in plan_of):
+        plan = stored[name]
+        members = tuple(trial for trial in group.trials if plan_of.get(trial.trial) == name)
+        changes: list[Notice] = []
+        new_name = name
+        if len(members) < len(plan["trials"]):
+            new_name, renamed = f"c{first + renamed}", renamed + 1
+            message = f"{len(members)} of the {len(plan['trials'])} trials of cohort {name} are left; they run as {new_name}"
+            changes.append(Notice("replay", len(members), f"cohort {name}", message))
+        if group.trains and (plan["rows"] == "trees") != packs:
+            message = f"cohort {name} was planned with rows as {plan['rows']}, which is now found to be wrong or not needed"
+            changes.append(Notice("replay", len(members), f"cohort {name}", message))
+        forecast = None if plan["forecast"] is None else Forecast(**plan["forecast"])
+        size = plan["micro_batch_size"]
+        cohorts.append(Cohort(new_name, members, group.trains, kernels, size, packs, forecast, tuple(changes)))
+    return cohorts
+
+
+def cut_group(
+    group: Group, base: BaseModel, examples: Sequence[Example], kernels: Kernels, first: int, most_slots: int | None = None
+) -> list[Cohort]:
+    """Cut a group into cohorts that fit into memory, numbered from ``first``; a slot is measured on the base if it trains."""
+    most = most_slots or _MOST_SLOTS
+    settings = group.trials[0].train
+    if not group.trains or settings.num_steps(len(examples)) == 0:
+        parts = _parts(group.trials, 1 if group.trials[0].adapter.path is not None else most)
+        return [Cohort(f"c{first + index}", part, group.trains, kernels) for index, part in enumerate(parts)]
+    packs = follows_trees(base, examples)
+    loads = _Loads(examples, settings, packs)
+    one, changes = _measured(group, base, examples, loads)
+    budget = memory_bytes(str(base.device))[0] * MEMORY_SHARE
+    size = one.micro_batch_size
+    while True:
+        load, _ = loads.largest((trial.seed for trial in group.trials), size, 1, one.position_tokens)
+        forecast = one.forecast(load)
+        fitting = [num for num in range(1, most + 1) if forecast.peak_bytes(num) - forecast.before_bytes <= budget]
+        rows = min(size or settings.batch_size, settings.batch_size, len(examples))
+        if fitting or rows == 1:
+            break
+        size = rows // 2
+    cohorts: list[Cohort] = []
+    for part in _parts(group.trials, max(fitting, default=1)):
+        load, _ = loads.largest((trial.seed for trial in part), size, len(part), one.position_tokens)
+        name = f"c{first + len(cohorts)}"
+        cohorts.append(Cohort(name, part, True, kernels, size, packs, one.forecast(load), changes))
+    return cohorts
+
+
+def envelope(slots: Sequence[Slot]) -> Slot:
+    """One slot that takes what the widest stack of these does: every target at its largest rank, dropout, biases."""
+    placements: dict[str, Placement] = {}
+    for placement in (placement for slot in slots for placement in slot.placements):
+        known = placements.get(placement.target.key)
+        placements[placement.target.key] = placement if known is None or placement.r > known.r else known
+    bias = max((slot.bias for slot in slots), key=_BIASES.index)
+    return Slot("envelope", slots[0].seed, tuple(placements.values()), max(slot.dropout for slot in slots), bias)
+
+
+@dataclass(frozen=True)
+class _One:
+    """What one slot of a group takes."""
+
+    before_bytes: int
+    state_bytes: int
+    token_bytes: float
+    position_bytes: int
+    micro_batch_size: int | None
+
+    @property
+    def position_tokens(self) -> float:
+        return self.position_bytes / max(1.0, self.token_bytes)
+
+    def forecast(self, load: Load) -> Forecast:
+        state = self.state_bytes
+        return Forecast(self.before_bytes, state, self.token_bytes, self.position_bytes, load.tokens, load.positions)
+
+
+def _measured(group: Group, base: BaseModel, examples: Sequence[Example], loads: _Loads) -> tuple[_One, tuple[Notice, ...]]:
+    """Bytes per token of the group's envelope, measured; by the model's shape where that fails or nothing was to be seen."""
+    slot = envelope([slot_of(trial, base.model, base.heads) for trial in group.trials])
+    settings, item = group.trials[0].train, torch.empty(0, dtype=base.model.dtype).element_size()
+    logits = position_bytes(base.model, item)
+    state = STATE_BYTES * count_trainable(base.model, slot, base.heads)
+    expected = token_bytes(base.model, slot, item)
+    free = memory_bytes(str(base.device))[0] * MEMORY_SHARE
+    weight = logits / max(1, expected)
+    size = settings.micro_batch_size
+    while True:
+        load, step = loads.largest([slot.seed], size, 1, weight)
+        rows = min(size or settings.batch_size, len(step[0]))
+        if rows == 1 or load.tokens * expected + min(load.positions, LOGIT_POSITIONS) * logits <= free:
+            break
+        size = rows // 2
+    try:
+        seen = measure_footprint(base, slot, settings.model_copy(update={"micro_batch_size": size}), examples, step[0])
+    except Exception as error:  # whatever it is, the trials that it is about will raise it again, and fail
+        message = f"the memory of {len(group.trials)} trials is estimated, not measured: {' '.join(str(error).split())[:200]}"
+        notice = Notice("not_measured", len(group.trials), "planner", message)
+        return _One(MemoryMeter(base.device).peak_bytes(), state, expected, logits, size), (notice,)
+    if seen.micro_batch_size != size:
+        load, _ = loads.largest([slot.seed], seen.micro_batch_size, 1, weight)
+    taken = seen.peak_bytes - seen.before_bytes - min(load.positions, LOGIT_POSITIONS) * logits
+    # Where the system's peak cannot be reset, nothing seems to be taken.
+    per_token = max(taken / load.tokens, expected / 2)
+    return _One(seen.before_bytes - state, state, per_token, logits, seen.micro_batch_size), ()
+
+
+class _Loads:
+    """The largest micro-batches of a group, by seeds, micro-batch and number of slots."""
+
+    def __init__(self, examples: Sequence[Example], settings: TrainConfig, packs: bool) -> None:
+        self._examples = examples
+        self._settings = settings
+        self._packs = packs
+        self._groups = sibling_groups(examples)
+        self._steps: dict[tuple[int, ...], list[list[list[int]]]] = {}
+
+    def largest(
+        self, seeds: Iterable[int], size: int | None, num_slots: int, position_tokens: float
+    ) -> tuple[Load, Sequence[Sequence[int]]]:
+        """See ``plan.largest_load``; the steps are all those of the training."""
+        chosen = tuple(sorted(set(seeds)))
+        if chosen not in self._steps:
+            self._steps[chosen] = list(islice(self._epochs(chosen), self._settings.num_steps(len(self._examples))))
+        steps, weight = self._steps[chosen], position_tokens
+        return largest_load(self._examples, steps, size, num_slots=num_slots, packs=self._packs, position_tokens=weight)
+
+    def _epochs(self, seeds: Sequence[int]) -> Iterator[list[list[int]]]:
+        num_examples, settings = len(self._examples), self._settings
+        epochs = -(-settings.num_steps(num_examples) // settings.steps_per_epoch(num_examples))
+        for epoch in range(epochs):
+            orders = [batch_order(self._groups, settings.batch_size, seed, epoch) for seed in seeds]
+            yield from (list(step) for step in zip(*orders, strict=True))
+
+
+def _parts(trials: Sequence[TrialConfig], size: int) -> list[tuple[TrialConfig, ...]]:
+    return [tuple(trials[start : start + size]) for start in range(0, len(trials), size)]
+
+
+def _num_trained(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> int:
+    """Parameters that the trial trains; 0 for an adapter from disk."""
+    slot = slot_of(trial, model, heads)
+    return 0 if trial.adapter.path is not None else parameters(model, slot, heads)[0]
