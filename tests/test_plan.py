@@ -169,9 +169,9 @@ def test_a_causal_model_holds_the_logits_of_the_positions_that_predict(model_dir
         return slot_bytes(model, slot, Load(10, positions), item, 0) - 10 * token_bytes(model, slot, item)
 
     assert logits_of("SEQ_CLS", 10, 4) == 0
-    assert logits_of("CAUSAL_LM", 10, 4) == 3 * 4 * 160 * 10
-    assert logits_of("CAUSAL_LM", 10, 2) == (3 * 4 + 2 * 2) * 160 * 10
-    assert logits_of("CAUSAL_LM", 10_000, 4) == 3 * 4 * 160 * LOGIT_POSITIONS
+    assert logits_of("CAUSAL_LM", 10, 4) == 2 * 4 * 160 * 10
+    assert logits_of("CAUSAL_LM", 10, 2) == (2 * 4 + 2 * 2) * 160 * 10
+    assert logits_of("CAUSAL_LM", 10_000, 4) == 2 * 4 * 160 * LOGIT_POSITIONS
 
 
 def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_directory):
@@ -216,7 +216,7 @@ def test_examples_at_hand_are_counted_as_they_are_stored(model_directory):
     model, _ = meta_model(trial_of(directory), "CAUSAL_LM", 0)
     slot = slot_of(trial_of(directory), model, ())
     token = token_bytes(model, slot, 4)
-    assert unknown - known == (4 * 43 - (40 + 4 * 3)) * token + (4 * 43 // 4 - 4 * 2) * 3 * 4 * 160
+    assert unknown - known == (4 * 43 - (40 + 4 * 3)) * token + (4 * 43 // 4 - 4 * 2) * 2 * 4 * 160
 
 
 @pytest.mark.parametrize("packs", [False, True])

@@ -20,7 +20,7 @@ from lorascope.data.task import encode_task, read_task
 from lorascope.design import expand
 from lorascope.lora import frozen
 from lorascope.lora.stack import Stack
-from lorascope.plan import largest_load, slot_of
+from lorascope.plan import LOGIT_POSITIONS, largest_load, slot_of
 from lorascope.store import Store, results_document
 from lorascope.train import train
 
@@ -138,7 +138,7 @@ def test_a_measurement_that_fails_is_replaced_by_an_estimate_that_says_so(prepar
 def test_logits_are_counted_once_for_all_slots_and_no_more_than_a_chunk():
     forecast = Forecast(1000, 10, 2.0, 7, tokens=100, positions=400)
     assert forecast.peak_bytes(1) == 1000 + 10 + 200 + 400 * 7
-    assert forecast.peak_bytes(4) == 1000 + 4 * 210 + 1024 * 7
+    assert forecast.peak_bytes(4) == 1000 + 4 * 210 + LOGIT_POSITIONS * 7
 
 
 @pytest.mark.parametrize(("family", "packs"), [("bert", False), ("gpt2", False), ("gpt2", True)])
