@@ -27,7 +27,7 @@ from lorascope.train import fitting_gradients, train
 
 _STEPS = 4
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
-_MMAP_BYTES = 2**17
+_MMAP_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ def measure_footprint(
 
 
 def steady_allocator() -> None:
-    """Have the C library give every large block pages of its own, for the whole process.
+    """Have the C library give every large block pages of its own, for the whole process. Only for Linux.
 
     Left alone, glibc moves its threshold as blocks are freed, and keeps freed tensors in a heap that falls into pieces: the
-    same steps of GPT-2 peaked at 1344 MiB and at 1717; with a fixed threshold at 1223, in the same time. Only for Linux.
+    same steps peaked at 1344 MiB and at 1717, and eight slots on SST-2 a quarter above the forecast. The price is that the
+    system clears the pages each time: docs/experiments.md has it.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
