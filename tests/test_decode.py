@@ -272,3 +272,22 @@ def test_a_setting_that_the_strategy_does_not_use_is_refused():
         with pytest.raises(ValueError, match="has no effect"):
             DecodingConfig(**wrong)
     assert DecodingConfig(strategy="nucleus", top_p=0.5, temperature=2.0).top_p == 0.5
+
+
+@pytest.mark.parametrize("decoding", STRATEGIES[:1] + STRATEGIES[2:3], ids=["temperature", "top_k of all"])
+def test_rounding_of_almost_equal_logits_hardly_ever_changes_a_drawn_token(decoding):
+    """What a token's neighbours do to its logits is rounding, and an untrained model's probabilities are almost equal."""
+    generator = torch.Generator().manual_seed(4)
+    logits = 1e-4 * torch.randn(1, 1, 5000, generator=generator, dtype=torch.float64)
+    draws = 300
+    choice = TokenChoice(decoding, [3], [str(index) for index in range(draws)])
+    rounded = logits + 1e-7 * torch.randn(1, 1, 5000, generator=generator, dtype=torch.float64)
+    tokens, others = (choice.choose(one.expand(1, draws, 5000), range(draws), 0) for one in (logits, rounded))
+    assert (tokens != others).sum() <= 1
+
+
+@pytest.mark.parametrize("strategy", ["temperature", "top_k", "nucleus"])
+def test_a_tiny_temperature_takes_the_likeliest_token(strategy):
+    logits = torch.randn(1, 20, 30, generator=torch.Generator().manual_seed(6))
+    choice = TokenChoice(DecodingConfig(strategy=strategy, temperature=1e-320), [1], [str(index) for index in range(20)])
+    assert choice.choose(logits, range(20), 0).tolist() == logits.argmax(dim=-1).tolist()

@@ -11,7 +11,7 @@ from lorascope.base_model import BaseModel, head_modules, load_base
 from lorascope.config import BaseModelConfig, DecodingConfig, EvaluateConfig
 from lorascope.data.task import Example, Task
 from lorascope.decode import generate
-from lorascope.errors import DataError
+from lorascope.errors import DataError, RunError
 from lorascope.evaluate import evaluate
 from lorascope.lora.layer import DropoutPlan
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -252,3 +252,30 @@ def test_a_split_without_any_target_token_is_an_error(tiny_model):
     task = Task("t", "CAUSAL_LM", (), bare, bare, "validation", "s", "c", [], False, ("perplexity",))
     with pytest.raises(DataError, match="no evaluation example has a target token"):
         next(evaluate(Stack(base.model, [Slot("s", 1, ())]), base, task, EvaluateConfig()))
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM"])
+def test_where_memory_runs_out_batches_are_halved_and_the_scores_stay(task_type, tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert" if task_type == "SEQ_CLS" else "gpt2", task_type, num_labels=2), task_type)
+    task = task_of(examples_for(task_type), ["no", "yes"] if task_type == "SEQ_CLS" else [])
+    stack = stack_of(base, 2)
+    settings = SETTINGS.model_copy(update={"batch_tokens": 512})
+    whole, _ = result_of(evaluate(stack, base, task, settings))
+    assert whole[0].batch_tokens == 512
+    embedding = base.model.get_input_embeddings()
+    own = embedding.forward
+    most = 128
+
+    def scarce(ids):
+        if ids.numel() > most:
+            raise MemoryError
+        return own(ids)
+
+    monkeypatch.setattr(embedding, "forward", scarce)
+    halved, _ = result_of(evaluate(stack, base, task, settings))
+    assert 64 <= halved[0].batch_tokens <= 128
+    assert halved[0].metrics == pytest.approx(whole[0].metrics, rel=1e-9)
+    most = 1
+    with pytest.raises(RunError, match="evaluate: memory ran out with batches of 64 tokens; free some memory"):
+        result_of(evaluate(stack, base, task, settings))
+    stack.detach()

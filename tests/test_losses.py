@@ -40,6 +40,7 @@ from lorascope.base_model import _head_is_plain as head_is_plain
 from lorascope.data.packing import collate
 from lorascope.data.record import Example
 from lorascope.data.tree import plant
+from lorascope.errors import RunError
 from lorascope.lora import attention
 from lorascope.lora.frozen import Product
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -418,3 +419,24 @@ def test_padded_losses_of_a_classifier_are_those_of_its_labels(tiny_model):
         for value, one in zip(found, rows, strict=True):
             logits = model(input_ids=torch.tensor([one.input_ids])).logits
             assert value.item() == pytest.approx(nn.CrossEntropyLoss()(logits, torch.tensor([one.label])).item(), rel=1e-10)
+
+
+def test_where_memory_runs_out_the_check_looks_at_made_examples_alone(monkeypatch):
+    base = base_of(FOLLOW["gpt2"])
+    examples = [Example(str(seed), random_ids(60, seed), [True] * 60, None, 1) for seed in range(4)]
+    own = losses.padded_losses
+    rows = []
+
+    def scarce(base, batch):
+        rows.append(len(batch.rows))
+        if len(rows) <= refused:
+            raise MemoryError
+        return own(base, batch)
+
+    monkeypatch.setattr(losses, "padded_losses", scarce)
+    refused = 1
+    assert follows_trees(base, examples)
+    assert rows == [7, 3]
+    base.packs, refused = None, 100
+    with pytest.raises(RunError, match=r"base\.model: memory ran out at the first pass"):
+        follows_trees(base, examples)

@@ -186,6 +186,8 @@ def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_dir
         ModelError, match=r"max_length 120 \+ 9 new tokens exceeds the model's 128 positions; set it to 119 or"
     ):
         check("gpt2", 120, 9)
+    with pytest.raises(ModelError, match=r"^evaluate.decoding.max_new_tokens: .*; ask for fewer new tokens"):
+        check("gpt2", 120, 10**9)
     check("bert", 130, 1, generates=False)
     with pytest.raises(ModelError, match=r"max_length 131 exceeds the model's 130 positions; set it to 130 or less"):
         check("bert", 131, 1, generates=False)

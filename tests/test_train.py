@@ -421,7 +421,7 @@ def test_a_batch_that_runs_out_of_memory_is_done_again_in_halves_with_the_same_g
 def test_the_smaller_micro_batch_stays_and_an_example_that_does_not_fit_raises(tiny_model, monkeypatch):
     base = base_of(tiny_model("bert"), "SEQ_CLS")
     settings = TrainConfig(batch_size=8, max_steps=3)
-    monkeypatch.setattr("lorascope.train.PASS_OVERHEAD_TOKENS", 10**6)  # no cutting by length
+    monkeypatch.setattr("lorascope.data.packing._PASS_OVERHEAD_TOKENS", 10**6)  # no cutting by length
     with monkeypatch.context() as patch:
         passes = scarce(patch, base, 4 * 10, MemoryError())
         steps, _ = steps_of(base, settings)
@@ -441,3 +441,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(tiny_model, monkeypatch
     with pytest.raises(RuntimeError, match="shapes do not match"):
         steps_of(base, TrainConfig(batch_size=8, max_steps=1))
     assert len(passes) == 1
+
+
+def test_values_whose_squares_overflow_are_not_finite():
+    """A norm inside the model may hide them from loss and gradient."""
+    parameters = two_parameters(2)
+    parameters.values_NP[1, 3] = 1e200
+    parameters.gradients_NP.fill_(0.5)
+    _, finite_N = adamw_step(parameters, torch.ones(2, dtype=torch.float64), 0, [1e-2] * 2, [TrainConfig()] * 2)
+    assert finite_N.tolist() == [True, False]

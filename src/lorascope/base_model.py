@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorascope.config import BaseModelConfig, TaskType
 from lorascope.errors import ModelError
+from lorascope.lora.last_block import LastBlock, find_last_block
 from lorascope.lora.linear import linear_modules
 from lorascope.lora.quantised import check_installed, quantise
 
@@ -49,6 +50,7 @@ class BaseModel:
         plain_head: logits are exactly ``output_embeddings(last_hidden_state)``, so they can be computed for some positions
             alone; False where the model scales or caps them.
         packs: whether prefix trees give this model's losses; None until it was tried.
+        last_block: how to compute the last block only where it is read; None where that is not known.
     """
 
     model: PreTrainedModel
@@ -60,6 +62,7 @@ class BaseModel:
     plain_head: bool
     warnings: list[str] = field(default_factory=list)
     packs: bool | None = None
+    last_block: LastBlock | None = None
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +190,8 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
     if not plain_head:
         warnings.append("the model scales its logits; those of a batch are all kept for the backward pass")
     checksum = weights_checksum(model, heads)
-    return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings)
+    last_block = find_last_block(model, task_type)
+    return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings, last_block=last_block)
 
 
 def weights_checksum(model: nn.Module, heads: Sequence[str]) -> str:

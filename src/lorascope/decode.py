@@ -9,7 +9,6 @@ Legend: N slots, B rows, E open questions, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +25,10 @@ from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example
 from lorascope.data.tree import Forest, cut
 from lorascope.lora import streams
-from lorascope.lora.attention import Attention, PrefixCache, blocks_of, steered
+from lorascope.lora.attention import PrefixCache, blocks_of, steered
 from lorascope.lora.frozen import slow_bfloat16
 from lorascope.lora.stack import Stack
-from lorascope.losses import follows_trees
+from lorascope.losses import column_logits, follows_trees
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def generate(
     neither neighbours nor batches change an answer.
 
     Args:
-        batch_tokens: most prompt tokens in one batch, all slots together.
+        batch_tokens: most tokens in one batch, of prompts and answers, all slots together. A single example may need more.
 
     Yields:
         The examples of a batch, by index, and for each slot their answers.
@@ -96,17 +95,19 @@ class TokenChoice:
         """
         if self._draws_NET is None:
             return logits_NEV.argmax(dim=-1)
-        probabilities, tokens = self._kept(logits_NEV).sort(dim=-1, descending=True, stable=True)
-        cumulative = probabilities.cumsum(dim=-1)
+        # In the vocabulary's order: in that of the probabilities, rounding would swap tokens that are almost equally likely.
+        probabilities_NEV = self._kept(logits_NEV)
+        cumulative_NEV = probabilities_NEV.cumsum(dim=-1)
         draws_NE = self._draws_NET[:, list(questions), step].to(logits_NEV.device)
         # The last token that has any probability ends the line: rounding must not carry a draw beyond it.
-        possible = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-        place = torch.searchsorted(cumulative, (draws_NE[..., None] * cumulative[..., -1:]).contiguous(), right=True)
-        return tokens.gather(-1, place.minimum(possible))[..., 0]
+        possible = logits_NEV.shape[-1] - 1 - (probabilities_NEV > 0).flip(-1).to(torch.uint8).argmax(dim=-1)
+        reached = (draws_NE[..., None] * cumulative_NEV[..., -1:]).contiguous()
+        return torch.searchsorted(cumulative_NEV, reached, right=True)[..., 0].minimum(possible)
 
     def _kept(self, logits_NEV: Tensor) -> Tensor:
         """Probabilities after temperature and cutting off, in that order, as transformers' warpers have it."""
-        scaled = logits_NEV.double() / self._decoding.temperature
+        logits_NEV = logits_NEV.double()
+        scaled = (logits_NEV - logits_NEV.amax(dim=-1, keepdim=True)) / self._decoding.temperature
         if self._decoding.strategy == "top_k":
             least = scaled.topk(min(self._decoding.top_k, scaled.shape[-1]), dim=-1).values[..., -1:]
             scaled = scaled.masked_fill(scaled < least, float("-inf"))
@@ -122,7 +123,8 @@ class TokenChoice:
 def _with_trees(
     stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    for forest in cut(examples, range(len(examples)), None, most_tokens, prompts_only=True):
+    prompts = _prompts(examples)
+    for forest in cut(prompts, range(len(prompts)), None, most_tokens, tokens_to_come=decoding.max_new_tokens):
         choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in forest.rows])
         yield forest.rows, _decode_forest(stack, base, forest, choice, decoding.max_new_tokens)
 
@@ -137,7 +139,7 @@ def _decode_forest(stack: Stack, base: BaseModel, forest: Forest, choice: TokenC
     ids_NT = torch.from_numpy(forest.input_ids_T).to(base.device).expand(num_slots, -1)
     position_T = torch.from_numpy(forest.position_T).to(base.device)
     last_E = torch.from_numpy(forest.last_E).to(base.device)
-    logits_NEV = _logits(base, ids_NT, position_T.expand(num_slots, -1), cache, last_E)
+    logits_NEV = _logits(base, cache, ids_NT, position_T.expand(num_slots, -1), last_E)
     next_position_E = position_T[last_E] + 1
     open_questions = list(range(num_questions))
     ended_NE = torch.zeros(num_slots, num_questions, dtype=torch.bool, device=base.device)
@@ -156,37 +158,23 @@ def _decode_forest(stack: Stack, base: BaseModel, forest: Forest, choice: TokenC
         open_questions = [question for question, goes_on in zip(open_questions, going_on, strict=True) if goes_on]
         ended_NE, tokens_NE = ended_NE[:, kept], tokens_NE[:, kept]
         next_position_E = next_position_E[kept]
-        logits_NEV = _logits(base, tokens_NE, next_position_E.expand(num_slots, -1), cache)
+        logits_NEV = _logits(base, cache, tokens_NE, next_position_E.expand(num_slots, -1))
         next_position_E = next_position_E + 1
     return new
 
 
 def _logits(
-    base: BaseModel, ids_NT: Tensor, position_NT: Tensor, attention: Attention, columns: Tensor | None = None
+    base: BaseModel, cache: PrefixCache, ids_NT: Tensor, position_NT: Tensor, columns_C: Tensor | None = None
 ) -> Tensor:
-    """Next-token logits ``[N, E, V]`` at ``columns``, or at every token."""
-    inputs: dict[str, Any] = {"input_ids": ids_NT, "position_ids": position_NT, "tree": attention, "use_cache": False}
     with steered(base.model):
-        if base.plain_head:
-            hidden_NTD = base.model.base_model(**inputs).last_hidden_state
-            hidden_NTD = hidden_NTD if columns is None else hidden_NTD[:, columns]
-            logits: Tensor = base.model.get_output_embeddings()(hidden_NTD)
-        elif columns is not None and "logits_to_keep" in inspect.signature(base.model.forward).parameters:
-            logits = base.model(**inputs, logits_to_keep=columns).logits
-        else:
-            logits = base.model(**inputs).logits
-            logits = logits if columns is None else logits[:, columns]
-    return logits
+        return column_logits(base, {"input_ids": ids_NT, "position_ids": position_NT, "tree": cache}, columns_C)
 
 
 def _with_padding(
     stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Transformers' ``generate`` on left-padded prompts."""
-    prompts = [
-        Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
-        for example in examples
-    ]
+    prompts = _prompts(examples)
     settings = _settings(base, decoding)
     lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
     for rows in evaluation_batches(lengths, most_tokens):
@@ -201,6 +189,13 @@ def _with_padding(
                 logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width)]),
             )
         yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
+
+
+def _prompts(examples: Sequence[Example]) -> list[Example]:
+    return [
+        Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
+        for example in examples
+    ]
 
 
 class _OnlyChosen(LogitsProcessor):

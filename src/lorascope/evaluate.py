@@ -20,10 +20,13 @@ from lorascope.data.packing import Batch, collate, concatenate, evaluation_batch
 from lorascope.data.task import Example, Task
 from lorascope.data.tree import cut
 from lorascope.decode import generate
-from lorascope.errors import DataError
+from lorascope.errors import DataError, RunError
 from lorascope.lora.stack import Stack
-from lorascope.losses import follows_trees, model_inputs, padded_losses, tree_losses
+from lorascope.losses import class_logits, follows_trees, is_out_of_memory, padded_losses, tree_losses
 from lorascope.metrics import score, squad_exact_match, squad_f1
+
+# Batches are not made smaller than this when memory runs out.
+_FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,18 @@ class Evaluation:
     """One slot's result.
 
     ``finite`` is False where a loss or logit was no number; then there are no metrics to rank. ``unfinished`` counts generated
-    answers that were cut before their end token.
+    answers that were cut before their end token. ``batch_tokens`` fitted into memory.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     finite: bool = True
     unfinished: int = 0
+    batch_tokens: int = 0
 
 
 def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> EvaluationRun:
-    """Score every slot on the task's evaluation examples.
+    """Score every slot on the task's evaluation examples; where memory runs out, again in batches of half the tokens.
 
     Yields:
         Progress, in every pass over the examples.
@@ -65,6 +69,23 @@ def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig
         (SEQ_CLS) or per target token (CAUSAL_LM), and ``perplexity`` its exponential.
     """
     stack.context.dropout = None
+    while True:
+        try:
+            evaluations = yield from _evaluate(stack, base, task, settings)
+            for evaluation in evaluations:
+                evaluation.batch_tokens = settings.batch_tokens
+            return evaluations
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # The handler is left first: the error holds the frames of the failed pass, and with them its tensors.
+        if settings.batch_tokens <= _FEWEST_TOKENS:
+            fix = "free some memory, or put fewer slots into a cohort (--slots)"
+            raise RunError(f"memory ran out with batches of {settings.batch_tokens} tokens", where="evaluate", fix=fix)
+        settings = settings.model_copy(update={"batch_tokens": max(_FEWEST_TOKENS, settings.batch_tokens // 2)})
+
+
+def _evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> EvaluationRun:
     if task.task_type == "SEQ_CLS":
         return (yield from _classify(stack, base, task, settings))
     evaluations = yield from _token_losses(stack, base, task, settings)
@@ -79,7 +100,7 @@ def _classify(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfi
     done = 0
     for rows in _batches(stack, task.eval, settings):
         batch = _repeated(stack, task.eval, rows, base.pad_id)
-        logits = base.model(**model_inputs(batch, base.device)).logits
+        logits = class_logits(base, batch)
         logits_NEC[:, rows] = logits.float().cpu().reshape(stack.num_slots, len(rows), -1)
         done += len(rows)
         yield EvaluationStep("classifying", done, len(task.eval))

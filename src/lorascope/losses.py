@@ -9,7 +9,8 @@ Legend: N slots, B rows, E examples of a slot, T tokens, D hidden, K supervised 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,16 @@ from lorascope.base_model import BaseModel
 from lorascope.data.packing import Batch, collate, concatenate
 from lorascope.data.record import Example
 from lorascope.data.tree import SHORTEST_SHARED, Forest, plant
+from lorascope.errors import RunError
 from lorascope.lora.attention import Block, TreeAttention, blocks_of, steered, why_unsteerable
 from lorascope.lora.frozen import FrozenProduct, product_of
-from lorascope.lora.layer import StackedLinear
+from lorascope.lora.last_block import only_at, read_places
+from lorascope.lora.layer import Places, StackedLinear
 
 # Logits of so many positions exist at a time.
 LOGIT_CHUNK = 512
+# The last block is computed at single places where they are at most this part of a row: taking them out costs time too.
+_FEW_PLACES = 0.5
 # How torch's CPU allocator says that there is no memory left; on CUDA the error has a type of its own.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 # The self-check looks at so many examples of a batch, in so many tokens at most.
@@ -39,11 +44,10 @@ _CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e
 
 def padded_losses(base: BaseModel, batch: Batch) -> Tensor:
     """Summed cross-entropy of each row's supervised tokens, or of its label, ``[N·B]``."""
-    inputs = model_inputs(batch, base.device)
     if base.task_type == "SEQ_CLS":
         assert batch.labels_B is not None
-        logits = base.model(**inputs).logits
-        return F.cross_entropy(_at_least_fp32(logits), batch.labels_B.to(base.device), reduction="none")
+        return F.cross_entropy(_at_least_fp32(class_logits(base, batch)), batch.labels_B.to(base.device), reduction="none")
+    inputs = model_inputs(batch, base.device)
     assert batch.is_target_BT is not None
     predicts_BT = batch.is_target_BT[:, 1:].to(base.device)
     targets_K = inputs["input_ids"][:, 1:][predicts_BT]
@@ -81,7 +85,7 @@ def tree_losses(base: BaseModel, forests: Sequence[Forest | None]) -> Tensor:
         "position_ids": torch.from_numpy(positions_NT).to(base.device),
     }
     with steered(base.model):
-        losses_K = _token_losses(base, inputs, row, place, target, tree_attention(base, forests, width))
+        losses_K = _token_losses(base, {**inputs, "tree": tree_attention(base, forests, width)}, row, place, target)
     sums = torch.zeros(len(forests) * most, dtype=losses_K.dtype, device=base.device).index_add(0, owner, losses_K)
     return sums.reshape(len(forests), most)
 
@@ -110,11 +114,27 @@ def follows_trees(base: BaseModel, examples: Sequence[Example], num_slots: int =
     if base.task_type != "CAUSAL_LM":
         return False
     if base.packs is None:
-        reason = why_unsteerable(base.model) or _difference(base, examples, num_slots)
+        reason = why_unsteerable(base.model) or _tried(base, examples, num_slots)
         base.packs = reason is None
         if reason is not None:
             base.warnings.append(f"prefixes are not shared: {reason}; every example is a padded row, which is slower")
     return base.packs
+
+
+def _tried(base: BaseModel, examples: Sequence[Example], num_slots: int) -> str | None:
+    """As ``_difference`` says; where memory does not allow a look at real examples, of made ones alone.
+
+    Raises:
+        RunError: there is no memory for those either.
+    """
+    made = _made_examples(examples[0])
+    for tried in (_check_examples(examples) + made, made):
+        try:
+            return _difference(base, tried, num_slots)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+    raise RunError("memory ran out at the first pass", where="base.model", fix="free some, or choose a smaller base or dtype")
 
 
 @torch.no_grad()
@@ -124,7 +144,6 @@ def _difference(base: BaseModel, examples: Sequence[Example], num_slots: int) ->
     What a token must not see may matter less to an untrained model than low precision does; so the packed losses must also be
     nearer to the padded ones than to those of a row in which every token sees all before it.
     """
-    examples = _check_examples(examples)
     forest = plant(examples, range(len(examples)))
     blurred = replace(forest, end_T=np.full_like(forest.end_T, forest.num_tokens), trees=[(0, forest.num_tokens)])
     padded = padded_losses(base, concatenate([collate(examples, forest.rows, base.pad_id)] * num_slots)).reshape(num_slots, -1)
@@ -142,11 +161,7 @@ def _difference(base: BaseModel, examples: Sequence[Example], num_slots: int) ->
 
 
 def _check_examples(examples: Sequence[Example]) -> list[Example]:
-    """Neighbours in lexicographic order, which share most, and the example farthest from them.
-
-    Then, because the answer is remembered for other examples too, a trunk with two branches and a stranger to it, made of the
-    first one's tokens.
-    """
+    """Neighbours in lexicographic order, which share most, and the example farthest from them."""
     order = sorted(range(min(len(examples), 512)), key=lambda index: examples[index].input_ids)
     chosen: list[int] = []
     total = 0
@@ -154,10 +169,43 @@ def _check_examples(examples: Sequence[Example]) -> list[Example]:
         total += len(examples[index].input_ids)
         if index not in chosen and (not chosen or total <= _CHECK_TOKENS):
             chosen.append(index)
+    return [examples[index] for index in chosen]
+
+
+def _made_examples(example: Example) -> list[Example]:
+    """A trunk with two branches and a stranger to it, of one example's tokens: the check must be good for others too."""
     num_made = 2 * SHORTEST_SHARED
-    ids = (examples[chosen[0]].input_ids * num_made)[:num_made]
+    ids = (example.input_ids * num_made)[:num_made]
     made = [ids, ids[:SHORTEST_SHARED] + ids[: SHORTEST_SHARED - 1 : -1], ids[::-1]]
-    return [*(examples[index] for index in chosen), *(Example("check", one, [True] * num_made, None, 1) for one in made)]
+    return [Example("check", one, [True] * num_made, None, 1) for one in made]
+
+
+def class_logits(base: BaseModel, batch: Batch) -> Tensor:
+    """A classifier's logits ``[N·B, C]``."""
+    inputs = model_inputs(batch, base.device)
+    with _reading(base, read_places(base.model, inputs["input_ids"])):
+        logits: Tensor = base.model(**inputs).logits
+    return logits
+
+
+def column_logits(base: BaseModel, inputs: Mapping[str, Any], columns_C: Tensor | None) -> Tensor:
+    """Next-token logits ``[N·B, C, V]`` of the tokens at ``columns_C`` of every row, as the model scales and caps them.
+
+    Args:
+        inputs: what the model's ``forward`` is given.
+        columns_C: distinct columns; None for all.
+    """
+    num_rows, width = inputs["input_ids"].shape
+    columns_C = torch.arange(width, device=base.device) if columns_C is None else columns_C
+    with _reading(base, Places.columns(columns_C, num_rows, width)):
+        if base.plain_head:
+            hidden_NTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
+            logits: Tensor = base.model.get_output_embeddings()(hidden_NTD[:, columns_C])
+        elif "logits_to_keep" in inspect.signature(base.model.forward).parameters:
+            logits = base.model(**inputs, use_cache=False, logits_to_keep=columns_C).logits
+        else:
+            logits = base.model(**inputs, use_cache=False).logits[:, columns_C]
+    return logits
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -168,29 +216,24 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def _token_losses(
-    base: BaseModel,
-    inputs: dict[str, Tensor],
-    row_K: Tensor,
-    place_K: Tensor,
-    targets_K: Tensor,
-    tree: TreeAttention | None = None,
-) -> Tensor:
+def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, place_K: Tensor, targets_K: Tensor) -> Tensor:
     """Cross-entropy of target tokens ``[K]``; logits exist for the positions that predict one, and nowhere else."""
-    keywords = inputs if tree is None else {**inputs, "tree": tree}
     output = base.model.get_output_embeddings()
     # A trained output head sees whole rows: it tells slots apart by their place in the batch.
     if base.plain_head and not isinstance(output, StackedLinear):
-        hidden_BTD = base.model.base_model(**keywords, use_cache=False).last_hidden_state
+        with _reading(base, Places(row_K, place_K, *inputs["input_ids"].shape)):
+            hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
         return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K)
-    # The model's own forward knows how it scales or caps logits; it is asked for the columns that any row needs.
-    if len(place_K) and "logits_to_keep" in inspect.signature(base.model.forward).parameters:
-        columns, column_K = place_K.unique(return_inverse=True)
-        logits_BCV = base.model(**keywords, use_cache=False, logits_to_keep=columns).logits
-        logits_KV = logits_BCV[row_K, column_K]
-    else:
-        logits_KV = base.model(**keywords, use_cache=False).logits[row_K, place_K]
+    columns_C, column_K = place_K.unique(return_inverse=True)
+    logits_KV = column_logits(base, inputs, columns_C)[row_K, column_K]
     return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
+
+
+def _reading(base: BaseModel, places: Places) -> AbstractContextManager[None]:
+    """Nothing but ``places`` is read of the last hidden states; where those are few, the last block computes no others."""
+    if base.last_block is None or places.num_places > _FEW_PLACES * places.width:
+        return nullcontext()
+    return only_at(base.model, base.last_block, places)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

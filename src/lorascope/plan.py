@@ -21,7 +21,7 @@ from torch import nn
 
 from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
-from lorascope.data.packing import PASS_OVERHEAD_TOKENS, batch_order, length_groups
+from lorascope.data.packing import batch_order, micro_batches
 from lorascope.data.record import Example
 from lorascope.data.tree import cut, sibling_groups
 from lorascope.errors import ModelError
@@ -240,8 +240,8 @@ def largest_load(
     for limit, step in bounded[:_BATCHES_LOOKED_AT]:
         if limit <= most:
             break
-        trees, rows = _tree_loads(examples, step, most_rows), _row_loads(lengths, targets, step, most_rows, num_slots)
-        for load in trees if packs else rows:
+        loads = _tree_loads(examples, step, most_rows) if packs else _row_loads(lengths, targets, step, most_rows, num_slots)
+        for load in loads:
             weight = load.tokens + position_tokens * load.positions
             if weight > most:
                 best, most, its_step = load, weight, step
@@ -257,12 +257,8 @@ def _tree_loads(examples: Sequence[Example], step: Sequence[Sequence[int]], most
 def _row_loads(
     lengths: Sequence[int], targets: Sequence[int], step: Sequence[Sequence[int]], most_rows: int | None, num_slots: int
 ) -> Iterator[Load]:
-    ranks = [sorted(rows, key=lambda row: lengths[row], reverse=True) for rows in step]
-    widths = [max(lengths[row] for row in rank) for rank in zip(*ranks, strict=True)]
-    start = 0
-    for size in length_groups(widths, most_rows, -(-PASS_OVERHEAD_TOKENS // num_slots)):
-        yield Load(size * widths[start], max(sum(targets[row] for row in rank[start : start + size]) for rank in ranks))
-        start += size
+    for width, pieces in micro_batches(step, lengths.__getitem__, most_rows, num_slots):
+        yield Load(len(pieces[0]) * width, max(sum(targets[row] for row in rows) for rows in pieces))
 
 
 def _planned_load(trial: TrialConfig, model: nn.Module, work: Workload) -> Load:
@@ -323,8 +319,10 @@ def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelCon
     answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
     if task.max_length + answer > positions:
         extra = f" + {answer} new tokens" if answer else ""
+        room = positions - answer
+        by_length = room >= positions // 2
         raise ModelError(
             f"max_length {task.max_length}{extra} exceeds the model's {positions} positions",
-            where="task.max_length",
-            fix=f"set it to {positions - answer} or less",
+            where="task.max_length" if by_length else "evaluate.decoding.max_new_tokens",
+            fix=f"set it to {room} or less" if by_length else "ask for fewer new tokens",
         )

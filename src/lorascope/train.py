@@ -20,15 +20,7 @@ from torch import Tensor
 
 from lorascope.base_model import BaseModel
 from lorascope.config import TrainConfig
-from lorascope.data.packing import (
-    PASS_OVERHEAD_TOKENS,
-    Batch,
-    batch_order,
-    collate,
-    concatenate,
-    length_groups,
-    token_spans,
-)
+from lorascope.data.packing import Batch, batch_order, collate, concatenate, micro_batches, token_spans
 from lorascope.data.task import Example
 from lorascope.data.tree import cut, sibling_groups
 from lorascope.errors import RunError
@@ -198,9 +190,8 @@ def _trees(
     pieces = {seed: cut(examples, rows, micro_batch_size, None) for seed, rows in rows_by_seed.items()}
     for index in range(max(len(forests) for forests in pieces.values())):
         chosen = {seed: forests[index] if index < len(forests) else None for seed, forests in pieces.items()}
-        forests = [chosen[seed] for seed in seeds]
-        spans = [[[] if forest is None else token_spans(forest.origin_T)] for forest in forests]
-        yield spans, partial(tree_losses, base, forests)
+        spans = {seed: [[] if forest is None else token_spans(forest.origin_T)] for seed, forest in chosen.items()}
+        yield [spans[seed] for seed in seeds], partial(tree_losses, base, [chosen[seed] for seed in seeds])
 
 
 def _padded_rows(
@@ -215,21 +206,15 @@ def _padded_rows(
     The batch's members, and with them its gradient, stay what they were: losses are sums over rows, and dropout masks belong
     to tokens.
     """
-    by_length = {
-        seed: sorted(rows, key=lambda row: len(examples[row].input_ids), reverse=True) for seed, rows in rows_by_seed.items()
-    }
     firsts = {seed: _first_tokens(examples, rows) for seed, rows in rows_by_seed.items()}
-    widths = [max(len(examples[row].input_ids) for row in rank) for rank in zip(*by_length.values(), strict=True)]
-    start = 0
-    for size in length_groups(widths, micro_batch_size, -(-PASS_OVERHEAD_TOKENS // len(seeds))):
-        width = widths[start]
-        rows = {seed: rows[start : start + size] for seed, rows in by_length.items()}
+    batches = list(rows_by_seed.values())
+    for width, pieces in micro_batches(batches, lambda row: len(examples[row].input_ids), micro_batch_size, len(seeds)):
+        rows = dict(zip(rows_by_seed, pieces, strict=True))
         spans = {
             seed: [[(firsts[seed][row], len(examples[row].input_ids))] for row in chosen] for seed, chosen in rows.items()
         }
         batch = concatenate([collate(examples, rows[seed], base.pad_id, pad_to=width) for seed in seeds])
         yield [spans[seed] for seed in seeds], partial(_padded_losses, base, batch, len(seeds))
-        start += size
 
 
 def _padded_losses(base: BaseModel, batch: Batch, num_slots: int) -> Tensor:
@@ -269,6 +254,8 @@ def adamw_step(
     # In float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
     norms_N = torch.linalg.vector_norm(gradients_NP, dim=1, dtype=torch.float64).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
+    # Values whose squares overflow are lost, though a norm in the model may hide it from the loss.
+    finite_N &= torch.isfinite(torch.linalg.vecdot(values, values))
     limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
     rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
     decay_N = torch.tensor([one.weight_decay for one in settings], dtype=values.dtype, device=values.device)

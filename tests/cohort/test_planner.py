@@ -75,7 +75,7 @@ def test_a_group_is_cut_by_memory_seed_by_seed(prepared, monkeypatch):
     )  # fmt: skip
     per_slot = one.state_bytes + 1000 * load.tokens
     for free, expected in ((4.5, [4, 2]), (1.5, [1] * 6), (2, [2, 2, 2])):
-        pretend(monkeypatch, free * per_slot / planner.MEMORY_SHARE)
+        pretend(monkeypatch, free * per_slot / planner._MEMORY_SHARE)
         cohorts = cut_group(group, base, task.train, kernels, 3)
         assert sizes(cohorts) == expected
         assert [cohort.name for cohort in cohorts] == [f"c{3 + index}" for index in range(len(expected))]
@@ -89,7 +89,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_a_single_row_is_tried_in_any_case(
     longest = max(len(example.input_ids) for example in task.train)
     pretend(monkeypatch, 2**40)
     state = cut_group(group, base, task.train, kernels, 1)[0].forecast.state_bytes
-    pretend(monkeypatch, (state + 1000 * 2.2 * longest) / planner.MEMORY_SHARE)
+    pretend(monkeypatch, (state + 1000 * 2.2 * longest) / planner._MEMORY_SHARE)
     cohorts = cut_group(group, base, task.train, kernels, 1)
     assert sizes(cohorts) == [1, 1]
     assert {cohort.micro_batch_size for cohort in cohorts} == {2}

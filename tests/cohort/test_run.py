@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorascope import evaluate
 from lorascope.cohort import export, run
 from lorascope.cohort.run import CohortStarted, StudyStarted, TrialEnded, Warned, run_study
 from lorascope.config import Study
@@ -463,3 +464,30 @@ def test_answers_cut_before_their_end_are_counted_with_the_trial(squad_run):
 def test_base_dropout_says_what_it_does_not_reach(make_study, carry_out, tmp_path):
     events = carry_out(make_study("bert", train={"base_dropout": True, "max_steps": 1}), tmp_path / "run")
     assert any(isinstance(event, Warned) and "attention probabilities" in event.notice.message for event in events)
+
+
+def test_a_training_of_one_warm_up_step_is_named(make_study, carry_out, tmp_path):
+    study = make_study("bert", [{}, {"r": 4}], [1], train={"max_steps": 1, "warmup_ratio": 0.1})
+    notices = [event.notice for event in carry_out(study, tmp_path / "run") if isinstance(event, Warned)]
+    assert [(one.count, one.where) for one in notices if one.kind == "warmup"] == [(2, "train.warmup_ratio")]
+    quiet = make_study("bert", [{}], [1], train={"max_steps": 2, "warmup_ratio": 0.1})
+    assert not [e for e in carry_out(quiet, tmp_path / "other") if isinstance(e, Warned) and e.notice.kind == "warmup"]
+
+
+def test_an_evaluation_in_smaller_batches_is_named(make_study, carry_out, tmp_path, monkeypatch):
+    own = evaluate.class_logits
+    calls = []
+
+    def scarce(base, batch):
+        calls.append(batch.input_ids_BT.numel())
+        if len(calls) == 1:
+            raise MemoryError
+        return own(base, batch)
+
+    monkeypatch.setattr(evaluate, "class_logits", scarce)
+    study = make_study("bert", [{}], [1])
+    events = carry_out(study, tmp_path / "run")
+    half = study.evaluate.batch_tokens // 2
+    notices = [event.notice for event in events if isinstance(event, Warned)]
+    assert [one.where for one in notices if one.kind == "memory"] == ["evaluate.batch_tokens"]
+    assert any(f"batches of {half} tokens" in one.message for one in notices)

@@ -123,27 +123,25 @@ def test_the_picture_in_the_modules_docstring():
     assert forest.trees == [(0, 7)]
 
 
-@given(BATCHES, SHORTEST, st.data())
+@given(BATCHES, SHORTEST, st.integers(1, 40), st.integers(0, 20))
 @settings(deadline=None, max_examples=60)
-def test_prompts_alone_are_stored_for_generation(examples, shortest, data):
-    lengths = [data.draw(st.integers(1, len(one.input_ids))) for one in examples]
-    examples = [
-        Example(one.id, one.input_ids, one.is_target, None, length) for one, length in zip(examples, lengths, strict=True)
-    ]
+def test_a_piece_leaves_room_for_the_tokens_to_come(examples, shortest, tokens, to_come):
+    prompts = [Example(one.id, one.input_ids, None, None, 1) for one in examples]
     with sharing_from(shortest):
-        forest = plant(examples, range(len(examples)), prompts_only=True)
-    for row, path in paths_of(forest).items():
-        assert forest.input_ids_T[path].tolist() == examples[row].input_ids[: lengths[row]]
-    assert (len(forest.predictor_K), len(forest.target_K), len(forest.example_K)) == (0, 0, 0)
+        pieces = cut(prompts, range(len(prompts)), None, tokens, to_come)
+    assert sorted(row for piece in pieces for row in piece.rows) == list(range(len(prompts)))
+    for piece in pieces:
+        assert piece.num_tokens + to_come * len(piece.rows) <= tokens or len(piece.rows) == 1
+        assert (len(piece.predictor_K), len(piece.target_K), len(piece.example_K)) == (0, 0, 0)
 
 
-@given(BATCHES, SHORTEST, st.none() | st.integers(1, 10), st.none() | st.integers(1, 40), st.booleans())
+@given(BATCHES, SHORTEST, st.none() | st.integers(1, 10), st.none() | st.integers(1, 40))
 @settings(deadline=None, max_examples=60)
-def test_cutting_keeps_limits_loses_nothing_and_knows_every_tokens_place(examples, shortest, rows, tokens, prompts_only):
+def test_cutting_keeps_limits_loses_nothing_and_knows_every_tokens_place(examples, shortest, rows, tokens):
     batch = list(range(len(examples)))
     with sharing_from(shortest):
-        whole = plant(examples, batch, prompts_only)
-        pieces = cut(examples, batch, rows, tokens, prompts_only)
+        whole = plant(examples, batch)
+        pieces = cut(examples, batch, rows, tokens)
     assert sorted(row for piece in pieces for row in piece.rows) == batch
     whole_paths = paths_of(whole)
     for piece in pieces:

@@ -46,7 +46,7 @@ from lorascope.plan import (
 Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
 _MOST_SLOTS = 16
 # Share of the free memory that a cohort may take by forecast; packed weights may take half of it.
-MEMORY_SHARE = 0.7
+_MEMORY_SHARE = 0.7
 _BIASES = ("none", "lora_only", "all")
 
 
@@ -154,6 +154,11 @@ def memory_bytes(device: str) -> tuple[int, int]:
     return memory.available, memory.total
 
 
+def packed_weights_budget(device: str) -> int:
+    """How many bytes of packed weights leave as much again for training."""
+    return int(memory_bytes(device)[0] * _MEMORY_SHARE / 2)
+
+
 def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
     """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated."""
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
@@ -211,7 +216,7 @@ def cut_group(
     packs = follows_trees(base, examples)
     loads = _Loads(examples, settings, packs)
     one, changes = _measured(group, base, examples, loads)
-    budget = memory_bytes(str(base.device))[0] * MEMORY_SHARE
+    budget = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
     size = one.micro_batch_size
     while True:
         load, _ = loads.largest((trial.seed for trial in group.trials), size, 1, one.position_tokens)
@@ -265,7 +270,7 @@ def _measured(group: Group, base: BaseModel, examples: Sequence[Example], loads:
     logits = position_bytes(base.model, item)
     state = STATE_BYTES * count_trainable(base.model, slot, base.heads)
     expected = token_bytes(base.model, slot, item)
-    free = memory_bytes(str(base.device))[0] * MEMORY_SHARE
+    free = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
     weight = logits / max(1, expected)
     size = settings.micro_batch_size
     while True:

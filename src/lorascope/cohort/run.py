@@ -23,13 +23,13 @@ from lorascope.base_model import BaseModel, hardware, load_base, weights_checksu
 from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.kernels import Kernels, install_kernels
-from lorascope.cohort.planner import MEMORY_SHARE, Cohort, Group, cut_group, find_impossible, form_groups, memory_bytes, replay
+from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone, steady_allocator
 from lorascope.cohort.single import stack_saved
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
-from lorascope.evaluate import evaluate
+from lorascope.evaluate import Evaluation, evaluate
 from lorascope.lora.peft_io import read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import follows_trees
@@ -81,7 +81,9 @@ def run_study(
         trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
         yield StudyStarted(task, len(trials), len(pending), trial_steps)
         _describe(store, task, base)
-        yield from _warn(store, [*_notices(task, base, loaded), *_dropout_notice(trials)])
+        yield from _warn(
+            store, [*_notices(task, base, loaded), *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
+        )
         kernels: Kernels | None = None
         for group in groups:
             wanted = group.trials[0].base
@@ -105,7 +107,7 @@ def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task,
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
     wanted = config.model_dump(mode="json")
     stored = next((plan["kernels"] for plan in store.cohorts().values() if plan["base"] == wanted), None)
-    kernels, notices = install_kernels(base, int(memory_bytes(device)[0] * MEMORY_SHARE / 2), stored)
+    kernels, notices = install_kernels(base, packed_weights_budget(device), stored)
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
@@ -163,6 +165,19 @@ def _dropout_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
     count = sum(trial.train.base_dropout for trial in trials)
     message = f"in {count} trials the base model's dropout acts, but not on attention probabilities"
     return [Notice("base_dropout", count, "train.base_dropout", message)] if count else []
+
+
+def _memory_notice(evaluation: Evaluation, wanted_tokens: int, cohort: str) -> list[Notice]:
+    """What it took to evaluate where memory ran out."""
+    message = f"memory ran out; cohort {cohort} was evaluated in batches of {evaluation.batch_tokens} tokens"
+    return [Notice("memory", 1, "evaluate.batch_tokens", message)] if evaluation.batch_tokens < wanted_tokens else []
+
+
+def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Notice]:
+    """A single step is all warm-up, as in transformers: its rate is 0, and nothing moves."""
+    count = sum(trial.train.num_steps(num_examples) == 1 and trial.train.warmup_ratio > 0 for trial in trials)
+    message = f"in {count} trials the only step is the warm-up's first, at learning rate 0: nothing is trained"
+    return [Notice("warmup", count, "train.warmup_ratio", message)] if count else []
 
 
 def _notices(task: Task, base: BaseModel, config: BaseModelConfig) -> list[Notice]:
@@ -261,6 +276,7 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
         evaluations = yield from evaluate(stack, base, task, study.evaluate)
         _check_frozen(stack, base)
         peak = meter.peak_bytes()
+        yield from _warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
         for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
             if num_steps:
                 store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)

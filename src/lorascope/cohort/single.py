@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from lorascope.base_model import BaseModel, load_base
 from lorascope.cohort.kernels import install_kernels
-from lorascope.cohort.planner import MEMORY_SHARE, memory_bytes
+from lorascope.cohort.planner import packed_weights_budget
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
@@ -49,7 +49,7 @@ def evaluate_adapter(
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
-    install_kernels(base, int(memory_bytes("cpu")[0] * MEMORY_SHARE / 2))
+    install_kernels(base, packed_weights_budget("cpu"))
     encoded = encode_task(raw, base.tokenizer, task.max_length)
     stack = stack_saved(base, saved, str(directory))
     try:

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from lorascope.data.record import Example
 # Keeps the order's random stream apart from others that are keyed by (seed, epoch).
 ORDER_STREAM = 0x0D0E
 # What one more forward and backward pass costs, in tokens of work: measured on two cores with a six-layer encoder.
-PASS_OVERHEAD_TOKENS = 128
+_PASS_OVERHEAD_TOKENS = 128
 # So many of the waiting groups are looked through for one that fits: enough to find one, few enough to stay random.
 _LOOK_AHEAD = 64
 
@@ -139,6 +139,26 @@ def length_groups(lengths: Sequence[int], most_rows: int | None, overhead_tokens
         sizes.append(end - start)
         end = start
     return sizes[::-1]
+
+
+def micro_batches(
+    rows_by_seed: Sequence[Sequence[int]], length_of: Callable[[int], int], most_rows: int | None, num_slots: int
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """An optimiser batch of every seed, cut at the same places into micro-batches of nearly equal length.
+
+    Args:
+        most_rows: upper bound on a seed's rows in a micro-batch.
+        num_slots: how many slots share a pass, and with it what a pass costs.
+
+    Yields:
+        The longest row's length, and every seed's rows; longest first.
+    """
+    by_length = [sorted(rows, key=length_of, reverse=True) for rows in rows_by_seed]
+    widths = [max(map(length_of, rank)) for rank in zip(*by_length, strict=True)]
+    start = 0
+    for size in length_groups(widths, most_rows, -(-_PASS_OVERHEAD_TOKENS // num_slots)):
+        yield widths[start], [rows[start : start + size] for rows in by_length]
+        start += size
 
 
 def evaluation_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -67,11 +67,13 @@ class Forest:
 def shared_prefixes(sequences: Sequence[Sequence[int]]) -> list[int]:
     """Length of the common prefix of each sequence with the one before it; 0 for the first."""
     lengths = [0] * len(sequences)
-    for index in range(1, len(sequences)):
-        before, here = np.asarray(sequences[index - 1]), np.asarray(sequences[index])
+    before: Ints = np.zeros(0, dtype=np.int64)
+    for index, sequence in enumerate(sequences):
+        here = np.asarray(sequence, dtype=np.int64)
         most = min(len(before), len(here))
         differs = np.flatnonzero(before[:most] != here[:most])
         lengths[index] = int(differs[0]) if len(differs) else most
+        before = here
     return lengths
 
 
@@ -98,32 +100,76 @@ def sibling_groups(examples: Sequence[Example]) -> list[list[int]]:
     return sorted(groups, key=min)
 
 
-def plant(examples: Sequence[Example], rows: Sequence[int], prompts_only: bool = False) -> Forest:
+def plant(examples: Sequence[Example], rows: Sequence[int]) -> Forest:
     """The forest of the examples at ``rows``.
-
-    Args:
-        prompts_only: store each example's prompt alone, for generation.
 
     Raises:
         DataError: an example has no token.
     """
-    tokens = {row: _stored(examples[row], prompts_only) for row in rows}
-    order = sorted(rows, key=lambda row: (tokens[row], row))
-    sequences = [tokens[row] for row in order]
-    if not all(sequences):
-        raise DataError("there is no token to begin with", where=f"example {examples[order[0]].id}", fix="remove the example")
-    shared = _worth_sharing(sequences)
-    paths = _paths(sequences, shared)
+    order, shared = _in_order(examples, rows)
+    return _planted(examples, order, shared, _paths(examples, order, shared))
+
+
+def cut(
+    examples: Sequence[Example],
+    batch: Sequence[int],
+    most_rows: int | None,
+    most_tokens: int | None,
+    tokens_to_come: int = 0,
+) -> list[Forest]:
+    """A batch as forests of at most so many examples and stored tokens.
+
+    A tree is cut only where it does not fit as a whole; its trunk is then stored once in every piece. An example that is
+    longer than ``most_tokens`` is a piece of its own.
+
+    Args:
+        tokens_to_come: room that each example takes beyond its own tokens, for an answer.
+
+    Returns:
+        The pieces; ``origin_T`` of a token is its place in the forest of the whole batch.
+
+    Raises:
+        DataError: an example has no token.
+    """
+    order, shared = _in_order(examples, batch)
+    whole_paths = _paths(examples, order, shared)
+    lengths = [len(examples[row].input_ids) + tokens_to_come for row in order]
+    bounds = _bounds(lengths, shared, most_rows or len(order), most_tokens or sum(lengths))
+    if len(bounds) == 1:
+        return [_planted(examples, order, shared, whole_paths)]
+    pieces = []
+    for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
+        own_order, own_shared = order[start:end], [0, *shared[start + 1 : end]]
+        own_paths = _paths(examples, own_order, own_shared)
+        piece = _planted(examples, own_order, own_shared, own_paths)
+        origin_T = np.zeros(piece.num_tokens, dtype=np.int64)
+        for own, whole in zip(own_paths, whole_paths[start:end], strict=True):
+            origin_T[own] = whole
+        pieces.append(replace(piece, origin_T=origin_T))
+    return pieces
+
+
+def _in_order(examples: Sequence[Example], rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The rows so that branches follow one another, and how much each shares with the one before it."""
+    order = sorted(rows, key=lambda row: (examples[row].input_ids, row))
+    empty = next((row for row in order if not examples[row].input_ids), None)
+    if empty is not None:
+        raise DataError("there is no token to begin with", where=f"example {examples[empty].id}", fix="remove the example")
+    prefixes = shared_prefixes([examples[row].input_ids for row in order])
+    return order, [length if length >= SHORTEST_SHARED else 0 for length in prefixes]
+
+
+def _planted(examples: Sequence[Example], order: list[int], shared: Sequence[int], paths: Sequence[Sequence[int]]) -> Forest:
     num_tokens = paths[-1][-1] + 1
     ids_T, position_T, end_T = (np.zeros(num_tokens, dtype=np.int64) for _ in range(3))
     supervised: list[tuple[Ints, Ints, Ints]] = []
-    for place, (row, sequence, path) in enumerate(zip(order, sequences, paths, strict=True)):
-        ids_T[path] = sequence
-        position_T[path] = np.arange(len(sequence))
+    for place, (row, path) in enumerate(zip(order, paths, strict=True)):
+        ids_T[path] = examples[row].input_ids
+        position_T[path] = np.arange(len(path))
         # Paths come in preorder, so the last one through a token ends its subtree.
         end_T[path] = path[-1] + 1
         is_target = examples[row].is_target
-        if is_target is not None and not prompts_only:
+        if is_target is not None:
             targets = np.flatnonzero(is_target[1:]) + 1
             stored = np.asarray(path)
             supervised.append((stored[targets - 1], ids_T[stored[targets]], np.full(len(targets), place)))
@@ -143,74 +189,32 @@ def plant(examples: Sequence[Example], rows: Sequence[int], prompts_only: bool =
     )
 
 
-def cut(
-    examples: Sequence[Example],
-    batch: Sequence[int],
-    most_rows: int | None,
-    most_tokens: int | None,
-    prompts_only: bool = False,
-) -> list[Forest]:
-    """A batch as forests of at most so many examples and stored tokens.
-
-    A tree is cut only where it does not fit as a whole; its trunk is then stored once in every piece. An example that is
-    longer than ``most_tokens`` is a piece of its own.
-
-    Returns:
-        The pieces; ``origin_T`` of a token is its place in the forest of the whole batch.
-    """
-    tokens = {row: _stored(examples[row], prompts_only) for row in batch}
-    order = sorted(batch, key=lambda row: (tokens[row], row))
-    sequences = [tokens[row] for row in order]
-    shared = _worth_sharing(sequences)
-    bounds = _bounds(sequences, shared, most_rows or len(order), most_tokens or sum(map(len, sequences)))
-    if len(bounds) == 1:
-        return [plant(examples, order, prompts_only)]
-    whole_paths = _paths(sequences, shared)
-    pieces = []
-    for start, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
-        piece = plant(examples, order[start:end], prompts_only)
-        own_paths = _paths(sequences[start:end], [0, *shared[start + 1 : end]])
-        origin_T = np.zeros(piece.num_tokens, dtype=np.int64)
-        for own, whole in zip(own_paths, whole_paths[start:end], strict=True):
-            origin_T[own] = whole
-        pieces.append(replace(piece, origin_T=origin_T))
-    return pieces
-
-
-def _bounds(sequences: Sequence[Sequence[int]], shared: Sequence[int], most_rows: int, most_tokens: int) -> list[int]:
+def _bounds(lengths: Sequence[int], shared: Sequence[int], most_rows: int, most_tokens: int) -> list[int]:
     """Where pieces start: a tree that fits into a piece of its own is not begun in one that cannot hold it."""
     roots = [place for place, length in enumerate(shared) if length == 0]
     bounds, stored = [0], 0
-    for root, end in zip(roots, [*roots[1:], len(sequences)], strict=True):
-        tree_tokens = sum(len(sequences[place]) - shared[place] for place in range(root, end))
+    for root, end in zip(roots, [*roots[1:], len(lengths)], strict=True):
+        tree_tokens = sum(lengths[place] - shared[place] for place in range(root, end))
         whole = end - root <= most_rows and tree_tokens <= most_tokens
         for place in range(root, end):
-            own = len(sequences[place]) - shared[place]
+            own = lengths[place] - shared[place]
             rows_next, tokens_next = (end - root, tree_tokens) if whole and place == root else (1, own)
             if place > bounds[-1] and (place - bounds[-1] + rows_next > most_rows or stored + tokens_next > most_tokens):
                 bounds.append(place)
                 stored = 0
-            stored += len(sequences[place]) if place == bounds[-1] else own
+            stored += lengths[place] if place == bounds[-1] else own
     return bounds
 
 
-def _paths(sequences: Sequence[Sequence[int]], shared: Sequence[int]) -> list[list[int]]:
-    """For each sequence where its tokens are stored, in order."""
+def _paths(examples: Sequence[Example], order: Sequence[int], shared: Sequence[int]) -> list[list[int]]:
+    """For each example, in order, where its tokens are stored."""
     paths: list[list[int]] = []
     stored = 0
-    for sequence, length in zip(sequences, shared, strict=True):
-        new = len(sequence) - length
+    for row, length in zip(order, shared, strict=True):
+        new = len(examples[row].input_ids) - length
         paths.append([*(paths[-1][:length] if paths else []), *range(stored, stored + new)])
         stored += new
     return paths
-
-
-def _stored(example: Example, prompts_only: bool) -> list[int]:
-    return example.input_ids[: example.prompt_length] if prompts_only else example.input_ids
-
-
-def _worth_sharing(sequences: Sequence[Sequence[int]]) -> list[int]:
-    return [length if length >= SHORTEST_SHARED else 0 for length in shared_prefixes(sequences)]
 
 
 def _joined(parts: Sequence[Ints]) -> Ints:

@@ -103,7 +103,6 @@ class PrefixCache:
     def __init__(self, blocks: Sequence[Block], end_T: Any, last_E: Any, most_new: int, dtype: torch.dtype) -> None:
         self._prefill: TreeAttention | None = TreeAttention([(slice(None), blocks)])
         self._open: list[_OpenBlock] = []
-        device = torch.device("cpu")
         for block in blocks:
             members = [index for index, last in enumerate(last_E) if block.start <= last < block.stop]
             if members:
@@ -111,7 +110,7 @@ class PrefixCache:
                 last = torch.as_tensor(last_E[members])[:, None]
                 tokens = torch.arange(block.start, block.stop)[None, :]
                 sees = (tokens <= last) & (last < ends[None, :])
-                self._open.append(_OpenBlock(block, members, sees, most_new, dtype, device))
+                self._open.append(_OpenBlock(block, members, sees, most_new, dtype))
 
     def attend(self, layer: nn.Module, q_NHTD: Tensor, k_NGTD: Tensor, v_NGTD: Tensor, scaling: float) -> Tensor:
         """See ``Attention``; T is the forest's tokens in the first pass, the open questions in every other."""
@@ -137,15 +136,13 @@ class PrefixCache:
 class _OpenBlock:
     """A block of the forest with the questions that end in it, their new tokens behind it in one buffer per layer."""
 
-    def __init__(
-        self, block: Block, members: list[int], sees_ET: Tensor, most_new: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, block: Block, members: list[int], sees_ET: Tensor, most_new: int, dtype: torch.dtype) -> None:
         self.members = members
         self._block = block
         self._end = block.stop - block.start
         self._room = self._end + len(members) * most_new
-        self._bias_ES = torch.full((len(members), self._room), float("-inf"), dtype=dtype, device=device)
-        self._bias_ES[:, : self._end].masked_fill_(sees_ET.to(device), 0.0)
+        self._bias_ES = torch.full((len(members), self._room), float("-inf"), dtype=dtype)
+        self._bias_ES[:, : self._end].masked_fill_(sees_ET, 0.0)
         self._buffers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def fill(self, layer: nn.Module, k_NGTD: Tensor, v_NGTD: Tensor) -> None:

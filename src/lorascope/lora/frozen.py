@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -30,6 +30,8 @@ Path = Literal["plain", "medium", "float32", "packed"]
 _GAIN = 1.1
 # Rows of the trial product: what a small batch has.
 _ROWS = 512
+# Layers that take turns in it: in training too, a layer's weight has left the cache when its turn comes again.
+_TRIAL_LAYERS = 4
 _ROW_STEP = 64
 _REPEATS = 5
 # A path's error may be this much above the plain path's, in units of rounding of the base's dtype.
@@ -43,11 +45,6 @@ class Choice:
     path: Path
     gflops: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def best_gflops(self) -> float:
-        """Rate of the chosen path on the trial product, forward and backward."""
-        return self.gflops.get(self.path, float("nan"))
 
 
 class Product:
@@ -161,13 +158,13 @@ def choose(model: nn.Module, skip: Iterable[str] = (), free_bytes: int | None = 
     if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype == torch.float64:
         return Choice("plain")
     shape = Counter(tuple(layer.weight.shape) for layer in layers).most_common(1)[0][0]
-    layer = next(layer for layer in layers if tuple(layer.weight.shape) == shape)
-    dtype: torch.dtype = layer.weight.dtype
+    alike = [layer for layer in layers if tuple(layer.weight.shape) == shape][:_TRIAL_LAYERS]
+    dtype: torch.dtype = alike[0].weight.dtype
     paths: list[Path] = ["plain", "float32" if dtype != torch.float32 else "medium"]
     packed_bytes = 2 * sum(layer.weight.nbytes for layer in layers)
     if free_bytes is None or packed_bytes <= free_bytes:
         paths.append("packed")
-    products = {path: product for path in paths if (product := _try(layer, path)) is not None}
+    products = {path: found for path in paths if (found := _try_all(alike, path))}
     gflops, errors = _measure(products)
     limit = errors["plain"] + _ERROR_ROUNDINGS * torch.finfo(dtype).eps
     right = [path for path in products if errors[path] <= limit]
@@ -192,6 +189,12 @@ def _linears(model: nn.Module, skip: Iterable[str]) -> dict[str, nn.Linear]:
     }
 
 
+def _try_all(layers: Sequence[nn.Module], path: Path) -> list[Product]:
+    """The layers' products by a path; empty where one cannot be had."""
+    products = [product for layer in layers if (product := _try(layer, path)) is not None]
+    return products if len(products) == len(layers) else []
+
+
 def _try(layer: nn.Module, path: Path) -> Product | None:
     """The product by a path, or None where this build of torch or this processor does not have it."""
     try:
@@ -203,9 +206,9 @@ def _try(layer: nn.Module, path: Path) -> Product | None:
     return product
 
 
-def _measure(products: Mapping[Path, Product]) -> tuple[dict[str, float], dict[str, float]]:
+def _measure(products: Mapping[Path, Sequence[Product]]) -> tuple[dict[str, float], dict[str, float]]:
     """GFLOP/s of a forward and a backward product, and the larger of their errors against float64; taken in turns."""
-    weight_OD = next(iter(products.values())).weight_OD
+    weight_OD = next(iter(products.values()))[0].weight_OD
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {path: [] for path in products}
     errors: dict[str, float] = {}
@@ -214,7 +217,7 @@ def _measure(products: Mapping[Path, Product]) -> tuple[dict[str, float], dict[s
     few_back = torch.randn(16, weight_OD.shape[0], generator=generator).to(weight_OD.dtype)
     exact, exact_back = few.double() @ weight_OD.double().T, few_back.double() @ weight_OD.double()
     slow: dict[str, float] = {}
-    for path, product in products.items():
+    for path, (product, *_) in products.items():
         errors[path] = max(
             _relative_error(product.forward(few, None), exact), _relative_error(product.backward(few_back), exact_back)
         )
@@ -223,13 +226,14 @@ def _measure(products: Mapping[Path, Product]) -> tuple[dict[str, float], dict[s
         slow[path] = (time.perf_counter() - started) * _ROWS / len(few)
     x = torch.randn(_ROWS, weight_OD.shape[1], generator=generator).to(weight_OD.dtype)
     for _ in range(_REPEATS):
-        for path, product in products.items():
+        for path, alike in products.items():
             if slow[path] > 20 * min(slow.values()):
                 seconds[path] = [slow[path]]
                 continue
             started = time.perf_counter()
-            product.backward(product.forward(x, None))
-            seconds[path].append(time.perf_counter() - started)
+            for product in alike:
+                product.backward(product.forward(x, None))
+            seconds[path].append((time.perf_counter() - started) / len(alike))
     operations = 4.0 * _ROWS * weight_OD.numel()
     return {path: operations / median(times) / 1e9 for path, times in seconds.items()}, errors
 

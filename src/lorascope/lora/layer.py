@@ -38,12 +38,64 @@ class DropoutPlan:
     rows: Sequence[Sequence[Spans]]
 
 
+class Places:
+    """Tokens of rows that a part of the model is computed for, where it is not computed for all.
+
+    Args:
+        row_M, place_M: the tokens, in any order; one may occur more than once.
+        num_rows: R.
+        width: T.
+
+    Attributes:
+        num_places: K, of the row that has most. A row with fewer takes tokens along that are then left out.
+    """
+
+    def __init__(self, row_M: Tensor, place_M: Tensor, num_rows: int, width: int) -> None:
+        self.width = width
+        self._flat_M = (row_M * width + place_M).unique()
+        row_M, place_M = self._flat_M // width, self._flat_M % width
+        counts_R = row_M.bincount(minlength=num_rows)
+        self.num_places = int(counts_R.max())
+        column_M = torch.arange(len(row_M), device=row_M.device) - (counts_R.cumsum(0) - counts_R)[row_M]
+        place_RK = place_M.new_zeros(num_rows, self.num_places)
+        place_RK[row_M, column_M] = place_M
+        first_R = torch.arange(num_rows, device=row_M.device) * width
+        self._taken = (first_R[:, None] + place_RK).reshape(-1)
+        self._kept_M = None if len(row_M) == len(self._taken) else row_M * self.num_places + column_M
+
+    @classmethod
+    def columns(cls, column_C: Tensor, num_rows: int, width: int) -> Places:
+        """The same tokens of every row."""
+        rows = torch.arange(num_rows, device=column_C.device)
+        return cls(rows.repeat_interleave(len(column_C)), column_C.repeat(num_rows), num_rows, width)
+
+    def take(self, x_RTD: Tensor) -> Tensor:
+        """``[R, K, D]``."""
+        num_rows, width, num_features = x_RTD.shape
+        assert width == self.width, f"rows of {width} tokens where {self.width} were expected"
+        return x_RTD.reshape(-1, num_features).index_select(0, self._taken).reshape(num_rows, -1, num_features)
+
+    def put(self, y_RKO: Tensor) -> Tensor:
+        """``[R, T, O]``, zero where nothing was computed."""
+        num_rows, _, num_features = y_RKO.shape
+        y_MO = y_RKO.reshape(-1, num_features)
+        y_MO = y_MO if self._kept_M is None else y_MO.index_select(0, self._kept_M)
+        whole = y_MO.new_zeros(num_rows * self.width, num_features)
+        return whole.index_copy(0, self._flat_M, y_MO).reshape(num_rows, self.width, num_features)
+
+
 @dataclass
 class SlotContext:
-    """What the layers of one stack share during a forward pass. ``dropout`` is None while evaluating."""
+    """What the layers of one stack share during a forward pass.
+
+    Attributes:
+        dropout: None while evaluating.
+        places: while layers see these tokens only; None while they see all.
+    """
 
     seeds: list[int]
     dropout: DropoutPlan | None = None
+    places: Places | None = None
 
     @property
     def num_slots(self) -> int:
@@ -58,6 +110,7 @@ class SlotContext:
         if self.dropout is None or not any(probabilities):
             return None
         num_rows, width, num_features = x_NBTD.shape[1:]
+        width = width if self.places is None else self.places.width
         drawn: dict[tuple[int, float], Tensor] = {}
         for probability, rows, seed in zip(probabilities, self.dropout.rows, self.seeds, strict=True):
             if (seed, probability) not in drawn:
@@ -67,7 +120,8 @@ class SlotContext:
                     else torch.ones(num_rows, width, num_features)
                 )
         masks = [drawn[key] for key in zip(self.seeds, probabilities, strict=True)]
-        return torch.stack(masks).to(dtype=x_NBTD.dtype, device=x_NBTD.device)
+        mask_NBTD = torch.stack(masks).to(dtype=x_NBTD.dtype, device=x_NBTD.device)
+        return mask_NBTD if self.places is None else self.places.take(mask_NBTD.flatten(0, 1)).reshape(x_NBTD.shape)
 
 
 @dataclass
