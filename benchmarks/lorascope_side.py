@@ -15,6 +15,7 @@ from benchmarks.workloads import Workload
 from lorascope.base_model import BaseModel, load_base
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
+from lorascope.cohort.probe import steady_allocator
 from lorascope.config import AdapterConfig, BaseModelConfig, DecodingConfig, TaskConfig, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
 from lorascope.data.task import Example, encode_task, read_task
@@ -153,6 +154,7 @@ def _load(job: Job, dtype: str) -> BaseModel:
     quantization = {} if job.side.quantization is None else {"quantization": job.side.quantization}
     config = BaseModelConfig.model_validate({"model": str(job.prepared.model), "dtype": dtype, **quantization})
     base = load_base(config, facts["task_type"], facts["labels"], device=job.device)
+    steady_allocator()
     install_kernels(base, packed_weights_budget(job.device))
     return base
 

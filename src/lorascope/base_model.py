@@ -190,7 +190,9 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
     if not plain_head:
         warnings.append("the model scales its logits; those of a batch are all kept for the backward pass")
     checksum = weights_checksum(model, heads)
-    last_block = find_last_block(model, task_type)
+    last_block, reason = find_last_block(model, task_type)
+    if reason is not None:
+        warnings.append(f"the last block is computed for every token: {reason}")
     return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings, last_block=last_block)
 
 

@@ -22,7 +22,7 @@ from lorascope.data.tree import cut
 from lorascope.decode import generate
 from lorascope.errors import DataError, RunError
 from lorascope.lora.stack import Stack
-from lorascope.losses import class_logits, follows_trees, is_out_of_memory, padded_losses, tree_losses
+from lorascope.losses import class_logits, follows_trees, is_out_of_memory, padded_losses, release_memory, tree_losses
 from lorascope.metrics import score, squad_exact_match, squad_f1
 
 # Batches are not made smaller than this when memory runs out.
@@ -79,6 +79,7 @@ def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig
             if not is_out_of_memory(error):
                 raise
         # The handler is left first: the error holds the frames of the failed pass, and with them its tensors.
+        release_memory(base.device)
         if settings.batch_tokens <= _FEWEST_TOKENS:
             fix = "free some memory, or put fewer slots into a cohort (--slots)"
             raise RunError(f"memory ran out with batches of {settings.batch_tokens} tokens", where="evaluate", fix=fix)

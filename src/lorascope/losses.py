@@ -3,15 +3,17 @@
 Knows how a model is called, where its logits are needed, and whether its attention can follow a tree. Does not know
 optimisers, steps or metrics. Floor: above ``lora``, ``data`` and ``base_model``, below ``train``, ``decode`` and ``evaluate``.
 
-Legend: N slots, B rows, E examples of a slot, T tokens, D hidden, K supervised positions, V vocabulary.
+Legend: N slots, B rows (of all slots), E examples of a slot, T tokens, D hidden, K supervised positions, C columns of rows, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,7 @@ _CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e
 
 
 def padded_losses(base: BaseModel, batch: Batch) -> Tensor:
-    """Summed cross-entropy of each row's supervised tokens, or of its label, ``[N·B]``."""
+    """Summed cross-entropy of each row's supervised tokens, or of its label, ``[B]``."""
     if base.task_type == "SEQ_CLS":
         assert batch.labels_B is not None
         return F.cross_entropy(_at_least_fp32(class_logits(base, batch)), batch.labels_B.to(base.device), reduction="none")
@@ -134,6 +136,8 @@ def _tried(base: BaseModel, examples: Sequence[Example], num_slots: int) -> str 
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+        release_memory(base.device)
+        base.warnings.append("memory ran out while prefix trees were tried on real examples; short made ones were compared")
     raise RunError("memory ran out at the first pass", where="base.model", fix="free some, or choose a smaller base or dtype")
 
 
@@ -181,26 +185,27 @@ def _made_examples(example: Example) -> list[Example]:
 
 
 def class_logits(base: BaseModel, batch: Batch) -> Tensor:
-    """A classifier's logits ``[N·B, C]``."""
+    """A classifier's logits, ``[B, classes]``."""
     inputs = model_inputs(batch, base.device)
-    with _reading(base, read_places(base.model, inputs["input_ids"])):
+    with _reading(base, partial(read_places, base.model, inputs["input_ids"])):
         logits: Tensor = base.model(**inputs).logits
     return logits
 
 
 def column_logits(base: BaseModel, inputs: Mapping[str, Any], columns_C: Tensor | None) -> Tensor:
-    """Next-token logits ``[N·B, C, V]`` of the tokens at ``columns_C`` of every row, as the model scales and caps them.
+    """Next-token logits ``[B, C, V]`` of the tokens at ``columns_C`` of every row, as the model scales and caps them.
 
     Args:
         inputs: what the model's ``forward`` is given.
         columns_C: distinct columns; None for all.
     """
-    num_rows, width = inputs["input_ids"].shape
-    columns_C = torch.arange(width, device=base.device) if columns_C is None else columns_C
-    with _reading(base, Places.columns(columns_C, num_rows, width)):
+    if columns_C is None:
+        logits: Tensor = base.model(**inputs, use_cache=False).logits
+        return logits
+    with _reading(base, partial(Places.columns, columns_C, *inputs["input_ids"].shape)):
         if base.plain_head:
-            hidden_NTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-            logits: Tensor = base.model.get_output_embeddings()(hidden_NTD[:, columns_C])
+            hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
+            logits = base.model.get_output_embeddings()(hidden_BTD[:, columns_C])
         elif "logits_to_keep" in inspect.signature(base.model.forward).parameters:
             logits = base.model(**inputs, use_cache=False, logits_to_keep=columns_C).logits
         else:
@@ -221,7 +226,7 @@ def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, pla
     output = base.model.get_output_embeddings()
     # A trained output head sees whole rows: it tells slots apart by their place in the batch.
     if base.plain_head and not isinstance(output, StackedLinear):
-        with _reading(base, Places(row_K, place_K, *inputs["input_ids"].shape)):
+        with _reading(base, partial(Places, row_K, place_K, *inputs["input_ids"].shape)):
             hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
         return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K)
     columns_C, column_K = place_K.unique(return_inverse=True)
@@ -229,11 +234,13 @@ def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, pla
     return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
 
 
-def _reading(base: BaseModel, places: Places) -> AbstractContextManager[None]:
+def _reading(base: BaseModel, places: Callable[[], Places]) -> AbstractContextManager[None]:
     """Nothing but ``places`` is read of the last hidden states; where those are few, the last block computes no others."""
-    if base.last_block is None or places.num_places > _FEW_PLACES * places.width:
+    if base.last_block is None:
         return nullcontext()
-    return only_at(base.model, base.last_block, places)
+    read = places()
+    few = read.num_places <= _FEW_PLACES * read.width
+    return only_at(base.model, base.last_block, read) if few else nullcontext()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -276,6 +283,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the device's allocator keeps of a pass that failed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _joined(parts: list[np.ndarray], device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ from lorascope.errors import RunError
 from lorascope.lora.layer import DropoutPlan, Spans
 from lorascope.lora.parameters import SlotParameters
 from lorascope.lora.stack import Stack
-from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, tree_losses
+from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, release_memory, tree_losses
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -41,7 +41,7 @@ class SlotStep:
     """One slot's part of a step.
 
     ``loss`` and ``grad_norm`` are those before the update. ``finite`` is False where one of them is NaN or infinite, and then
-    the slot was not updated.
+    the slot was not updated; and where the updated values are so large that their squares overflow.
     """
 
     loss: float
@@ -87,8 +87,8 @@ def train(
             ``batch_size``, ``micro_batch_size`` and ``max_steps`` must not.
 
     Yields:
-        One result per step. A slot with a loss or gradient that is not finite is reported so, not updated, and must be
-        dropped by the caller with ``stack.keep`` before the next step.
+        One result per step. A slot whose loss or gradient is not finite is reported so and not updated; it, and one whose
+        values overflow, must be dropped by the caller with ``stack.keep`` before the next step.
     """
     shared = next(iter(settings.values()))
     num_examples = len(examples)
@@ -146,8 +146,7 @@ def fitting_gradients(
                 raise
         # The handler is left first: the error holds the frames of the failed pass, and with them its tensors.
         micro_batch_size = size // 2
-        if base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(base.device)
 
 
 def forward_backward(
@@ -245,7 +244,7 @@ def adamw_step(
     """Clip each slot's gradient by its own norm and update it; a slot with a loss or norm that is not finite is left alone.
 
     Returns:
-        Gradient norms before clipping ``[N]``, and whether each slot is finite ``[N]``.
+        Gradient norms before clipping ``[N]``, and whether each slot is finite, its updated values included ``[N]``.
 
     Source: Loshchilov and Hutter 2019; bias correction as in ``torch.optim.AdamW``.
     """
@@ -254,8 +253,6 @@ def adamw_step(
     # In float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
     norms_N = torch.linalg.vector_norm(gradients_NP, dim=1, dtype=torch.float64).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
-    # Values whose squares overflow are lost, though a norm in the model may hide it from the loss.
-    finite_N &= torch.isfinite(torch.linalg.vecdot(values, values))
     limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
     rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
     decay_N = torch.tensor([one.weight_decay for one in settings], dtype=values.dtype, device=values.device)
@@ -271,7 +268,8 @@ def adamw_step(
     denominator_NP = parameters.second_moment_NP.sqrt().div_(math.sqrt(1.0 - beta2 ** (step + 1))).add_(ADAM_EPSILON)
     update_NP = parameters.first_moment_NP / denominator_NP
     values.sub_(update_NP.mul_((rates_N / (1.0 - beta1 ** (step + 1)))[:, None]))
-    return norms_N, finite_N
+    # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
+    return norms_N, finite_N & torch.isfinite(torch.linalg.vecdot(values, values))
 
 
 def _num_supervised(examples: Sequence[Example], rows: Sequence[int]) -> int:

@@ -47,16 +47,17 @@ def sizes(cohorts):
 def pretend(monkeypatch, free, token_bytes=1000, before=10**6):
     """Memory is as free as said, and a token takes what is said."""
 
-    def measured(base, slot, settings, examples, rows):
-        load, _ = largest_load(
-            examples, [[rows]], settings.micro_batch_size, num_slots=1, packs=bool(base.packs), position_tokens=0.0
-        )
-        logits = load.positions * planner.position_bytes(base.model, 4)
-        return Footprint(before, before + load.tokens * token_bytes + logits, settings.micro_batch_size)
+    def measured(base, slots, settings, examples, steps):
+        size = settings.micro_batch_size
+        step = list(steps[0].values())
+        load, _ = largest_load(examples, [step], size, num_slots=len(slots), packs=bool(base.packs), position_tokens=0.0)
+        logits = min(len(slots) * load.positions, LOGIT_POSITIONS) * planner.position_bytes(base.model, 4)
+        return Footprint(before, before + len(slots) * load.tokens * token_bytes + logits, size)
 
     monkeypatch.setattr(planner, "memory_bytes", lambda device: (free, 2**40))
     monkeypatch.setattr(planner, "measure_footprint", measured)
     monkeypatch.setattr(planner, "token_bytes", lambda *_: 0)
+    monkeypatch.setattr(planner, "_HEAP_MARGIN", 1.0)
 
 
 def test_a_group_is_cut_by_memory_seed_by_seed(prepared, monkeypatch):

@@ -54,3 +54,18 @@ def test_a_trial_without_predictions_is_refused(make_study, carry_out, rows_of, 
     with pytest.raises(UsageError, match=r"cannot read predictions.jsonl"):
         write_script(trial, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("reason", ["packed", "drawn"])
+def test_a_trial_that_the_program_cannot_repeat_is_refused(reason, make_study, carry_out, rows_of, tmp_path):
+    study = make_study("gpt2", task="squad", train={"max_steps": 1})
+    if reason == "packed":
+        pytest.importorskip("bitsandbytes")
+        study = make_study("gpt2", task="squad", train={"max_steps": 1}, base={"quantization": "nf4"})
+    else:
+        decoding = [study.evaluate.decoding[0].model_copy(update={"strategy": "temperature"})]
+        study = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"decoding": decoding})})
+    carry_out(study, tmp_path / "run")
+    with pytest.raises(UsageError, match=rf"{reason} \((nf4|temperature)\)"):
+        write_script(tmp_path / "run" / "trials" / rows_of(tmp_path / "run")[0].trial, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

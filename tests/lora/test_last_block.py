@@ -10,12 +10,13 @@ from transformers import AutoModelForSequenceClassification, ModernBertConfig, T
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.data.packing import collate
 from lorascope.data.record import Example
+from lorascope.data.tree import plant
 from lorascope.lora import elementwise, frozen
 from lorascope.lora.last_block import LastBlock, find_last_block, only_at, read_places
 from lorascope.lora.layer import Places
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
-from lorascope.losses import class_logits, column_logits
+from lorascope.losses import class_logits, column_logits, tree_losses
 from lorascope.train import forward_backward
 
 CASES = [
@@ -28,8 +29,8 @@ def prepared(tiny_model, family, task_type, dtype=torch.float64):
     model = tiny_model(family, task_type, dtype)
     model.config.pad_token_id = 0
     heads = head_modules(model, task_type)
-    last_block = find_last_block(model, task_type)
-    assert last_block is not None, "the architecture is known, and its trial succeeds"
+    last_block, reason = find_last_block(model, task_type)
+    assert last_block is not None, f"the architecture is known, and its trial succeeds: {reason}"
     return BaseModel(model, None, task_type, heads, (), "", plain_head=True, last_block=last_block)
 
 
@@ -113,6 +114,22 @@ def test_the_last_block_works_on_the_tokens_that_are_read(family, task_type, tin
     torch.testing.assert_close(logits, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("path", ["plain", "packed"])
+def test_a_pass_in_which_nothing_is_read_has_no_loss_and_a_gradient_of_zero(path, tiny_model):
+    """A micro-batch of examples without targets, and a slot whose batch has ended."""
+    base = prepared(tiny_model, "llama", "CAUSAL_LM", torch.float32)
+    if frozen._try(base.model.model.layers[0].mlp.up_proj, path) is None:
+        pytest.skip(f"no {path} product here")
+    frozen.install(base.model, path, base.heads)
+    stack = stack_on(base, 0.0, False)
+    nothing = [Example(one.id, one.input_ids, [False] * len(one.input_ids), None, 1) for one in examples_of("CAUSAL_LM")]
+    losses_NE = tree_losses(base, [plant(nothing, [0, 1]), None])
+    stack.parameters.zero_gradients()
+    stack.parameters.accumulate_gradients(losses_NE.sum())
+    assert losses_NE.tolist() == [[0.0, 0.0]] * 2
+    assert float(stack.parameters.gradients_NP.abs().max()) == 0.0
+
+
 def test_every_module_is_as_before_afterwards(tiny_model):
     base = prepared(tiny_model, "bert", "SEQ_CLS")
     frozen.install(base.model, "plain", base.heads)
@@ -125,28 +142,48 @@ def test_every_module_is_as_before_afterwards(tiny_model):
     assert all(before[name].get("forward") is after[name].get("forward") for name in before)
 
 
-def test_a_classifier_that_reads_every_token_is_left_alone(tiny_model):
-    model = tiny_model("bert", "SEQ_CLS", torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_classifier_that_reads_every_token_is_left_alone(dtype, tiny_model):
+    model = tiny_model("bert", "SEQ_CLS", dtype)
     pooler = model.bert.pooler
     pooler.forward = lambda hidden: torch.tanh(pooler.dense(hidden.mean(dim=1)))
-    assert find_last_block(model, "SEQ_CLS") is None
+    found, reason = find_last_block(model, "SEQ_CLS")
+    assert found is None
+    assert "other results" in reason
 
 
 def test_unknown_architectures_are_left_alone():
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
     model = AutoModelForSequenceClassification.from_config(ModernBertConfig(**sizes, **ids)).eval()
-    assert find_last_block(model, "SEQ_CLS") is None
+    assert find_last_block(model, "SEQ_CLS") == (None, None)
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)).eval()
-    assert find_last_block(t5, "CAUSAL_LM") is None
+    assert find_last_block(t5, "CAUSAL_LM") == (None, None)
 
 
-def test_parts_that_are_not_row_wise_are_found_out(tiny_model):
-    model = tiny_model("llama", "CAUSAL_LM", torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parts_that_are_not_row_wise_are_found_out(dtype, tiny_model):
+    model = tiny_model("llama", "CAUSAL_LM", dtype)
     own = model.model.layers[-1].mlp.forward
     model.model.layers[-1].mlp.forward = lambda x: own(x - x.mean(dim=1, keepdim=True))
     model.config.pad_token_id = 0
-    assert find_last_block(model, "CAUSAL_LM") is None
+    found, reason = find_last_block(model, "CAUSAL_LM")
+    assert found is None
+    assert "other results" in reason
+
+
+def test_parts_that_raise_are_left_alone_with_the_reason(tiny_model):
+    model = tiny_model("llama", "CAUSAL_LM", torch.float64)
+
+    def only_whole_rows(x):
+        assert x.shape[1] == 8, "rows of eight"
+        return x
+
+    model.model.layers[-1].mlp.forward = only_whole_rows
+    model.config.pad_token_id = 0
+    found, reason = find_last_block(model, "CAUSAL_LM")
+    assert found is None
+    assert "rows of eight" in reason
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -179,9 +216,6 @@ def test_places_take_and_put_what_they_name():
 def test_the_place_of_a_part_survives_a_copy_of_the_model(tiny_model):
     base = prepared(tiny_model, "gpt2", "CAUSAL_LM")
     other = copy.deepcopy(base.model)
-    assert (
-        find_last_block(other, "CAUSAL_LM")
-        == base.last_block
-        == LastBlock(("transformer.h.1.attn.c_proj", "transformer.h.1.mlp"))
-    )
+    parts = ("transformer.h.1.attn.c_proj", "transformer.h.1.mlp")
+    assert find_last_block(other, "CAUSAL_LM")[0] == base.last_block == LastBlock(parts)
     assert isinstance(other.get_submodule(base.last_block.parts[0]), nn.Module)

@@ -5,6 +5,8 @@ the envelope of the group's slots, over the largest batch says what a stored tok
 
     peak = process, base and packs  +  N · (state + tokens · bytes per token)  +  logits of one chunk
 
+Bytes per token are measured with one slot, and again with as many as seem to fit.
+
 A cohort gets as many slots as fit, with whole batches if one slot fits so, else with the largest micro-batch that does. Knows
 memory and who may share steps. Does not train. Floor: ``cohort``.
 """
@@ -12,7 +14,7 @@ memory and who may share steps. Does not train. Floor: ``cohort``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -47,6 +49,12 @@ Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
 _MOST_SLOTS = 16
 # Share of the free memory that a cohort may take by forecast; packed weights may take half of it.
 _MEMORY_SHARE = 0.7
+# Steps that a stack of several is measured on besides the largest, and the share of all steps that they may be: batches of
+# other shapes break the allocator's heap into pieces.
+_FURTHER_STEPS = 5
+_FURTHER_SHARE = 0.1
+# How much more the heap takes in a whole training than in those few steps: on SST-2 a tenth to a fifth.
+_HEAP_MARGIN = 1.15
 _BIASES = ("none", "lora_only", "all")
 
 
@@ -78,7 +86,7 @@ class Forecast:
 
     def peak_bytes(self, num_slots: int) -> int:
         """Of a cohort of so many slots."""
-        logits = min(num_slots * self.positions, LOGIT_POSITIONS) * self.position_bytes
+        logits = _logit_bytes(num_slots, self.positions, self.position_bytes)
         return self.before_bytes + round(num_slots * (self.state_bytes + self.tokens * self.token_bytes) + logits)
 
 
@@ -215,23 +223,42 @@ def cut_group(
         return [Cohort(f"c{first + index}", part, group.trains, kernels) for index, part in enumerate(parts)]
     packs = follows_trees(base, examples)
     loads = _Loads(examples, settings, packs)
-    one, changes = _measured(group, base, examples, loads)
+    one, notices = _measured(group.trials, 1, base, examples, loads)
+    num_slots, size = _fitting(group.trials, one, most, base, loads)
+    while num_slots > 1:
+        # Many slots leave more of the allocator's heap in pieces than one does.
+        many, failed = _measured(group.trials, num_slots, base, examples, loads, size)
+        if not failed and many.micro_batch_size == size:
+            one = many
+            num_slots, size = _fitting(group.trials, one, num_slots, base, loads)
+            break
+        notices = failed
+        num_slots //= 2
+    cohorts: list[Cohort] = []
+    for part in _parts(group.trials, num_slots):
+        load, _ = loads.largest((trial.seed for trial in part), size, len(part), one.position_tokens)
+        name = f"c{first + len(cohorts)}"
+        cohorts.append(Cohort(name, part, True, kernels, size, packs, one.forecast(load), notices))
+    return cohorts
+
+
+def _fitting(
+    trials: Sequence[TrialConfig], one: _One, most_slots: int, base: BaseModel, loads: _Loads
+) -> tuple[int, int | None]:
+    """How many slots fit into memory, and the micro-batch with which they do."""
+    settings, seeds = trials[0].train, [trial.seed for trial in trials]
     budget = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
     size = one.micro_batch_size
     while True:
-        load, _ = loads.largest((trial.seed for trial in group.trials), size, 1, one.position_tokens)
+        # Cut as for one slot, which is the coarsest: more share the cost of a pass, and are cut finer.
+        load, step = loads.largest(seeds, size, 1, one.position_tokens)
         forecast = one.forecast(load)
+        most = min(most_slots, len(trials))
         fitting = [num for num in range(1, most + 1) if forecast.peak_bytes(num) - forecast.before_bytes <= budget]
-        rows = min(size or settings.batch_size, settings.batch_size, len(examples))
+        rows = min(size or settings.batch_size, len(step[0]))
         if fitting or rows == 1:
-            break
+            return max(fitting, default=1), size
         size = rows // 2
-    cohorts: list[Cohort] = []
-    for part in _parts(group.trials, max(fitting, default=1)):
-        load, _ = loads.largest((trial.seed for trial in part), size, len(part), one.position_tokens)
-        name = f"c{first + len(cohorts)}"
-        cohorts.append(Cohort(name, part, True, kernels, size, packs, one.forecast(load), changes))
-    return cohorts
 
 
 def envelope(slots: Sequence[Slot]) -> Slot:
@@ -263,34 +290,51 @@ class _One:
         return Forecast(self.before_bytes, state, self.token_bytes, self.position_bytes, load.tokens, load.positions)
 
 
-def _measured(group: Group, base: BaseModel, examples: Sequence[Example], loads: _Loads) -> tuple[_One, tuple[Notice, ...]]:
-    """Bytes per token of the group's envelope, measured; by the model's shape where that fails or nothing was to be seen."""
-    slot = envelope([slot_of(trial, base.model, base.heads) for trial in group.trials])
-    settings, item = group.trials[0].train, torch.empty(0, dtype=base.model.dtype).element_size()
+def _measured(
+    trials: Sequence[TrialConfig],
+    num_slots: int,
+    base: BaseModel,
+    examples: Sequence[Example],
+    loads: _Loads,
+    size: int | None = None,
+) -> tuple[_One, tuple[Notice, ...]]:
+    """What a slot takes in a stack of so many, each as wide as the widest; by the model's shape where measuring fails.
+
+    Args:
+        size: most rows of a micro-batch; None for what the settings say.
+    """
+    widest = envelope([slot_of(trial, base.model, base.heads) for trial in trials])
+    slots = [replace(widest, name=f"{widest.name} {index}", seed=trials[index].seed) for index in range(num_slots)]
+    settings, item = trials[0].train, torch.empty(0, dtype=base.model.dtype).element_size()
     logits = position_bytes(base.model, item)
-    state = STATE_BYTES * count_trainable(base.model, slot, base.heads)
-    expected = token_bytes(base.model, slot, item)
+    state = STATE_BYTES * count_trainable(base.model, widest, base.heads)
+    expected = token_bytes(base.model, widest, item)
     free = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
     weight = logits / max(1, expected)
-    size = settings.micro_batch_size
+    size = size or settings.micro_batch_size
+    seeds = sorted({slot.seed for slot in slots})
     while True:
-        load, step = loads.largest([slot.seed], size, 1, weight)
+        load, step = loads.largest(seeds, size, num_slots, weight)
         rows = min(size or settings.batch_size, len(step[0]))
-        if rows == 1 or load.tokens * expected + min(load.positions, LOGIT_POSITIONS) * logits <= free:
+        # That several fit was measured with one.
+        if num_slots > 1 or rows == 1 or load.tokens * expected + _logit_bytes(1, load.positions, logits) <= free:
             break
         size = rows // 2
+    further = loads.first(seeds, _FURTHER_STEPS) if num_slots > 1 else []
+    steps = [dict(zip(seeds, rows, strict=True)) for rows in (step, *further)]
     try:
-        seen = measure_footprint(base, slot, settings.model_copy(update={"micro_batch_size": size}), examples, step[0])
+        seen = measure_footprint(base, slots, settings.model_copy(update={"micro_batch_size": size}), examples, steps)
     except Exception as error:  # whatever it is, the trials that it is about will raise it again, and fail
-        message = f"the memory of {len(group.trials)} trials is estimated, not measured: {' '.join(str(error).split())[:200]}"
-        notice = Notice("not_measured", len(group.trials), "planner", message)
+        message = f"the memory of {len(trials)} trials is estimated, not measured: {' '.join(str(error).split())[:200]}"
+        notice = Notice("not_measured", len(trials), "planner", message)
         return _One(MemoryMeter(base.device).peak_bytes(), state, expected, logits, size), (notice,)
     if seen.micro_batch_size != size:
-        load, _ = loads.largest([slot.seed], seen.micro_batch_size, 1, weight)
-    taken = seen.peak_bytes - seen.before_bytes - min(load.positions, LOGIT_POSITIONS) * logits
+        load, _ = loads.largest(seeds, seen.micro_batch_size, num_slots, weight)
+    margin = _HEAP_MARGIN if num_slots > 1 and base.device.type == "cpu" else 1.0
+    taken = margin * (seen.peak_bytes - seen.before_bytes - _logit_bytes(num_slots, load.positions, logits))
     # Where the system's peak cannot be reset, nothing seems to be taken.
-    per_token = max(taken / load.tokens, expected / 2)
-    return _One(seen.before_bytes - state, state, per_token, logits, seen.micro_batch_size), ()
+    per_token = max(taken / (num_slots * load.tokens), expected / 2)
+    return _One(seen.before_bytes - num_slots * state, state, per_token, logits, seen.micro_batch_size), ()
 
 
 class _Loads:
@@ -313,12 +357,21 @@ class _Loads:
         steps, weight = self._steps[chosen], position_tokens
         return largest_load(self._examples, steps, size, num_slots=num_slots, packs=self._packs, position_tokens=weight)
 
+    def first(self, seeds: Sequence[int], count: int) -> list[list[list[int]]]:
+        """The first steps, as far as measuring them is worth it: for each the rows of every seed."""
+        worth = int(_FURTHER_SHARE * self._settings.num_steps(len(self._examples)))
+        return list(islice(self._epochs(seeds), min(count, worth)))
+
     def _epochs(self, seeds: Sequence[int]) -> Iterator[list[list[int]]]:
         num_examples, settings = len(self._examples), self._settings
         epochs = -(-settings.num_steps(num_examples) // settings.steps_per_epoch(num_examples))
         for epoch in range(epochs):
             orders = [batch_order(self._groups, settings.batch_size, seed, epoch) for seed in seeds]
             yield from (list(step) for step in zip(*orders, strict=True))
+
+
+def _logit_bytes(num_slots: int, positions: int, position_bytes: int) -> int:
+    return min(num_slots * positions, LOGIT_POSITIONS) * position_bytes
 
 
 def _parts(trials: Sequence[TrialConfig], size: int) -> list[tuple[TrialConfig, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from lorascope.train import fitting_gradients, train
 
 _STEPS = 4
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
-_MMAP_BYTES = 2**20
+_MMAP_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SoloCost:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory before a forward and backward pass of one slot, at its peak, and the micro-batch that it took."""
+    """Memory before forward and backward passes, at their peak, and the micro-batch that they took."""
 
     before_bytes: int
     peak_bytes: int
@@ -71,27 +71,32 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
 
 
 def measure_footprint(
-    base: BaseModel, slot: Slot, settings: TrainConfig, examples: Sequence[Example], rows: Sequence[int]
+    base: BaseModel,
+    slots: Sequence[Slot],
+    settings: TrainConfig,
+    examples: Sequence[Example],
+    steps: Sequence[Mapping[int, Sequence[int]]],
 ) -> Footprint:
-    """Gradients of one optimiser batch in a stack of one, twice: the first pass makes what later ones find."""
-    stack = Stack(base.model, [slot], base.heads, base.initial_head, settings.base_dropout)
+    """Gradients of the steps' batches (rows by seed) in one stack: of the first to make what later ones find, then of all."""
+    stack = Stack(base.model, slots, base.heads, base.initial_head, settings.base_dropout)
     size = settings.micro_batch_size
     try:
-        _, size = fitting_gradients(stack, base, examples, {slot.seed: rows}, size, 0)
+        _, size = fitting_gradients(stack, base, examples, steps[0], size, 0)
         meter = MemoryMeter(base.device)
         before = meter.peak_bytes()
-        _, size = fitting_gradients(stack, base, examples, {slot.seed: rows}, size, 0)
+        for rows_by_seed in steps:
+            _, size = fitting_gradients(stack, base, examples, rows_by_seed, size, 0)
         return Footprint(before, meter.peak_bytes(), size)
     finally:
         stack.detach()
 
 
 def steady_allocator() -> None:
-    """Have the C library give every large block pages of its own, for the whole process. Only for Linux.
+    """Have the C library give every very large block pages of its own, for the whole process. Only for Linux.
 
     Left alone, glibc moves its threshold as blocks are freed, and keeps freed tensors in a heap that falls into pieces: the
-    same steps peaked at 1344 MiB and at 1717, and eight slots on SST-2 a quarter above the forecast. The price is that the
-    system clears the pages each time: docs/experiments.md has it.
+    same steps peaked at 1344 MiB and at 1717. Smaller blocks are left to the heap, because the system clears pages each time:
+    with a threshold of 1 MiB, SST-2 took a quarter longer (docs/experiments.md).
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

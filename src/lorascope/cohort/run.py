@@ -175,7 +175,8 @@ def _memory_notice(evaluation: Evaluation, wanted_tokens: int, cohort: str) -> l
 
 def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Notice]:
     """A single step is all warm-up, as in transformers: its rate is 0, and nothing moves."""
-    count = sum(trial.train.num_steps(num_examples) == 1 and trial.train.warmup_ratio > 0 for trial in trials)
+    trained = [trial.train for trial in trials if trial.adapter.path is None]
+    count = sum(train.num_steps(num_examples) == 1 and train.warmup_ratio > 0 for train in trained)
     message = f"in {count} trials the only step is the warm-up's first, at learning rate 0: nothing is trained"
     return [Notice("warmup", count, "train.warmup_ratio", message)] if count else []
 
@@ -360,7 +361,7 @@ def _train(
             size = step.micro_batch_size
             yield from _note_smaller(store, cohort, step)
         for name in diverged:
-            message = f"loss or gradient is not finite at step {step.step}"
+            message = f"loss, gradient or weights are not finite at step {step.step}"
             store.update(name, status="diverged", error=message)
             yield TrialEnded(name, "diverged", {}, message)
         if diverged:

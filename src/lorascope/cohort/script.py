@@ -36,17 +36,19 @@ def write_script(trial_directory: Path, out: Path) -> None:
         out: a directory that does not exist yet.
 
     Raises:
-        UsageError: there is no such trial, it has no adapter or no predictions, or ``out`` exists.
+        UsageError: there is no such trial, it has no adapter or no predictions, it is not one that the program can repeat, or
+            ``out`` exists.
     """
     if out.exists():
         raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
     study, trial = _find(trial_directory)
+    raw = read_task(study.task, study.evaluate.split)
+    _check_repeatable(study, trial, raw.generates, str(trial_directory))
     try:
         predictions = (trial_directory / "predictions.jsonl").read_text(encoding="utf-8")
     except OSError as error:
         fix = "its program compares with them; run the trial again"
         raise UsageError(f"cannot read predictions.jsonl ({error.strerror})", where=str(trial_directory), fix=fix) from None
-    raw = read_task(study.task, study.evaluate.split)
     base = load_base(trial.base, raw.task_type, raw.labels)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
     slot = slot_of(trial, base.model, base.heads)
@@ -92,6 +94,17 @@ def _find(trial_directory: Path) -> tuple[Study, TrialConfig]:
             for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig))
         }
         return store.study, TrialConfig(**sections, seed=row.seed)
+
+
+def _check_repeatable(study: Study, trial: TrialConfig, generates: bool, where: str) -> None:
+    """The program loads the base in full and answers greedily."""
+    if trial.base.quantization is not None:
+        what = f"the trial's base is packed ({trial.base.quantization}), and the program would train on it in full"
+        raise UsageError(what, where=where, fix="give a trial whose base is not quantised")
+    strategy = study.evaluate.decoding[0].strategy
+    if generates and strategy != "greedy":
+        what = f"the trial's answers were drawn ({strategy}), and the program answers greedily"
+        raise UsageError(what, where=where, fix="run the study with greedy decoding")
 
 
 def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: list[int]) -> dict[str, Any]:

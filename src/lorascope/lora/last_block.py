@@ -3,18 +3,18 @@
 Before: every token passes through the whole of every block.
 Within ``only_at(model, last_block, places)``: in the last one, queries, the attention's output projection and the
 feed-forward part are computed at ``places`` alone. Elsewhere nothing reads the block's output, because no later block looks
-at it. Keys and values are still those of every token.
+at it. Keys and values, and queries that are one layer with them (GPT-2), are still those of every token.
 
 Which parts those are is known for the usual architectures, by their names, and tried on the model itself. Knows no tasks
 and no losses. Floor: ``lora``.
 
-Legend: R rows, T tokens, K read tokens of a row, D features in, O features out.
+Legend: B rows (of all slots), T tokens, K read tokens of a row, M read tokens of all rows, D features in, O features out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -33,10 +33,9 @@ _ROW_WISE = (
     ("attention.self.query", "attention.output.dense", "feed_forward_chunk"),  # BERT, RoBERTa, ELECTRA
     ("attention.q_lin", "attention.out_lin", "ffn"),  # DistilBERT
 )
-
-
-# Largest relative error of the trial, in units of the dtype's resolution: products of fewer rows round otherwise.
-_ROUNDINGS = 64
+# Largest relative error of the trial: products of fewer rows round otherwise.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TOLERANCE_OF_OTHERS = 5e-2
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,26 @@ class LastBlock:
     parts: tuple[str, ...]
 
 
-def find_last_block(model: PreTrainedModel, task_type: TaskType) -> LastBlock | None:
-    """The row-wise parts of the model's last block; None where its architecture is unknown or a trial gives other results."""
+def find_last_block(model: PreTrainedModel, task_type: TaskType) -> tuple[LastBlock | None, str | None]:
+    """The row-wise parts of the model's last block; None where its architecture is unknown or a trial gives other results.
+
+    Returns:
+        The parts, and why those that seemed to be known are not to be used.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
-        return None
+        return None, None
     found = None
     for name, module in model.named_modules():
         names = next((names for names in _ROW_WISE if all(_has(module, part) for part in names)), None)
         if names is not None:
             found = LastBlock(tuple(f"{name}.{part}" for part in names))
+    if found is None:
+        return None, None
     try:
-        return found if found is not None and _agrees(model, task_type, found) else None
-    except Exception:  # whatever a model's own code raises when its parts get other shapes than they know
-        return None
+        agrees = _agrees(model, task_type, found)
+    except Exception as error:  # whatever a model's own code raises when its parts get other shapes than they know
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+    return (found, None) if agrees else (None, "computed where it is read alone, it gives other results")
 
 
 @contextmanager
@@ -88,14 +94,10 @@ def read_places(model: PreTrainedModel, input_ids_BT: Tensor) -> Places:
     return Places(row_B.repeat(2), torch.cat([torch.zeros_like(last_B), last_B]), num_rows, width)
 
 
-def _compute(part: Callable[[Tensor], Tensor], places: Places, context: SlotContext | None, x_RTD: Tensor) -> Tensor:
-    if context is None:
-        return places.put(part(places.take(x_RTD)))
-    context.places = places
-    try:
-        return places.put(part(places.take(x_RTD)))
-    finally:
-        context.places = None
+def _compute(part: Callable[[Tensor], Tensor], places: Places, context: SlotContext | None, x_BTD: Tensor) -> Tensor:
+    """The part at ``places``, ``[B, T, D] → [B, T, O]``; stacked layers inside are told whose dropout masks they draw."""
+    with nullcontext() if context is None else context.at(places):
+        return places.put(part(places.take(x_BTD)))
 
 
 def _context(owner: nn.Module) -> SlotContext | None:
@@ -132,9 +134,9 @@ def _agrees(model: PreTrainedModel, task_type: TaskType, last: LastBlock) -> boo
         with only_at(model, last, read_places(model, ids_BT)):
             part = model(**inputs).logits
     else:
-        row_K, place_K = torch.tensor([[0, 0, 1], [1, 6, 3]], device=model.device)
-        whole = model.base_model(**inputs, use_cache=False).last_hidden_state[row_K, place_K]
-        with only_at(model, last, Places(row_K, place_K, *ids_BT.shape)):
-            part = model.base_model(**inputs, use_cache=False).last_hidden_state[row_K, place_K]
+        row_M, place_M = torch.tensor([[0, 0, 1], [1, 6, 3]], device=model.device)
+        whole = model.base_model(**inputs, use_cache=False).last_hidden_state[row_M, place_M]
+        with only_at(model, last, Places(row_M, place_M, *ids_BT.shape)):
+            part = model.base_model(**inputs, use_cache=False).last_hidden_state[row_M, place_M]
     error = (part.double() - whole.double()).norm() / whole.double().norm()
-    return bool(error <= _ROUNDINGS * torch.finfo(part.dtype).eps)
+    return bool(error <= _TOLERANCE.get(part.dtype, _TOLERANCE_OF_OTHERS))

@@ -8,12 +8,14 @@ After: ``h.0.attn.c_attn = StackedLinear`` that holds the same ``Conv1D`` and, f
 Activations are ``[N·B, …, D]``, slot-major; the frozen product is one GEMM for all slots, the low-rank products are batched
 over slots. Knows nothing of models, files or training. Floor: ``lora``.
 
-Legend: N slots, B rows, T tokens, M rows × tokens of one slot, D in, O out, R rank.
+Legend: N slots, B rows, T tokens, M rows × tokens of one slot (of ``Places``: tokens that are read), K read tokens of a row,
+C columns, D in, O out, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +45,7 @@ class Places:
 
     Args:
         row_M, place_M: the tokens, in any order; one may occur more than once.
-        num_rows: R.
+        num_rows: B, of all slots.
         width: T.
 
     Attributes:
@@ -54,13 +56,13 @@ class Places:
         self.width = width
         self._flat_M = (row_M * width + place_M).unique()
         row_M, place_M = self._flat_M // width, self._flat_M % width
-        counts_R = row_M.bincount(minlength=num_rows)
-        self.num_places = int(counts_R.max())
-        column_M = torch.arange(len(row_M), device=row_M.device) - (counts_R.cumsum(0) - counts_R)[row_M]
-        place_RK = place_M.new_zeros(num_rows, self.num_places)
-        place_RK[row_M, column_M] = place_M
-        first_R = torch.arange(num_rows, device=row_M.device) * width
-        self._taken = (first_R[:, None] + place_RK).reshape(-1)
+        counts_B = row_M.bincount(minlength=num_rows)
+        self.num_places = int(counts_B.max())
+        column_M = torch.arange(len(row_M), device=row_M.device) - (counts_B.cumsum(0) - counts_B)[row_M]
+        place_BK = place_M.new_zeros(num_rows, self.num_places)
+        place_BK[row_M, column_M] = place_M
+        first_B = torch.arange(num_rows, device=row_M.device) * width
+        self._taken = (first_B[:, None] + place_BK).reshape(-1)
         self._kept_M = None if len(row_M) == len(self._taken) else row_M * self.num_places + column_M
 
     @classmethod
@@ -69,16 +71,16 @@ class Places:
         rows = torch.arange(num_rows, device=column_C.device)
         return cls(rows.repeat_interleave(len(column_C)), column_C.repeat(num_rows), num_rows, width)
 
-    def take(self, x_RTD: Tensor) -> Tensor:
-        """``[R, K, D]``."""
-        num_rows, width, num_features = x_RTD.shape
+    def take(self, x_BTD: Tensor) -> Tensor:
+        """``[B, K, D]``."""
+        num_rows, width, num_features = x_BTD.shape
         assert width == self.width, f"rows of {width} tokens where {self.width} were expected"
-        return x_RTD.reshape(-1, num_features).index_select(0, self._taken).reshape(num_rows, -1, num_features)
+        return x_BTD.reshape(-1, num_features).index_select(0, self._taken).reshape(num_rows, -1, num_features)
 
-    def put(self, y_RKO: Tensor) -> Tensor:
-        """``[R, T, O]``, zero where nothing was computed."""
-        num_rows, _, num_features = y_RKO.shape
-        y_MO = y_RKO.reshape(-1, num_features)
+    def put(self, y_BKO: Tensor) -> Tensor:
+        """``[B, T, O]``, zero where nothing was computed."""
+        num_rows, _, num_features = y_BKO.shape
+        y_MO = y_BKO.reshape(-1, num_features)
         y_MO = y_MO if self._kept_M is None else y_MO.index_select(0, self._kept_M)
         whole = y_MO.new_zeros(num_rows * self.width, num_features)
         return whole.index_copy(0, self._flat_M, y_MO).reshape(num_rows, self.width, num_features)
@@ -101,6 +103,15 @@ class SlotContext:
     def num_slots(self) -> int:
         """N."""
         return len(self.seeds)
+
+    @contextmanager
+    def at(self, places: Places) -> Iterator[None]:
+        """While it lasts, layers are given these tokens only."""
+        self.places = places
+        try:
+            yield
+        finally:
+            self.places = None
 
     def dropout_mask(self, probabilities: Sequence[float], module: str, x_NBTD: Tensor) -> Tensor | None:
         """``[N, B, T, D]`` of zeros and inverse keep rates, or None where nothing is dropped.
