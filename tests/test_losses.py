@@ -330,9 +330,9 @@ class Counting(Product):
         super().__init__(layer, "plain")
         self.rows = []
 
-    def forward(self, x, bias):
+    def forward(self, x, bias, out=None):
         self.rows.append(x.shape[:-1].numel())
-        return super().forward(x, bias)
+        return super().forward(x, bias, out)
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -357,14 +357,15 @@ def test_a_frozen_heads_loss_is_torchs_cross_entropy_and_its_gradient_that_of_fi
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
     targets = torch.randint(0, 11, (7,), generator=generator)
-    found = losses._frozen_losses(head, hidden, targets)
+    scratch: dict[str, torch.Tensor] = {}
+    found = losses._frozen_losses(head, hidden, targets, scratch)
     torch.testing.assert_close(found, F.cross_entropy(head(hidden), targets, reduction="none"), rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda hidden: losses._frozen_losses(head, hidden, targets), [hidden])
+    assert torch.autograd.gradcheck(lambda hidden: losses._frozen_losses(head, hidden, targets, scratch), [hidden])
     low = hidden.detach().bfloat16().requires_grad_()
     own = low.detach().clone().requires_grad_()
     head = head.bfloat16()
     for loss, leaf in (
-        (losses._frozen_losses(head, low, targets), low),
+        (losses._frozen_losses(head, low, targets, scratch), low),
         (F.cross_entropy(head(own).float(), targets, reduction="none"), own),
     ):
         assert loss.dtype == torch.float32

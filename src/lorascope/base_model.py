@@ -50,6 +50,7 @@ class BaseModel:
         plain_head: logits are exactly ``output_embeddings(last_hidden_state)``, so they can be computed for some positions
             alone; False where the model scales or caps them.
         packs: whether prefix trees give this model's losses; None until it was tried.
+        scratch: memory that passes use again, by name; what it holds means nothing.
         last_block: how to compute the last block only where it is read; None where that is not known.
     """
 
@@ -63,6 +64,7 @@ class BaseModel:
     warnings: list[str] = field(default_factory=list)
     packs: bool | None = None
     last_block: LastBlock | None = None
+    scratch: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,7 @@ from lorascope.data.record import Example
 from lorascope.data.tree import SHORTEST_SHARED, Forest, plant
 from lorascope.errors import RunError
 from lorascope.lora.attention import Block, TreeAttention, blocks_of, steered, why_unsteerable
-from lorascope.lora.frozen import FrozenProduct, product_of
+from lorascope.lora.frozen import Product, product_of
 from lorascope.lora.last_block import only_at, read_places
 from lorascope.lora.layer import Places, StackedLinear
 
@@ -228,7 +228,7 @@ def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, pla
     if base.plain_head and not isinstance(output, StackedLinear):
         with _reading(base, partial(Places, row_K, place_K, *inputs["input_ids"].shape)):
             hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K)
+        return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K, base.scratch)
     columns_C, column_K = place_K.unique(return_inverse=True)
     logits_KV = column_logits(base, inputs, columns_C)[row_K, column_K]
     return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
@@ -244,38 +244,56 @@ def _reading(base: BaseModel, places: Callable[[], Places]) -> AbstractContextMa
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of a frozen output layer's logits, a chunk at a time: no logit outlives its chunk.
+    """Cross-entropy of a frozen output layer's logits, a chunk at a time, in memory that every chunk uses again.
 
     The layer takes no gradient, so the gradient of the hidden states is known as soon as the logits are: softmax less the
     target, times the weight. It is computed on the spot, and backward only scales it.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_KD: Tensor, targets_K: Tensor, bias: Tensor | None, product: FrozenProduct) -> Tensor:
+    def forward(
+        ctx: Any, hidden_KD: Tensor, targets_K: Tensor, bias: Tensor | None, product: Product, scratch: dict[str, Tensor]
+    ) -> Tensor:
         losses, gradients = [], []
+        num_logits = product.weight_OD.shape[0]
+        wide = torch.promote_types(hidden_KD.dtype, torch.float32)
         for hidden, targets in zip(hidden_KD.split(LOGIT_CHUNK), targets_K.split(LOGIT_CHUNK), strict=True):
-            logits = product.forward(hidden, bias)
-            scores = _at_least_fp32(logits)
-            total = scores.logsumexp(dim=-1, keepdim=True)
-            losses.append((total - scores.gather(1, targets[:, None]))[:, 0])
+            shape = (len(hidden), num_logits)
+            logits = product.forward(hidden, bias, _reused(scratch, "logits", shape, hidden))
+            scores = _reused(scratch, "scores", shape, hidden.to(wide))
+            torch.log_softmax(logits.to(wide), dim=-1, out=scores)
+            losses.append(-scores.gather(1, targets[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
-                scores = scores.sub_(total).exp_()
+                scores.exp_()
                 scores[torch.arange(len(targets)), targets] -= 1.0
                 gradients.append(product.backward(scores.to(logits.dtype)))
-            del logits, scores  # or they would lie beside the next chunk's
         ctx.save_for_backward(*gradients)
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_KD = torch.cat(ctx.saved_tensors)
-        return (hidden_KD * gradients[0][:, None]).to(hidden_KD.dtype), None, None, None
+        return (hidden_KD * gradients[0][:, None]).to(hidden_KD.dtype), None, None, None, None
 
 
-def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor, scratch: dict[str, Tensor]) -> Tensor:
     bias: Any = output.bias
-    result: Tensor = _LinearCrossEntropy.apply(hidden_KD, targets_K, bias, product_of(output))  # type: ignore[no-untyped-call]
+    product = product_of(output)
+    assert isinstance(product, Product), "output embeddings are never packed into 4 bits"
+    result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_KD, targets_K, bias, product, scratch
+    )
     return result
+
+
+def _reused(scratch: dict[str, Tensor], name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """Memory that is kept from one pass to the next: new pages, cleared by the system, cost a quarter of the head's time."""
+    kept = scratch.get(name)
+    if kept is None or len(kept) < shape[0] or kept.dtype != like.dtype or kept.device != like.device:
+        scratch.pop(name, None)
+        del kept  # or it would lie beside the new one
+        kept = scratch[name] = like.new_empty(shape)
+    return kept[: shape[0]]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -225,7 +225,7 @@ def cut_group(
     loads = _Loads(examples, settings, packs)
     one, notices = _measured(group.trials, 1, base, examples, loads)
     num_slots, size = _fitting(group.trials, one, most, base, loads)
-    while num_slots > 1:
+    while num_slots > 1 and not notices:
         # Many slots leave more of the allocator's heap in pieces than one does.
         many, failed = _measured(group.trials, num_slots, base, examples, loads, size)
         if not failed and many.micro_batch_size == size:

@@ -67,14 +67,21 @@ class Product:
         weight = cast(Tensor, self._layer.weight).detach()
         return weight.T if isinstance(self._layer, Conv1D) else weight
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """``[…, D] → […, O]``."""
+    def forward(self, x: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """``[…, D] → […, O]``.
+
+        Args:
+            out: ``[M, O]``, for ``[M, D]``: may be filled and returned, by paths that can.
+        """
         if self.path == "float32":
             wide = None if bias is None else bias.float()
             return F.linear(x.float(), self.weight_OD.float(), wide).to(x.dtype)
         if self.path == "packed":
             return _packed_linear(x, self._forward_pack, bias)
         with _precision(self.path):
+            if out is not None:
+                product = torch.mm(x, self.weight_OD.T, out=out)
+                return product if bias is None else product.add_(bias)
             return F.linear(x, self.weight_OD, bias)
 
     def backward(self, gradient: Tensor) -> Tensor:
