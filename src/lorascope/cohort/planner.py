@@ -53,8 +53,8 @@ _MEMORY_SHARE = 0.7
 # other shapes break the allocator's heap into pieces.
 _FURTHER_STEPS = 5
 _FURTHER_SHARE = 0.1
-# How much more the heap takes in a whole training than in those few steps: on SST-2 a tenth to a fifth.
-_HEAP_MARGIN = 1.15
+# How much more the heap takes in a whole training than in those few steps: on SST-2 1.4 times after 20 steps, 2.2 after 60.
+_HEAP_MARGIN = 1.7
 _BIASES = ("none", "lora_only", "all")
 
 
