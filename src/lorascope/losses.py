@@ -259,8 +259,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden_KD.dtype, torch.float32)
         for hidden, targets in zip(hidden_KD.split(LOGIT_CHUNK), targets_K.split(LOGIT_CHUNK), strict=True):
             shape = (len(hidden), num_logits)
-            logits = product.forward(hidden, bias, _reused(scratch, "logits", shape, hidden))
-            scores = _reused(scratch, "scores", shape, hidden.to(wide))
+            logits = product.forward(hidden, bias, _reused(scratch, "logits", shape, hidden.dtype, hidden.device))
+            scores = _reused(scratch, "scores", shape, wide, hidden.device)
             torch.log_softmax(logits.to(wide), dim=-1, out=scores)
             losses.append(-scores.gather(1, targets[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
@@ -286,13 +286,13 @@ def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor, scra
     return result
 
 
-def _reused(scratch: dict[str, Tensor], name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+def _reused(scratch: dict[str, Tensor], name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory that is kept from one pass to the next: new pages, cleared by the system, cost a quarter of the head's time."""
     kept = scratch.get(name)
-    if kept is None or len(kept) < shape[0] or kept.dtype != like.dtype or kept.device != like.device:
+    if kept is None or len(kept) < shape[0] or kept.dtype != dtype or kept.device != device:
         scratch.pop(name, None)
         del kept  # or it would lie beside the new one
-        kept = scratch[name] = like.new_empty(shape)
+        kept = scratch[name] = torch.empty(shape, dtype=dtype, device=device)
     return kept[: shape[0]]
 
 
