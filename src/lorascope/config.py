@@ -30,7 +30,7 @@ from lorascope.errors import UsageError, did_you_mean
 
 DEFAULT_SEEDS = (42, 1337, 2024)
 ALL_LINEAR = "all-linear"
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
 
 
 class Section(BaseModel):
@@ -63,7 +63,9 @@ class TaskConfig(Section):
     """What is learned and from which data.
 
     ``data`` is a file, a directory or a hub id; or a mapping from split (``train``, ``validation``, ``test``) to one of
-    these. ``eval_fraction`` carves an evaluation split out of the training split, and only where asked for.
+    these. ``eval_fraction`` carves an evaluation split out of the training split, and only where asked for. ``speaker`` is the
+    side of a dialogue whose turns are learned, where the task leaves a choice (``teacher`` or ``student``). ``allow`` names
+    findings of the audit that do not stop a study.
     """
 
     name: str
@@ -73,6 +75,8 @@ class TaskConfig(Section):
     max_length: int = Field(512, ge=8)
     eval_fraction: float | None = Field(None, gt=0.0, lt=1.0)
     labels: list[str] | None = None
+    speaker: str | None = None
+    allow: list[str] = Field(default_factory=list)
 
 
 class AdapterConfig(Section):
@@ -157,7 +161,7 @@ class DecodingConfig(Section):
     """How answers are generated.
 
     ``temperature`` divides the logits in every strategy but greedy; ``top_k`` keeps that many tokens, ``nucleus`` the fewest
-    whose probabilities reach ``top_p``.
+    whose probabilities reach ``top_p``. ``samples`` answers are drawn for every prompt.
     """
 
     strategy: Literal["greedy", "temperature", "top_k", "nucleus"] = "greedy"
@@ -165,6 +169,7 @@ class DecodingConfig(Section):
     temperature: float = Field(1.0, gt=0.0)
     top_k: int = Field(50, ge=1)
     top_p: float = Field(0.9, gt=0.0, le=1.0)
+    samples: int = Field(1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> DecodingConfig:
@@ -173,15 +178,50 @@ class DecodingConfig(Section):
             idle = name not in acting.get(self.strategy, ("temperature", "top_p"))
             if idle and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with strategy {self.strategy}")
+        if self.strategy == "greedy" and self.samples > 1:
+            raise ValueError("samples has no effect with strategy greedy: all would be equal")
         return self
 
 
+class JudgeCheck(Section):
+    """Labelled pairs that tell how good a judge is: a task of three classes, ``sick`` or ``dialogue_nli`` or the user's own."""
+
+    task: str = "sick"
+    data: str | dict[Literal["train", "validation", "test"], str]
+    split: Literal["train", "validation", "test"] = "test"
+    max_eval: int | None = Field(1000, ge=1)
+
+
+class JudgeConfig(Section):
+    """The NLI model behind the C-score: a directory or hub id, with an adapter on it or none.
+
+    ``labels`` are its classes in order, where its configuration does not name them entailment, neutral and contradiction.
+    """
+
+    model: str = Field(min_length=1)
+    adapter: str | None = None
+    revision: str | None = None
+    labels: list[Literal["entailment", "neutral", "contradiction"]] | None = None
+    check: JudgeCheck | None = None
+
+
 class EvaluateConfig(Section):
-    """Which split is scored, how answers are decoded, and how many tokens one forward pass may hold."""
+    """Which split is scored, how answers are decoded, and how many tokens one forward pass may hold.
+
+    The metrics of the first decoding are the trial's; further ones are compared with it. ``judge`` gives the C-score.
+    """
 
     split: Literal["train", "validation", "test"] = "validation"
-    decoding: list[DecodingConfig] = Field([DecodingConfig()], min_length=1, max_length=1)
+    decoding: list[DecodingConfig] = Field([DecodingConfig()], min_length=1)
+    judge: JudgeConfig | None = None
     batch_tokens: int = Field(8192, ge=1)
+
+    @field_validator("decoding")
+    @classmethod
+    def _decodings_are_distinct(cls, value: list[DecodingConfig]) -> list[DecodingConfig]:
+        if any(one in value[:index] for index, one in enumerate(value)):
+            raise ValueError("names a decoding twice")
+        return value
 
 
 class ListDesign(Section):

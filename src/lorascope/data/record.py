@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lorascope.config import TaskType
@@ -33,7 +33,8 @@ class Segment:
         text: the piece itself; with a ``role``, a message's bare content.
         is_target: the model learns to produce this piece.
         cut: the side from which this piece loses tokens when the whole is too long; None for never.
-        role: speaker of a chat message (``user``, ``assistant``, …), rendered only when a tokenizer is known.
+        role: speaker of a chat message (``user``, ``assistant``, …), rendered only when a tokenizer is known. A message of
+            role ``assistant`` closes with an end token whether it is a target or history.
     """
 
     text: str
@@ -51,6 +52,8 @@ class Record:
         answer_spans: for each answer, its characters ``[start, end)`` in the segment that may be cut; None where the
             answer does not occur there.
         group: records of one group are never divided between train and a held-out split; empty: the record's own text.
+        persona: sentences that a judge compares a reply with.
+        candidates: texts whose likelihood as the last target is measured; for ranking, the right one is the last.
     """
 
     id: str
@@ -62,11 +65,13 @@ class Record:
     answers: tuple[str, ...] = ()
     answer_spans: tuple[tuple[int, int] | None, ...] = ()
     group: str = ""
+    persona: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     @property
     def content(self) -> tuple[object, ...]:
         """What makes two records the same item: everything but identity and place."""
-        return (self.text, self.text_pair, self.label, self.segments, self.answers)
+        return (self.text, self.text_pair, self.label, self.segments, self.answers, self.persona, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,12 @@ class RawTask:
     """A task as read: needs no tokenizer.
 
     Attributes:
-        labels: class names in the order of their numbers; empty for CAUSAL_LM.
+        labels: class names in the order of their numbers; empty unless SEQ_CLS.
         eval_split: the split that ``eval`` holds, in words.
         shape: format and columns that were found, for people to check.
         checksum: SHA-256 over the records in use, order included, independent of where they lie.
         generates: evaluation generates answers, rather than classify or measure perplexity.
+        counts: what the data hold by split, before anything is left out, in the task's own units (dialogues, replies, …).
     """
 
     name: str
@@ -92,6 +98,7 @@ class RawTask:
     notices: list[Notice]
     generates: bool
     metric_names: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,13 @@ class Example:
     """One item as token ids.
 
     Attributes:
-        is_target: CAUSAL_LM: per token, True where the token itself is to be predicted; None for SEQ_CLS.
+        is_target: CAUSAL_LM: per token, True where the token itself is to be predicted; None for the other types.
         label: SEQ_CLS: the class's number.
         prompt_length: CAUSAL_LM: tokens before the last target, which is what generation is fed; 0 for SEQ_CLS.
         token_type_ids: for pairs, where the tokenizer gives them.
+        target_ids: SEQ_2_SEQ_LM: what the decoder is to produce, the end token included; None for the other types.
+        persona: sentences that a judge compares a reply with.
+        candidate_ids: token ids of each candidate, to be put in the place of the last target, the end token included.
     """
 
     id: str
@@ -112,6 +122,9 @@ class Example:
     prompt_length: int
     answers: tuple[str, ...] = ()
     token_type_ids: list[int] | None = None
+    target_ids: list[int] | None = None
+    persona: tuple[str, ...] = ()
+    candidate_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ class Reading:
     notices: tuple[Notice, ...] = ()
     generates: bool = False
     metric_names: tuple[str, ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def checksum(labels: tuple[str, ...], train: Iterable[Record], evaluation: Iterable[Record]) -> str:
@@ -150,7 +164,8 @@ def checksum(labels: tuple[str, ...], train: Iterable[Record], evaluation: Itera
     for split, records in (("train", train), ("eval", evaluation)):
         for record in records:
             segments = [(segment.text, segment.is_target, segment.cut, segment.role) for segment in record.segments]
-            fields = (split, record.id, *record.content[:3], segments, record.answers, record.answer_spans)
+            fields = [split, record.id, *record.content[:3], segments, record.answers, record.answer_spans]
+            fields += [extra for extra in (record.persona, record.candidates) if extra]
             digest.update(json.dumps(fields).encode())
             digest.update(b"\n")
     return digest.hexdigest()

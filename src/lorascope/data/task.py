@@ -112,6 +112,7 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
         notices=notices,
         generates=reading.generates,
         metric_names=reading.metric_names,
+        counts=reading.counts,
     )
 
 
