@@ -75,7 +75,7 @@ def test_a_minimal_study_has_the_documented_defaults(load):
         ("adapter: {r: 0}", ["line 4", "adapter.r = 0", "greater than or equal to 1"]),
         ("adapter: {r: 8.5}", ["adapter.r = 8.5"]),
         ("adapter: {r: true}", ["adapter.r = true"]),
-        ("evaluate: {decoding: [{}, {}]}", ["evaluate.decoding", "at most 1 item"]),
+        ("evaluate: {decoding: [{}, {}]}", ["evaluate.decoding", "names a decoding twice"]),
         ("adapter: {lora_dropout: 1.0}", ["adapter.lora_dropout = 1.0"]),
         ("adapter: {lora_alpha: 2x}", ["adapter.lora_alpha", "'2x' is neither a number nor a multiple of r"]),
         ("adapter: {lora_alpha: 0r}", ["adapter.lora_alpha", "above zero"]),
