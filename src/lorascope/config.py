@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -182,9 +182,23 @@ class DecodingConfig(Section):
             raise ValueError("samples has no effect with strategy greedy: all would be equal")
         return self
 
+    @property
+    def label(self) -> str:
+        """Its settings in a word or two, for tables: ``nucleus p=0.9 T=0.7 ×4``."""
+        parts = [self.strategy]
+        if self.strategy == "top_k":
+            parts.append(f"k={self.top_k}")
+        if self.strategy == "nucleus":
+            parts.append(f"p={self.top_p:g}")
+        if self.strategy != "greedy" and (self.temperature != 1.0 or self.strategy == "temperature"):
+            parts.append(f"T={self.temperature:g}")
+        if self.max_new_tokens != type(self).model_fields["max_new_tokens"].default:
+            parts.append(f"max {self.max_new_tokens}")
+        return " ".join([*parts, *([f"×{self.samples}"] if self.samples > 1 else [])])
+
 
 class JudgeCheck(Section):
-    """Labelled pairs that tell how good a judge is: a task of three classes, ``sick`` or ``dialogue_nli`` or the user's own."""
+    """Labelled pairs that tell how good a judge is: ``sick``, ``dialogue_nli`` or the user's own."""
 
     task: str = "sick"
     data: str | dict[Literal["train", "validation", "test"], str]
@@ -490,7 +504,8 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
             continue
         field = getattr(node, "model_fields", {}).get(part)
         node = field.annotation if field is not None else None
-        node = DecodingConfig if part == "decoding" else node
+        # Of a list or an optional section, what is inside.
+        node = next((inner for inner in get_args(node) if hasattr(inner, "model_fields")), node)
     return list(getattr(node, "model_fields", {}))
 
 

@@ -46,18 +46,20 @@ def generate(
 ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
     """Answer each example's prompt with every slot.
 
-    Greedy decoding takes the likeliest token. The others draw with a stream of the slot's seed and the example's id, so that
-    neither neighbours nor batches change an answer.
+    Greedy decoding takes the likeliest token. The others draw with a stream of the slot's seed, the example's id and the
+    number of the sample, so that neither neighbours nor batches change an answer.
 
     Args:
         batch_tokens: most tokens in one batch, of prompts and answers, all slots together. A single example may need more.
 
     Yields:
-        The examples of a batch, by index, and for each slot their answers.
+        The questions of a batch, and for each slot their answers. Question ``samples · e + s`` is sample s of example e; its
+        prompt is read once for all samples of a batch where prefixes are shared.
     """
     answer = _with_trees if follows_trees(base, examples, stack.num_slots) else _with_padding
     ends = end_tokens(base)
-    for rows, tokens in answer(stack, base, examples, decoding, max(1, batch_tokens // stack.num_slots)):
+    questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
+    for rows, tokens in answer(stack, base, questions, decoding, max(1, batch_tokens // stack.num_slots)):
         yield rows, [[_answer(base, ids, ends) for ids in of_slot] for of_slot in tokens]
 
 
@@ -121,11 +123,10 @@ class TokenChoice:
 
 
 def _with_trees(
-    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+    stack: Stack, base: BaseModel, questions: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    prompts = _prompts(examples)
-    for forest in cut(prompts, range(len(prompts)), None, most_tokens, tokens_to_come=decoding.max_new_tokens):
-        choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in forest.rows])
+    for forest in cut(questions, range(len(questions)), None, most_tokens, tokens_to_come=decoding.max_new_tokens):
+        choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in forest.rows])
         yield forest.rows, _decode_forest(stack, base, forest, choice, decoding.max_new_tokens)
 
 
@@ -171,16 +172,15 @@ def _logits(
 
 
 def _with_padding(
-    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+    stack: Stack, base: BaseModel, questions: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Transformers' ``generate`` on left-padded prompts."""
-    prompts = _prompts(examples)
     settings = _settings(base, decoding)
-    lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
+    lengths = [question.prompt_length + decoding.max_new_tokens for question in questions]
     for rows in evaluation_batches(lengths, most_tokens):
-        batch = collate(prompts, rows, base.pad_id, side="left")
+        batch = collate(questions, rows, base.pad_id, side="left")
         width = batch.input_ids_BT.shape[1]
-        choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in rows])
+        choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in rows])
         with _only(settings, base.model):
             output_BT = cast(Any, base.model).generate(
                 input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
@@ -191,11 +191,10 @@ def _with_padding(
         yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
 
 
-def _prompts(examples: Sequence[Example]) -> list[Example]:
-    return [
-        Example(example.id, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
-        for example in examples
-    ]
+def _question(example: Example, sample: int) -> Example:
+    """The example's prompt, with a name of its own for every sample."""
+    name = f"{example.id}#{sample}" if sample else example.id
+    return Example(name, example.input_ids[: example.prompt_length], None, None, example.prompt_length)
 
 
 class _OnlyChosen(LogitsProcessor):

@@ -188,7 +188,7 @@ def results(
 @app.command()
 def evaluate(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
-    task: Annotated[str, typer.Option(help="sst2, mrpc, rte, squad or file.")],
+    task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
     data: Annotated[str, typer.Option(help="A file, a directory or a hub id.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
@@ -200,6 +200,17 @@ def evaluate(
     max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
     max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    decode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STRATEGY[,K=V…]", help="A way to decode, e.g. nucleus,top_p=0.9,samples=4; several are compared."
+        ),
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="An NLI model or adapter: gives replies to a persona their C-score.")
+    ] = None,
+    judge_data: Annotated[str | None, typer.Option(help="SICK, to measure the judge's own accuracy on.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per example here.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -209,10 +220,13 @@ def evaluate(
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     task_config = validate(
         TaskConfig,
-        {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length},
+        {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length, "speaker": speaker},
         "evaluate",
     )
-    settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "evaluate")
+    decodings = [{"max_new_tokens": max_new_tokens, **_decoding(text)} for text in decode or ["greedy"]]
+    check = None if judge_data is None else {"data": judge_data}
+    judge_values = None if judge is None else {"model": judge, "check": check}
+    settings = validate(EvaluateConfig, {"split": split, "decoding": decodings, "judge": judge_values}, "evaluate")
     evaluation, facts = evaluate_adapter(
         adapter, task_config, settings, base_model=base, dtype=dtype, quantization=quantization
     )
@@ -229,6 +243,15 @@ def evaluate(
             _stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         for name, value in evaluation.metrics.items():
             typer.echo(f"{name} {value:.4f}")
+        row = {"trial": adapter.name, "decoding": facts["decoding"]}
+        tables.print_decodings(_stdout(), {"study": str(adapter), "trials": [row]})
+        tables.print_judge(_stdout(), facts["judge"])
+
+
+def _decoding(text: str) -> dict[str, Any]:
+    """``"nucleus,top_p=0.9"`` as a study file writes it."""
+    strategy, *settings = text.split(",")
+    return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
 
 
 @app.command()

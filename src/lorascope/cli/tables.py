@@ -37,7 +37,7 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "time": [seconds_text(trial["train_seconds"]) for trial in trials],
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
-    _print_table(console, document, columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    _print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
     reasons: dict[str, list[str]] = {}
     for trial in trials:
         if trial["reason"]:
@@ -63,7 +63,9 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
         "memory": [bytes_text(trial["solo_peak_memory_bytes"]) for trial in trials],
     }
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
-    _print_table(console, document, columns, _config_columns(trials).keys(), dispensable)
+    _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_decodings(console, document)
+    print_judge(console, document["judge"])
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -73,6 +75,43 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
 
 
+def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
+    """Adapter × way of decoding, where there are several ways: score, diversity, length and speed."""
+    rows = [(trial, one) for trial in document["trials"] for one in trial["decoding"]]
+    if all(len(trial["decoding"]) < 2 for trial in document["trials"]):
+        return
+    metrics = list(dict.fromkeys(name for _, one in rows for name in one["metrics"]))
+    columns = {
+        "trial": [trial["trial"] for trial, _ in rows],
+        "decoding": [one["label"] for _, one in rows],
+        **{name: [number_text(one["metrics"].get(name)) for _, one in rows] for name in metrics},
+        "tokens": [number_text(one["tokens_per_answer"], 1) for _, one in rows],
+        "answers/s": [number_text(one["answers_per_second"], 1) for _, one in rows],
+        "unfinished": [str(one["unfinished"]) for _, one in rows],
+    }
+    title = f"{document['study']}: {counted(len({one['label'] for _, one in rows}), 'decoding')}"
+    dispensable = ("unfinished", *reversed(metrics[2:]))
+    _print_table(console, title, columns, {"decoding"}, dispensable)
+
+
+def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
+    """Whose opinion a C-score is, and how often it is right."""
+    if judge is None:
+        return
+    name = judge["model"] if judge["adapter"] is None else f"{judge['model']} with {judge['adapter']}"
+    check = judge["check"]
+    known = (
+        "its accuracy was not measured (give evaluate.judge.check)"
+        if check is None
+        else f"accuracy {check['accuracy']:.4f} on {check['num_examples']:,} examples of {check['task']} ({check['split']})"
+    )
+    console.print(f"c_score is judged by {name}: {known}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    return f"{document['study']}: {counted(len(document['trials']), 'trial')}"
+
+
 def _config_columns(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     keys = varying_keys([trial["config"] for trial in trials])
     return {key: [text_of(trial["config"].get(key)) for trial in trials] for key in keys}
@@ -80,7 +119,7 @@ def _config_columns(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]
 
 def _print_table(
     console: Console,
-    document: Mapping[str, Any],
+    title: str,
     columns: Mapping[str, Sequence[str]],
     folding: Set[str],
     dispensable: Sequence[str],
@@ -93,7 +132,7 @@ def _print_table(
             break
         hidden.append(name)
         del shown[name]
-    table = Table(title=escape(f"{document['study']}: {counted(len(document['trials']), 'trial')}"), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for header in shown:
         left = header in folding or header in ("trial", "status")
         table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)

@@ -33,6 +33,7 @@ def finish_trial(
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
     write_atomically(store.directory / "trials" / slot.name / "predictions.jsonl", lines)
     store.set_metrics(slot.name, evaluation.metrics)
+    store.set_decodings(slot.name, [one.record() for one in evaluation.decoded])
     store.update(slot.name, adapter=adapter, status="done")
     return TrialEnded(slot.name, "done", evaluation.metrics)
 

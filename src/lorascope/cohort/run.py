@@ -29,7 +29,8 @@ from lorascope.cohort.single import stack_saved
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
-from lorascope.evaluate import Evaluation, evaluate
+from lorascope.evaluate import Decoded, Evaluation, evaluate
+from lorascope.judge import Judge, load_judge
 from lorascope.lora.peft_io import read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import follows_trees
@@ -71,6 +72,7 @@ def run_study(
     loaded = trials[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
+    judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
         _check_unchanged(store, loaded, task, base)
@@ -80,10 +82,9 @@ def run_study(
         trained = [trial for group in groups if group.trains for trial in group.trials]
         trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
         yield StudyStarted(task, len(trials), len(pending), trial_steps)
-        _describe(store, task, base)
-        yield from _warn(
-            store, [*_notices(task, base, loaded), *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
-        )
+        _describe(store, task, base, judge)
+        notices = [*_notices(task, base, loaded), *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
+        yield from _warn(store, [*notices, *_judge_notice(task, judge)])
         kernels: Kernels | None = None
         for group in groups:
             wanted = group.trials[0].base
@@ -100,7 +101,7 @@ def run_study(
             cohorts = _plan(store, group, base, task, kernels, most_slots)
             yield from _warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
-                yield from _run_cohort(store, study, task, base, cohort)
+                yield from _run_cohort(store, study, task, base, cohort, judge)
 
 
 def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:
@@ -181,6 +182,17 @@ def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Not
     return [Notice("warmup", count, "train.warmup_ratio", message)] if count else []
 
 
+def _judge_notice(task: Task, judge: Judge | None) -> list[Notice]:
+    """What a judge cannot do here, or what none can do without one."""
+    num_personas = sum(bool(example.persona) for example in task.eval)
+    if judge is None and num_personas:
+        message = f"no C-score for {num_personas} replies to a persona: name an NLI model under evaluate.judge"
+        return [Notice("judge", num_personas, "evaluate.judge", message)]
+    if judge is not None and not num_personas:
+        return [Notice("judge", 1, "evaluate.judge", "no example has a persona: the judge has nothing to compare with")]
+    return []
+
+
 def _notices(task: Task, base: BaseModel, config: BaseModelConfig) -> list[Notice]:
     return [*task.notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings)]
 
@@ -194,7 +206,7 @@ def _warn(store: Store, notices: Iterable[Notice], trial: str | None = None) -> 
         yield Warned(notice)
 
 
-def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort) -> Events:
+def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, judge: Judge | None) -> Events:
     """Train, evaluate and store one cohort. Whatever ends it, none of its trials stays ``running``.
 
     What raises in a cohort of several may be one trial's doing, or that of all of them together (memory): each half then
@@ -203,7 +215,7 @@ def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort:
     running = {trial.trial: trial for trial in cohort.trials}
     failure: str | None = None
     try:
-        with closing(_cohort_events(store, study, task, base, cohort)) as events:
+        with closing(_cohort_events(store, study, task, base, cohort, judge)) as events:
             for event in events:
                 if isinstance(event, TrialEnded):
                     del running[event.trial]
@@ -219,25 +231,27 @@ def _run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort:
         # Only its text: the error itself holds the frames, and with them the stack's memory.
         failure = _one_line(error)
     if failure is not None and len(running) > 1:
-        yield from _run_halves(store, study, task, base, cohort, list(running.values()), failure)
+        for half in _halves(store, cohort, list(running.values())):
+            message = f"cohort {cohort.name} failed ({failure}); {len(half.trials)} of its trials start again as {half.name}"
+            yield from _warn(store, [Notice("retry", len(half.trials), f"cohort {cohort.name}", message)])
+            yield from _run_cohort(store, study, task, base, half, judge)
     elif failure is not None:
         _set_status(store, running, "failed", failure)
         for name in running:
             yield TrialEnded(name, "failed", {}, failure)
 
 
-def _run_halves(
-    store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, trials: Sequence[TrialConfig], failure: str
-) -> Events:
-    """Run the trials that a failed cohort left over again, as two cohorts."""
+def _halves(store: Store, cohort: Cohort, trials: Sequence[TrialConfig]) -> list[Cohort]:
+    """The trials that a failed cohort left over, as two cohorts that start again."""
     _set_status(store, [trial.trial for trial in trials], "planned", None)
-    message = f"cohort {cohort.name} failed ({failure}); its {len(trials)} trials start again as two cohorts"
-    yield from _warn(store, [Notice("retry", len(trials), f"cohort {cohort.name}", message)])
     middle = len(trials) // 2
-    for part, members in (("a", trials[:middle]), ("b", trials[middle:])):
-        half = replace(cohort, name=cohort.name + part, trials=tuple(members))
+    halves = [
+        replace(cohort, name=cohort.name + part, trials=tuple(members))
+        for part, members in (("a", trials[:middle]), ("b", trials[middle:]))
+    ]
+    for half in halves:
         store.set_cohort(half.name, half.record())
-        yield from _run_cohort(store, study, task, base, half)
+    return halves
 
 
 def _set_status(store: Store, names: Iterable[str], status: str, error: str | None) -> None:
@@ -253,7 +267,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(message.split())[:500]
 
 
-def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort) -> Events:
+def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, judge: Judge | None) -> Events:
     trials = {trial.trial: trial for trial in cohort.trials}
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
     _begin(store, task, base, cohort, slots)
@@ -274,7 +288,7 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
             store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": meter.peak_bytes()})
         if not stack.slots:
             return
-        evaluations = yield from evaluate(stack, base, task, study.evaluate)
+        evaluations = yield from evaluate(stack, base, task, study.evaluate, judge)
         _check_frozen(stack, base)
         peak = meter.peak_bytes()
         yield from _warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
@@ -282,13 +296,18 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
             if num_steps:
                 store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)
             store.update(slot.name, peak_memory_bytes=peak)
-            if evaluation.unfinished:
-                count, limit = evaluation.unfinished, study.evaluate.decoding[0].max_new_tokens
-                message = f"{count} answers were cut at max_new_tokens {limit}, before their end token"
-                yield from _warn(store, [Notice("unfinished", count, task.eval_split, message)], slot.name)
+            yield from _warn(store, _unfinished(evaluation.decoded, task.eval_split), slot.name)
             yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
     finally:
         stack.detach()
+
+
+def _unfinished(decoded: Sequence[Decoded], split: str) -> list[Notice]:
+    return [
+        Notice("unfinished", one.unfinished, split, f"{one.decoding.label}: {one.unfinished_message}")
+        for one in decoded
+        if one.unfinished
+    ]
 
 
 def _begin(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Sequence[Slot]) -> None:
@@ -403,7 +422,7 @@ def _check_frozen(stack: Stack, base: BaseModel) -> None:
         )
 
 
-def _describe(store: Store, task: Task, base: BaseModel) -> None:
+def _describe(store: Store, task: Task, base: BaseModel, judge: Judge | None) -> None:
     import peft
     import transformers
 
@@ -418,3 +437,5 @@ def _describe(store: Store, task: Task, base: BaseModel) -> None:
     store.set_info("hardware", hardware())
     store.set_info("base_checksum", base.checksum)
     store.set_info("data", {"checksum": task.checksum, "shape": task.shape, "split": task.eval_split})
+    if judge is not None:
+        store.set_info("judge", judge.facts)

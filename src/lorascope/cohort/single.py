@@ -13,6 +13,7 @@ from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Stu
 from lorascope.data.task import encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
+from lorascope.judge import load_judge
 from lorascope.lora.peft_io import SavedAdapter, check_fits, read_adapter
 from lorascope.lora.stack import Stack
 from lorascope.plan import check_lengths
@@ -51,9 +52,10 @@ def evaluate_adapter(
     base = load_base(base_config, raw.task_type, raw.labels)
     install_kernels(base, packed_weights_budget("cpu"))
     encoded = encode_task(raw, base.tokenizer, task.max_length)
+    judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
     stack = stack_saved(base, saved, str(directory))
     try:
-        evaluation = _finished(evaluate(stack, base, encoded, settings))[0]
+        evaluation = _finished(evaluate(stack, base, encoded, settings, judge))[0]
     finally:
         stack.detach()
     if not evaluation.finite:
@@ -65,10 +67,11 @@ def evaluate_adapter(
         "num_examples": len(encoded.eval),
         "data_checksum": encoded.checksum,
         "base_checksum": base.checksum,
+        "judge": None if judge is None else judge.facts,
         "warnings": [*(notice.message for notice in encoded.notices), *base.warnings],
     }
-    if evaluation.unfinished:
-        facts["warnings"].append(f"{evaluation.unfinished} answers were cut at max_new_tokens, before their end token")
+    facts["decoding"] = [one.record() for one in evaluation.decoded]
+    facts["warnings"] += [f"{one.decoding.label}: {one.unfinished_message}" for one in evaluation.decoded if one.unfinished]
     return evaluation, facts
 
 

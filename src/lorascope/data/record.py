@@ -126,6 +126,11 @@ class Example:
     persona: tuple[str, ...] = ()
     candidate_ids: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def num_targets(self) -> int:
+        """Tokens that a loss is taken over; a row's first token is never predicted, and SEQ_CLS has none."""
+        return len(self.target_ids) if self.target_ids is not None else sum((self.is_target or [])[1:])
+
 
 @dataclass(frozen=True)
 class Task:

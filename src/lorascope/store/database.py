@@ -69,6 +69,10 @@ def _column_definitions(columns: Mapping[str, Callable[[Any], Any]]) -> str:
 
 
 _COHORTS = "CREATE TABLE IF NOT EXISTS cohorts (cohort TEXT PRIMARY KEY, plan TEXT NOT NULL)"
+_DECODINGS = (
+    "CREATE TABLE IF NOT EXISTS decodings (trial TEXT NOT NULL REFERENCES trials (trial), position INTEGER NOT NULL,"
+    " record TEXT NOT NULL, PRIMARY KEY (trial, position))"
+)
 _TABLES = (
     "CREATE TABLE study (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), definition TEXT NOT NULL)",
     "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -81,6 +85,7 @@ _TABLES = (
     "CREATE TABLE warnings (position INTEGER PRIMARY KEY, trial TEXT REFERENCES trials (trial), kind TEXT NOT NULL,"
     " count INTEGER NOT NULL, place TEXT NOT NULL, message TEXT NOT NULL)",
     _COHORTS,
+    _DECODINGS,
 )
 
 
@@ -275,9 +280,9 @@ class Store:
             )
 
     def clear_trial(self, trial: str) -> None:
-        """Forget steps, metrics and warnings of a trial that starts again."""
+        """Forget steps, metrics, decodings and warnings of a trial that starts again."""
         with self._writing(trial) as connection:
-            for table in ("steps", "metrics", "warnings"):
+            for table in ("steps", "metrics", "decodings", "warnings"):
                 connection.execute(f"DELETE FROM {table} WHERE trial = ?", (trial,))
 
     def set_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
@@ -285,6 +290,20 @@ class Store:
         values = [(trial, name, _plain(value, float)) for name, value in metrics.items()]
         with self._writing(trial) as connection:
             connection.executemany("INSERT OR REPLACE INTO metrics (trial, name, value) VALUES (?, ?, ?)", values)
+
+    def set_decodings(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Record what each way of decoding gave, in place of what was recorded; a number that is none becomes null."""
+        with self._writing(trial) as connection:
+            connection.execute("DELETE FROM decodings WHERE trial = ?", (trial,))
+            values = [(trial, position, json.dumps(_finite(record))) for position, record in enumerate(records)]
+            connection.executemany("INSERT INTO decodings (trial, position, record) VALUES (?, ?, ?)", values)
+
+    def decodings(self, trial: str) -> list[dict[str, Any]]:
+        """What `set_decodings` recorded of a trial, in order; nothing in a study of an earlier version."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'decodings'"):
+            return []
+        found = self._rows("SELECT record FROM decodings WHERE trial = ? ORDER BY position", trial)
+        return [json.loads(row["record"]) for row in found]
 
     def add_warning(self, trial: str | None, kind: str, count: int, where: str, message: str) -> None:
         """Record what was not as asked: how often and where; ``trial`` None for the whole study."""
@@ -370,6 +389,7 @@ class Store:
             self.study = stored
             with self._writing() as connection:
                 connection.execute(_COHORTS)  # a study begun before there were plans
+                connection.execute(_DECODINGS)
                 connection.execute("UPDATE trials SET status = 'interrupted' WHERE status = 'running'")
         self._write_study_file()
 
@@ -461,6 +481,13 @@ def _plain(value: Any, kind: Callable[[Any], Any]) -> Any:
     if kind is int and int(value) != value:
         raise TypeError(f"{value!r} is no whole number")
     return kind(value)
+
+
+def _finite(value: Any) -> Any:
+    """As strict JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

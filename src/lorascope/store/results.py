@@ -47,6 +47,7 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
                 "peft_total_params": row.peft_total_params,
                 "trainable_percent": row.trainable_percent,
                 "metrics": {name: value if math.isfinite(value) else None for name, value in row.metrics.items()},
+                "decoding": store.decodings(row.trial),
                 "train_seconds": row.train_seconds,
                 "examples_per_second": row.examples_per_second,
                 "peak_memory_bytes": row.peak_memory_bytes,
@@ -62,6 +63,7 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
         "study": stores[0].study.name,
         "trials": trials,
         "shapley": {},
+        "judge": next((judge for store in stores if (judge := store.info("judge")) is not None), None),
         "cohorts": cohorts,
         "warnings": _warnings(stores),
     }

@@ -1,0 +1,172 @@
+"""Generated texts and what they are worth: every way of decoding, every sample, every metric of texts.
+
+Floor: ``evaluate``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorascope.base_model import BaseModel
+from lorascope.config import DecodingConfig, EvaluateConfig
+from lorascope.data.task import Example, Task
+from lorascope.decode import Answer, generate
+from lorascope.evaluate.likelihood import candidate_losses, ranks_gold_first
+from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep
+from lorascope.judge import Judge
+from lorascope.lora.stack import Stack
+from lorascope.metrics import DIVERSITY, TextScores, score_texts
+
+Steps = Generator[EvaluationStep, None, None]
+# How a plain chat prompt names speakers: a reply that goes on with one has not stopped at the end of its turn.
+_NEXT_SPEAKER = ("\nUser:", "\nAssistant:")
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """One slot's answers under one decoding: by example, then sample."""
+
+    decoding: DecodingConfig
+    answers: list[list[Answer]]
+    answers_per_second: float
+
+    @property
+    def samples(self) -> list[list[str]]:
+        return [[answer.text for answer in of_example] for of_example in self.answers]
+
+
+def rank(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig, evaluations: Sequence[Evaluation]) -> Steps:
+    """Add what candidates tell: ``hits_at_1`` where one of several is right, else how likely a lone one is.
+
+    ``no_answer_probability`` enters the predictions' rows; SQuAD v2.0's thresholds are looked for among its values.
+    """
+    examples = [example for example in task.eval if example.candidate_ids]
+    if not examples:
+        return
+    table = yield from candidate_losses(stack, base, examples, settings)
+    for evaluation, losses in zip(evaluations, table, strict=True):
+        if not all(math.isfinite(loss) for of_example in losses for loss in of_example):
+            evaluation.finite = False
+        if not evaluation.finite:
+            continue
+        rows = {row["id"]: row for row in evaluation.predictions}
+        hits = []
+        for example, of_example in zip(examples, losses, strict=True):
+            row = rows.get(example.id, {})
+            if len(of_example) == 1:
+                row["no_answer_probability"] = math.exp(-of_example[0])
+            else:
+                hits.append(ranks_gold_first(of_example, example))
+                row["hit"] = hits[-1]
+        if hits:
+            evaluation.metrics["hits_at_1"] = sum(hits) / len(hits)
+
+
+def answer(
+    stack: Stack,
+    base: BaseModel,
+    task: Task,
+    settings: EvaluateConfig,
+    evaluations: Sequence[Evaluation],
+    judge: Judge | None,
+) -> Steps:
+    """Generate in every way asked for, and add metrics and texts to the evaluations."""
+    losses = [{row["id"]: row for row in evaluation.predictions} for evaluation in evaluations]
+    for position, decoding in enumerate(settings.decoding):
+        texts = yield from _generated(stack, base, task.eval, decoding, settings)
+        for evaluation, of_slot, rows in zip(evaluations, texts, losses, strict=True):
+            if not evaluation.finite:
+                continue
+            yield from _scored(evaluation, of_slot, task, rows, judge, is_first=position == 0)
+
+
+def _generated(
+    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, settings: EvaluateConfig
+) -> Generator[EvaluationStep, None, list[_Texts]]:
+    num_samples = decoding.samples
+    total = len(examples) * num_samples
+    table: list[dict[int, Answer]] = [{} for _ in range(stack.num_slots)]
+    stage = "generating answers" if len(settings.decoding) == 1 else f"generating answers ({decoding.label})"
+    started, done = time.perf_counter(), 0
+    for rows, generated in generate(stack, base, examples, decoding, settings.batch_tokens):
+        for slot, of_slot in enumerate(generated):
+            table[slot].update(zip(rows, of_slot, strict=True))
+        done += len(rows)
+        yield EvaluationStep(stage, done, total)
+    rate = total * stack.num_slots / max(time.perf_counter() - started, 1e-9)
+    starts = range(0, total, num_samples)
+    return [
+        _Texts(decoding, [[of_slot[start + sample] for sample in range(num_samples)] for start in starts], rate)
+        for of_slot in table
+    ]
+
+
+def _scored(
+    evaluation: Evaluation, texts: _Texts, task: Task, rows: dict[str, dict[str, Any]], judge: Judge | None, *, is_first: bool
+) -> Steps:
+    absent = [rows.get(example.id, {}).get("no_answer_probability") for example in task.eval]
+    known = [value for value in absent if value is not None]
+    names = [name for name in task.metric_names if name != "turn_end"]
+    scores = score_texts(
+        [*names, *(name for name in DIVERSITY if name not in names)],
+        texts.samples,
+        [example.answers for example in task.eval],
+        known if len(known) == len(absent) else None,
+    )
+    if "turn_end" in task.metric_names:
+        _add(scores, "turn_end", [[_ends_turn(one) for one in of_example] for of_example in texts.answers])
+    if judge is not None and any(example.persona for example in task.eval):
+        _add(scores, "c_score", (yield from _c_scores(judge, texts, task.eval)))
+    flat = [one for of_example in texts.answers for one in of_example]
+    evaluation.decoded.append(
+        Decoded(
+            texts.decoding,
+            scores.metrics,
+            sum(len(one.tokens) for one in flat) / len(flat),
+            texts.answers_per_second,
+            sum(not one.finished for one in flat),
+        )
+    )
+    if is_first:
+        unasked = set(DIVERSITY) - set(task.metric_names)
+        evaluation.metrics |= {name: value for name, value in scores.metrics.items() if name not in unasked}
+        evaluation.predictions = [
+            _prediction(example, of_example, values, rows.get(example.id, {}))
+            for example, of_example, values in zip(task.eval, texts.samples, scores.per_example, strict=True)
+        ]
+    else:
+        for row, of_example in zip(evaluation.predictions, texts.samples, strict=True):
+            row.setdefault("further", {})[texts.decoding.label] = of_example
+
+
+def _prediction(example: Example, samples: list[str], scores: dict[str, float], row: dict[str, Any]) -> dict[str, Any]:
+    prediction: dict[str, Any] = {"id": example.id, "prediction": samples[0], "answers": list(example.answers)}
+    if len(samples) > 1:
+        prediction["samples"] = samples
+    prediction |= {name: round(value, 6) for name, value in scores.items()}
+    prediction |= {name: row[name] for name in ("hit", "no_answer_probability") if name in row}
+    return prediction | {"loss": row.get("loss")}
+
+
+def _ends_turn(one: Answer) -> float:
+    return float(one.finished and not any(mark in one.text for mark in _NEXT_SPEAKER))
+
+
+def _c_scores(judge: Judge, texts: _Texts, examples: Sequence[Example]) -> Generator[EvaluationStep, None, list[list[float]]]:
+    """Of every sample; each reply is compared with the example's whole persona."""
+    replies = [text for of_example in texts.samples for text in of_example]
+    personas = [example.persona for example, of_example in zip(examples, texts.samples, strict=True) for _ in of_example]
+    scores = iter((yield from judge.c_scores(replies, personas)))
+    return [[float(next(scores)) for _ in of_example] for of_example in texts.samples]
+
+
+def _add(scores: TextScores, name: str, values: Sequence[Sequence[float]]) -> None:
+    """A further metric: the mean over an example's samples, and over all of them."""
+    means = [sum(of_example) / len(of_example) for of_example in values]
+    scores.metrics[name] = sum(means) / len(means)
+    for row, mean in zip(scores.per_example, means, strict=True):
+        row[name] = mean
