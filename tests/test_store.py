@@ -631,7 +631,7 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
     store.set_metrics(trial, {"accuracy": 0.5, "f1": math.nan})
     document = results_document([store])
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert list(document) == ["study", "trials", "shapley", "cohorts", "warnings"]
+    assert list(document) == ["study", "trials", "shapley", "judge", "cohorts", "warnings"]
     assert (document["study"], document["shapley"]) == ("a-study", {})
     assert document["trials"][0] == {
         "trial": trial,
@@ -643,6 +643,7 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
         "peft_total_params": None,
         "trainable_percent": 25.0,
         "metrics": {"accuracy": 0.5, "f1": None},
+        "decoding": [],
         "train_seconds": None,
         "examples_per_second": None,
         "peak_memory_bytes": None,
@@ -731,3 +732,33 @@ def test_a_study_begun_before_there_were_plans_has_none_and_can_be_resumed(tmp_p
     with Store.create(tmp_path / "old", study, resume=True) as resumed:
         resumed.set_cohort("c1", {})
         assert resumed.cohorts() == {"c1": {}}
+
+
+def test_what_each_decoding_gave_is_kept_in_order_and_replaced_as_a_whole(store: Store, trial: str) -> None:
+    store.set_decodings(trial, [{"label": "old", "metrics": {}}] * 3)
+    store.set_decodings(trial, [{"label": "b", "metrics": {"rouge_l": math.nan}}, {"label": "a", "metrics": {"rouge_l": 0.5}}])
+    expected = [{"label": "b", "metrics": {"rouge_l": None}}, {"label": "a", "metrics": {"rouge_l": 0.5}}]
+    assert store.decodings(trial) == expected
+    assert results_document([store])["trials"][0]["decoding"] == expected
+    store.clear_trial(trial)
+    assert store.decodings(trial) == []
+
+
+def test_a_study_begun_before_decodings_were_kept_has_none_and_can_be_resumed(tmp_path: Path, study: Study) -> None:
+    with Store.create(tmp_path / "old", study) as store:
+        store.add_trials(make_trials(study))
+    with sqlite3.connect(tmp_path / "old" / store_module.DATABASE) as connection:
+        connection.execute("DROP TABLE decodings")
+    connection.close()
+    name = make_trials(study)[0].trial
+    with Store.open(tmp_path / "old") as old:
+        assert old.decodings(name) == []
+    with Store.create(tmp_path / "old", study, resume=True) as resumed:
+        resumed.set_decodings(name, [{"label": "greedy"}])
+        assert resumed.decodings(name) == [{"label": "greedy"}]
+
+
+def test_the_judge_of_a_study_stands_in_its_results(store: Store) -> None:
+    assert results_document([store])["judge"] is None
+    store.set_info("judge", {"model": "some/nli", "check": None})
+    assert results_document([store])["judge"] == {"model": "some/nli", "check": None}

@@ -27,12 +27,13 @@ def row(number, **more):
         "train_seconds": 60.0,
         "fits": True,
         "reason": None,
+        "decoding": [],
     } | more
 
 
-def printed(function, trials, width=200):
+def printed(function, trials, width=200, judge=None):
     console = Console(file=StringIO(), width=width)
-    function(console, {"study": "a [bold] study", "trials": trials})
+    function(console, {"study": "a [bold] study", "trials": trials, "judge": judge})
     return console.file.getvalue()
 
 
@@ -86,3 +87,27 @@ def test_values_are_written_for_people():
     assert [tables.bytes_text(value) for value in (None, 2**20, 3 * 2**29)] == ["–", "1 MiB", "1.50 GiB"]
     assert [tables.seconds_text(value) for value in (None, 1.26, 600, 36000)] == ["–", "1.3 s", "10.0 min", "10.0 h"]
     assert [tables.counted(number, "trial") for number in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
+
+
+def decoded(label, **metrics):
+    return {"label": label, "metrics": metrics, "tokens_per_answer": 7.25, "answers_per_second": 12.5, "unfinished": 3}
+
+
+def test_several_decodings_get_a_table_of_their_own_and_one_does_not():
+    both = [decoded("greedy", rouge_l=0.25), decoded("nucleus p=0.9", rouge_l=0.125, self_bleu=31.5)]
+    text = printed(tables.print_results, [row(1, decoding=both), row(2, decoding=both)])
+    assert "a [bold] study: 2 decodings" in text
+    lines = [line for line in text.splitlines() if "nucleus p=0.9" in line]
+    assert len(lines) == 2
+    assert all(part in lines[0] for part in ("01234561-s42", "0.1250", "31.5000", "7.2", "12.5", "3"))
+    assert "decoding" not in printed(tables.print_results, [row(1, decoding=both[:1])])
+
+
+def test_a_c_score_names_its_judge_and_how_often_it_is_right():
+    judge = {"model": "some/nli", "adapter": None, "check": None}
+    assert "c_score is judged by some/nli: its accuracy was not measured" in printed(
+        tables.print_results, [row(1)], judge=judge
+    )
+    check = {"accuracy": 0.8125, "num_examples": 4927, "task": "sick", "split": "test"}
+    text = printed(tables.print_results, [row(1)], judge={**judge, "adapter": "an/adapter", "check": check})
+    assert "some/nli with an/adapter: accuracy 0.8125 on 4,927 examples of sick (test)" in text

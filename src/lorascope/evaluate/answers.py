@@ -19,9 +19,11 @@ from lorascope.evaluate.likelihood import candidate_losses, ranks_gold_first
 from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep
 from lorascope.judge import Judge
 from lorascope.lora.stack import Stack
-from lorascope.metrics import DIVERSITY, TextScores, score_texts
+from lorascope.metrics import TextScores, score_texts
 
 Steps = Generator[EvaluationStep, None, None]
+# Compared in the table of decodings, whatever the task asks for.
+_DIVERSITY = ("distinct_1", "distinct_2", "self_bleu")
 # How a plain chat prompt names speakers: a reply that goes on with one has not stopped at the end of its turn.
 _NEXT_SPEAKER = ("\nUser:", "\nAssistant:")
 
@@ -112,7 +114,7 @@ def _scored(
     known = [value for value in absent if value is not None]
     names = [name for name in task.metric_names if name != "turn_end"]
     scores = score_texts(
-        [*names, *(name for name in DIVERSITY if name not in names)],
+        [*names, *(name for name in _DIVERSITY if name not in names)],
         texts.samples,
         [example.answers for example in task.eval],
         known if len(known) == len(absent) else None,
@@ -132,7 +134,7 @@ def _scored(
         )
     )
     if is_first:
-        unasked = set(DIVERSITY) - set(task.metric_names)
+        unasked = set(_DIVERSITY) - set(task.metric_names)
         evaluation.metrics |= {name: value for name, value in scores.metrics.items() if name not in unasked}
         evaluation.predictions = [
             _prediction(example, of_example, values, rows.get(example.id, {}))

@@ -223,7 +223,7 @@ def test_generated_answers_are_scored_with_squads_measures_and_keep_their_loss(m
     assert len(set(texts)) > 2
     generated = chain.from_iterable(zip(rows, answers[0], strict=True) for rows, answers in free_answers)
     finished = {row: answer.finished for row, answer in generated}
-    assert evaluation.unfinished == len(examples) - sum(finished.values()) > 0
+    assert evaluation.decoded[0].unfinished == len(examples) - sum(finished.values()) > 0
     for name, measure in (("exact_match", squad_exact_match), ("f1", squad_f1)):
         values = [measure(text, example.answers) for text, example in zip(texts, examples, strict=True)]
         assert evaluation.metrics[name] == pytest.approx(100 * sum(values) / len(values), abs=1e-9)
