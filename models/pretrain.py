@@ -164,7 +164,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate
         windows = batch_at(stream, arguments.seed, step, arguments.rows)
-        loss = model(input_ids=windows[:, :-1], labels=windows[:, 1:], shift_labels=windows[:, 1:]).loss
+        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
