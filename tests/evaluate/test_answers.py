@@ -182,15 +182,21 @@ class Counting:
 
     facts: ClassVar = {"model": "counting"}
 
+    def judging(self, pairs):
+        self.num_pairs = len(pairs)
+        yield len(pairs), len(pairs)
+
     def c_scores(self, replies, personas):
-        yield from ()
         return [len(reply) + 100 * len(persona) for reply, persona in zip(replies, personas, strict=True)]
 
 
 def test_a_judge_sees_every_sample_with_its_own_persona(base):
     with_one, with_two = examples_for(2, persona=("i cook .",)), examples_for(2, persona=("i cook .", "i sing ."))
     examples = [with_one[0], replace(with_two[1], id="other")]
-    (evaluation,), _ = evaluated(base, task_of(examples, "rouge_l"), [SAMPLED], Counting(), num_slots=1)
+    judge = Counting()
+    (evaluation,), steps = evaluated(base, task_of(examples, "rouge_l"), [SAMPLED], judge, num_slots=1)
+    assert judge.num_pairs == 3 * (1 + 2)
+    assert ("judging replies", 9, 9) in {(step.stage, step.done, step.total) for step in steps}
     means = [
         sum(len(text) + 100 * size for text in row["samples"]) / 3
         for row, size in zip(evaluation.predictions, (1, 2), strict=True)

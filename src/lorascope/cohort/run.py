@@ -292,6 +292,8 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
         _check_frozen(stack, base)
         peak = meter.peak_bytes()
         yield from _warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
+        if judge is not None:
+            yield from _warn(store, [Notice("judge", 1, "evaluate.judge", warning) for warning in judge.warnings])
         for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
             if num_steps:
                 store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)

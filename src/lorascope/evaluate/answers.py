@@ -17,7 +17,7 @@ from lorascope.data.task import Example, Task
 from lorascope.decode import Answer, generate
 from lorascope.evaluate.likelihood import candidate_losses, ranks_gold_first
 from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep
-from lorascope.judge import Judge
+from lorascope.judge import Judge, pairs_of
 from lorascope.lora.stack import Stack
 from lorascope.metrics import TextScores, score_texts
 
@@ -162,7 +162,9 @@ def _c_scores(judge: Judge, texts: _Texts, examples: Sequence[Example]) -> Gener
     """Of every sample; each reply is compared with the example's whole persona."""
     replies = [text for of_example in texts.samples for text in of_example]
     personas = [example.persona for example, of_example in zip(examples, texts.samples, strict=True) for _ in of_example]
-    scores = iter((yield from judge.c_scores(replies, personas)))
+    for done, total in judge.judging(pairs_of(replies, personas)):
+        yield EvaluationStep("judging replies", done, total)
+    scores = iter(judge.c_scores(replies, personas))
     return [[float(next(scores)) for _ in of_example] for of_example in texts.samples]
 
 
