@@ -23,7 +23,7 @@ from lorascope.decode import generate
 from lorascope.errors import DataError, RunError
 from lorascope.lora.stack import Stack
 from lorascope.losses import class_logits, follows_trees, is_out_of_memory, padded_losses, release_memory, tree_losses
-from lorascope.metrics import score, squad_exact_match, squad_f1
+from lorascope.metrics import score_labels, score_texts, squad_exact_match, squad_f1
 
 # Batches are not made smaller than this when memory runs out.
 _FEWEST_TOKENS = 64
@@ -124,7 +124,7 @@ def _classification(logits_EC: torch.Tensor, labels: list[int], task: Task) -> E
         }
         for example, guess, label, logits in zip(task.eval, predicted, labels, logits_EC.tolist(), strict=True)
     ]
-    return Evaluation({**score(task.metric_names, predicted, labels=labels), "eval_loss": loss}, rows)
+    return Evaluation({**score_labels(task.metric_names, predicted, labels), "eval_loss": loss}, rows)
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def _answer(
             continue
         evaluation.unfinished = num_unfinished
         losses = {row["id"]: row for row in evaluation.predictions}
-        evaluation.metrics |= score(task.metric_names, texts, answers=gold)
+        evaluation.metrics |= score_texts(task.metric_names, [[text] for text in texts], gold).metrics
         evaluation.predictions = [
             {
                 "id": example.id,
