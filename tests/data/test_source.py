@@ -1,6 +1,7 @@
 """Where data are looked for: files, directories, datasets on disk, the hub."""
 
 import json
+import tracemalloc
 
 import datasets
 import pytest
@@ -52,15 +53,39 @@ def test_save_to_disk_directories_are_read_with_their_splits_and_class_names(tmp
     assert set(found) == {"train", "validation"}
     table = found["validation"].table()
     assert table.class_names == {"label": ("bad", "good")}
-    assert table.rows[1].values == {"text": "y", "label": 1}
-    assert table.rows[1].where.endswith("saved dev row 1")
+    second = list(table.rows)[1]
+    assert second.values == {"text": "y", "label": 1}
+    assert second.where.endswith("saved dev row 1")
+
+
+def test_rows_of_a_dataset_are_python_values_whatever_its_format_and_order(tmp_path):
+    rows = labelled().with_format("numpy").select([2, 0, 1])
+    rows.save_to_disk(tmp_path / "saved")
+    table = locate(str(tmp_path / "saved"), ["train"], PUBLISHED)["train"].table()
+    expected = [{"text": "z", "label": 0}, {"text": "x", "label": 0}, {"text": "y", "label": 1}]
+    assert [row.values for row in table.rows] == [row.values for row in table.rows] == expected
+    assert {type(row.values["label"]) for row in table.rows} == {int}
+
+
+def test_a_dataset_is_read_in_memory_that_does_not_grow_with_it(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["lorem ipsum " * 340] * 7_500})
+    rows.save_to_disk(tmp_path / "saved")
+    source = locate(str(tmp_path / "saved"), ["train"], PUBLISHED)["train"]
+    tracemalloc.start()
+    try:
+        num_rows = sum(len(row.values["text"]) > 4000 for row in source.table().rows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_rows == 7_500
+    assert peak < 5e6
 
 
 def test_a_saved_dataset_without_splits_is_what_the_mapping_says(tmp_path):
     labelled().save_to_disk(tmp_path / "one")
     found = locate({"validation": str(tmp_path / "one")}, ["train", "validation"], PUBLISHED)
     assert set(found) == {"validation"}
-    assert len(found["validation"].table().rows) == 3
+    assert len(list(found["validation"].table().rows)) == 3
 
 
 def test_a_lone_split_is_another_only_where_a_mapping_says_so(monkeypatch):
@@ -84,7 +109,7 @@ def test_a_directory_with_configurations_gives_the_tasks_own(tmp_path):
     entries = "".join(f"- config_name: {name}\n  data_files: {name}/train.jsonl\n" for name in ("rte", "mrpc"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
     found = locate(str(tmp_path), ["train"], PUBLISHED)
-    assert found["train"].table().rows[0].values["text"] == "mine"
+    assert [row.values["text"] for row in found["train"].table().rows] == ["mine"]
 
 
 @pytest.mark.parametrize("data", ["./no/such", "/no/such", "~/no-such-thing-here", "no/such/train.tsv", "train.jsonl"])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,42 @@ def test_max_train_and_max_eval_take_the_first_records(tmp_path):
     task = read_task(TaskConfig(name="sst2", data=data, max_train=3, max_eval=2))
     assert texts(task.train) == ["sentence 0", "sentence 1", "sentence 2"]
     assert texts(task.eval) == ["sentence 0", "sentence 1"]
+
+
+def test_only_the_records_in_use_are_held_though_every_row_is_checked_and_counted(tmp_path):
+    train, dev = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
+    line = json.dumps({"prompt": "lorem ipsum " * 160, "completion": "dolor sit amet " * 136}) + "\n"
+    train.write_text(line * 4_000)
+    dev.write_text(line * 60)
+    config = TaskConfig(name="file", data={"train": str(train), "validation": str(dev)}, max_train=100, max_eval=50)
+    tracemalloc.start()
+    try:
+        task = read_task(config)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6 < train.stat().st_size / 7
+    assert (len(task.train), len(task.eval)) == (100, 50)
+    assert task.counts == {"train": {"rows": 4_000}, "validation": {"rows": 60}}
+    with train.open("a") as file:
+        file.write(json.dumps({"prompt": "no completion"}))
+    with pytest.raises(DataError, match=r"train\.jsonl:4001: column 'completion' has no value"):
+        read_task(config)
+
+
+@pytest.mark.parametrize(("max_train", "max_eval"), [(None, None), (3, None), (None, 2), (3, 7), (7, 3), (1, 1)])
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("with_train", [True, False])
+@pytest.mark.parametrize("eval_fraction", [None, 0.4])
+def test_limits_give_the_first_records_of_what_is_read_without_them(
+    tmp_path, max_train, max_eval, split, with_train, eval_fraction
+):
+    data = sst2(tmp_path, ROWS, ROWS[:9])
+    whole = read_task(TaskConfig(name="sst2", data=data, eval_fraction=eval_fraction), split, with_train=with_train)
+    config = TaskConfig(name="sst2", data=data, eval_fraction=eval_fraction, max_train=max_train, max_eval=max_eval)
+    task = read_task(config, split, with_train=with_train)
+    assert task.train == whole.train[:max_train]
+    assert task.eval == whole.eval[:max_eval]
 
 
 def test_without_an_evaluation_split_the_error_proposes_what_to_do(tmp_path):

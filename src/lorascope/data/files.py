@@ -7,7 +7,7 @@ than guessed at. Does not know tokenizers: chat messages stay messages until ``p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,22 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     formats = "/".join(dict.fromkeys(table.format for table in tables.values()))
     segments = SHAPES[name].segments
     if segments is None:
-        labels, splits = _classification(tables, config)
-        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=("accuracy",))
+        labels = _label_names(tables, config)
+        read = {split: _labelled(table, labels, sources[split]) for split, table in tables.items()}
+        splits = {split: records for split, (records, _) in read.items()}
+        counts = {split: {"rows": num_rows} for split, (_, num_rows) in read.items()}
+        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=("accuracy",), counts=counts)
     if config.labels is not None:
         raise DataError(f"data of the shape {name} have no labels", where="task.labels", fix="remove the key")
-    splits, notices = {}, []
+    splits, counts, notices = {}, {}, []
     for split, table in tables.items():
-        splits[split], blank = _generation(table, segments)
+        splits[split], num_rows, blank = _generation(table, segments, sources[split])
+        counts[split] = {"rows": num_rows}
         if blank:
             message = f"{blank} {split} records have an empty target and were left out."
             notices.append(Notice("dropped", blank, split, message))
-    return Reading("CAUSAL_LM", splits, f"{formats} {name}", notices=tuple(notices), metric_names=("perplexity",))
+    shape = f"{formats} {name}"
+    return Reading("CAUSAL_LM", splits, shape, notices=tuple(notices), metric_names=("perplexity",), counts=counts)
 
 
 def _shape(table: Table) -> str:
@@ -100,10 +105,12 @@ def _shape(table: Table) -> str:
     raise DataError(f"the columns {there} fit no known shape", where=table.where, fix=f"known: {known}")
 
 
-def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]]) -> tuple[list[Record], int]:
-    """The records, and how many were left out because all their targets are blank."""
-    records, num_blank = [], 0
+def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]], source: Source) -> tuple[list[Record], int, int]:
+    """The records that are used, how many rows there are, and how many are left out because all their targets are blank."""
+    records: list[Record] = []
+    num_rows = num_blank = 0
     for index, row in enumerate(table.rows):
+        num_rows += 1
         pieces = segments(row)
         targets = [piece.text for piece in pieces if piece.is_target]
         if not targets:
@@ -111,8 +118,9 @@ def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]]) ->
         if not any(target.strip() for target in targets):
             num_blank += 1
             continue
-        records.append(Record(_identity(row, index), row.where, segments=pieces, answers=(targets[-1],)))
-    return records, num_blank
+        if source.wants(len(records)):
+            records.append(Record(_identity(row, index), row.where, segments=pieces, answers=(targets[-1],)))
+    return records, num_rows, num_blank
 
 
 def _identity(row: Row, index: int) -> str:
@@ -163,15 +171,8 @@ def _turns(row: Row, column: str, role_key: str, text_key: str, roles: Mapping[s
     return tuple(segments)
 
 
-def _classification(tables: Mapping[str, Table], config: TaskConfig) -> tuple[tuple[str, ...], dict[str, list[Record]]]:
-    """Label names in order, and the records by split with their labels' numbers."""
-    named = {split: [_label_text(row, table) for row in table.rows] for split, table in tables.items()}
-    labels = _label_names(tables, named, config)
-    splits = {split: _labelled(table, named[split], labels) for split, table in tables.items()}
-    return labels, splits
-
-
-def _labelled(table: Table, named: Sequence[str], labels: tuple[str, ...]) -> list[Record]:
+def _labelled(table: Table, labels: tuple[str, ...], source: Source) -> tuple[list[Record], int]:
+    """The records that are used, with their labels' numbers, and how many rows there are."""
     pair_columns = [column for column in ("text_pair", "text2") if column in table.columns]
     if len(pair_columns) > 1:
         raise DataError("two second texts, 'text_pair' and 'text2'", where=table.where, fix="remove one")
@@ -179,8 +180,11 @@ def _labelled(table: Table, named: Sequence[str], labels: tuple[str, ...]) -> li
     if not any(re.fullmatch(r"\d+", label) for label in labels):
         # Names were given for integer classes.
         numbers.update({str(number): number for number in range(len(labels))})
-    records = []
-    for index, (row, label) in enumerate(zip(table.rows, named, strict=True)):
+    records: list[Record] = []
+    num_rows = 0
+    for index, row in enumerate(table.rows):
+        num_rows += 1
+        label = _label_text(row, table)
         if label not in numbers:
             raise DataError(
                 f"label {label!r} is out of range; labels are {', '.join(labels)}",
@@ -188,8 +192,10 @@ def _labelled(table: Table, named: Sequence[str], labels: tuple[str, ...]) -> li
                 fix=did_you_mean(label, list(labels)),
             )
         pair = row.text(pair_columns[0]) if pair_columns else None
-        records.append(Record(_identity(row, index), row.where, row.text("text"), pair, numbers[label]))
-    return records
+        record = Record(_identity(row, index), row.where, row.text("text"), pair, numbers[label])
+        if source.wants(len(records)):
+            records.append(record)
+    return records, num_rows
 
 
 def _label_text(row: Row, table: Table) -> str:
@@ -211,7 +217,7 @@ def _label_text(row: Row, table: Table) -> str:
     raise DataError(f"label {value!r} names no class", where=row.where, fix="labels are text or integers")
 
 
-def _label_names(tables: Mapping[str, Table], named: Mapping[str, Iterable[str]], config: TaskConfig) -> tuple[str, ...]:
+def _label_names(tables: Mapping[str, Table], config: TaskConfig) -> tuple[str, ...]:
     """The user's order, else the dataset's declared one, else integers 0..K-1, else the sorted labels of train."""
     source = next(iter(tables.values()))
     if config.labels is not None:
@@ -220,9 +226,9 @@ def _label_names(tables: Mapping[str, Table], named: Mapping[str, Iterable[str]]
         return tuple(config.labels)
     if "label" in source.class_names:
         return source.class_names["label"]
-    if "train" not in named:
+    if "train" not in tables:
         raise DataError("which labels there are is told by the train split", where=source.where, fix="give task.labels")
-    labels = set(named["train"])
+    labels = {_label_text(row, tables["train"]) for row in tables["train"].rows}
     if len(labels) < 2:
         raise DataError(f"every label of train is {next(iter(labels))!r}", where=source.where, fix="two classes are needed")
     if all(re.fullmatch(r"-?\d+", label) for label in labels):

@@ -67,23 +67,33 @@ def read_glue(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     if config.labels is not None and tuple(config.labels) != task.labels:
         raise DataError(f"{config.name} has the labels {', '.join(task.labels)}", where="task.labels", fix="remove the key")
     tables = {split: source.table() for split, source in sources.items()}
-    splits = {split: _records(table, task) for split, table in tables.items()}
+    splits: dict[str, list[Record]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for split, table in tables.items():
+        splits[split], num_rows = _records(table, task, sources[split])
+        counts[split] = {"rows": num_rows}
     formats = "/".join(dict.fromkeys(table.format for table in tables.values()))
-    return Reading("SEQ_CLS", splits, f"{config.name} {formats}", task.labels, metric_names=task.metric_names)
+    shape = f"{config.name} {formats}"
+    return Reading("SEQ_CLS", splits, shape, task.labels, metric_names=task.metric_names, counts=counts)
 
 
-def _records(table: Table, task: GlueTask) -> list[Record]:
+def _records(table: Table, task: GlueTask, source: Source) -> tuple[list[Record], int]:
+    """The records that are used, and how many rows there are."""
+
     def present(layout: Layout) -> int:
         return sum(column in table.columns for column in (*layout.texts, layout.label))
 
     layout = max(task.layouts, key=present)
     table.require(*layout.texts, layout.label)
-    records = []
+    records: list[Record] = []
+    num_rows = 0
     for index, row in enumerate(table.rows):
+        num_rows += 1
         texts = [row.text(column) for column in layout.texts]
         label = _label(row, layout.label, task.labels)
-        records.append(Record(str(index), row.where, texts[0], texts[1] if len(texts) > 1 else None, label))
-    return records
+        if source.wants(len(records)):
+            records.append(Record(str(index), row.where, texts[0], texts[1] if len(texts) > 1 else None, label))
+    return records, num_rows
 
 
 def _label(row: Row, column: str, labels: tuple[str, str]) -> int:

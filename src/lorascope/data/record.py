@@ -25,7 +25,7 @@ class Notice:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of a causal language model's input.
 
@@ -43,7 +43,7 @@ class Segment:
     role: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One item as read, before tokenisation.
 
@@ -101,7 +101,7 @@ class RawTask:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One item as token ids.
 

@@ -6,12 +6,13 @@ Knows paths, published file names and the hub. Does not know what the rows mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorascope.data.table import Row, Table, read_table
+from lorascope.data.table import BATCH_ROWS, Row, Rows, Table, read_table
 from lorascope.errors import DataError
 
 DATA_SUFFIXES = (".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet")
@@ -20,12 +21,18 @@ SPLIT_ALIASES = {"train": ("train",), "validation": ("validation", "dev", "valid
 
 @dataclass(frozen=True)
 class Source:
-    """One split's data: a local file, or rows of a loaded dataset (``datasets.Dataset``)."""
+    """One split's data: a local file, or rows of a loaded dataset (``datasets.Dataset``).
+
+    Attributes:
+        most: how many of its records are used at most, the first ones; None for all. A reader checks and counts every row,
+            but need not hold more records than these.
+    """
 
     split: str
     where: str
     path: Path | None = None
     dataset: Any = None
+    most: int | None = None
 
     def table(self) -> Table:
         """The rows under their columns."""
@@ -38,8 +45,12 @@ class Source:
             for column, feature in self.dataset.features.items()
             if type(feature).__name__ == "ClassLabel" and feature.names
         }
-        rows = [Row(f"{self.where} row {index}", values) for index, values in enumerate(self.dataset.to_list())]
+        rows = Rows(partial(_dataset_rows, self.dataset, self.where))
         return Table(self.where, "dataset rows", tuple(self.dataset.column_names), rows, names)
+
+    def wants(self, num_records: int) -> bool:
+        """Whether a record is used that follows ``num_records`` others."""
+        return self.most is None or num_records < self.most
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,14 @@ def _open(data: str, splits: Sequence[str], published: Published, explicit: bool
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data):
         raise DataError("neither an existing path nor a hub id", where=data, fix="correct task.data")
     return _named_splits(_load_hub(data, published), data, splits, explicit)
+
+
+def _dataset_rows(dataset: Any, where: str) -> Iterator[Row]:
+    number = 0
+    for batch in dataset.with_format("arrow").iter(BATCH_ROWS):
+        for values in batch.to_pylist():
+            yield Row(f"{where} row {number}", values)
+            number += 1
 
 
 def _published_file(directory: Path, split: str, published: Published) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorascope.config import TaskConfig, TaskType
@@ -82,7 +82,8 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
     for name in needed:
         if name not in sources:
             raise _missing_split(name, config)
-    reading = reader.read(sources, config)
+    most = {name: _most(name, split, config, with_train) for name in needed}
+    reading = reader.read({name: replace(sources[name], most=most[name]) for name in needed}, config)
     notices = list(reading.notices)
     train = reading.splits.get("train", [])
     held_out: list[Record] = []
@@ -96,8 +97,8 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
     evaluation = {"train": train, "validation": held_out}[split] if holds_out or split == "train" else reading.splits[split]
     train = train[: config.max_train] if with_train else []
     evaluation = evaluation[: config.max_eval]
-    for name, records in (("train", train), (split, evaluation)):
-        if not records and (with_train or name == split):
+    for name, records in ([("train", train)] if with_train else []) + [(split, evaluation)]:
+        if not records:
             raise DataError(f"the {name} split is empty", where=_place(config, name), fix="give one that holds records")
     notices += _census(train, evaluation, split)
     return RawTask(
@@ -197,10 +198,20 @@ def _tokenise_texts(
     return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
+def _most(name: str, split: str, config: TaskConfig, with_train: bool) -> int | None:
+    """How many records of a needed split are used at most; None for all."""
+    if name == "train" and config.eval_fraction is not None:
+        return None
+    uses = [config.max_train] if name == "train" and with_train else []
+    uses += [config.max_eval] if name == split else []
+    limits = [use for use in uses if use is not None]
+    return max(limits) if len(limits) == len(uses) else None
+
+
 def _hold_out(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
     """Train and held-out records, each in the order read: the groups of lowest hash are held out, at least one."""
-    keys = [_group(record) for record in records]
-    groups = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
+    keys = [hashlib.sha256(_group(record).encode()).digest() for record in records]
+    groups = sorted(set(keys))
     num_held_out = min(max(1, round(fraction * len(groups))), len(groups) - 1)
     chosen = set(groups[:num_held_out])
     train = [record for record, key in zip(records, keys, strict=True) if key not in chosen]
