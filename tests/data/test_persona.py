@@ -105,10 +105,10 @@ def test_all_published_forms_give_the_same_records(tmp_path):
         lines(tmp_path / "rows.jsonl", *rows),
         written(tmp_path / "list.json", json.dumps([DIALOGUE, OTHER])),
         written(tmp_path / "both.json", json.dumps({"train": [DIALOGUE, OTHER], "valid": [DIALOGUE, OTHER]})),
+        written(tmp_path / "pretty.json", json.dumps({"train": [DIALOGUE, OTHER], "val": [DIALOGUE, OTHER]}, indent=1)),
         tmp_path / "a.parquet",
     ]
     tasks = [read(path) for path in files]
-    # A form that tells the whole dialogue names its group by more turns than the first reply's row knows.
     assert len({tuple((record.id, *record.content) for record in task.train) for task in tasks}) == 1
     assert all(task.counts["train"] == {"dialogues": 2, "replies": 3} for task in tasks)
     assert {tuple(record.group for record in task.train) for task in tasks} == {
@@ -121,6 +121,7 @@ def test_a_file_of_both_splits_is_both_when_it_stands_alone(tmp_path):
     for data in (tmp_path, tmp_path / "personachat_self_original.json"):
         task = read_task(TaskConfig(name="personachat", data=str(data)))
         assert (len(task.train), len(task.eval)) == (2, 1)
+        assert task.train[1].where.endswith("personachat_self_original.json, train item 1, reply 2")
     with pytest.raises(DataError, match="the file holds no test split"):
         read_task(TaskConfig(name="personachat", data={"test": str(data)}), "test", with_train=False)
 
@@ -266,12 +267,26 @@ def test_a_broken_parlai_file_is_a_data_error_with_its_line(tmp_path, text, expe
         ({"personality": ["x"], "history": ["a"], "candidates": ["b", " "]}, "jsonl:1: the reply is empty"),
         ({"personality": ["x"], "history": None, "candidates": ["b"]}, "jsonl:1: history is missing, not a list"),
         ({"personality": [3], "history": ["a"], "candidates": ["b"]}, "jsonl:1: the persona sentence is int, not text"),
-        ({"train": ["x"]}, "no dialogue here"),
     ],
 )
 def test_broken_rows_are_data_errors_with_their_line(tmp_path, row, expected):
     with pytest.raises(DataError) as caught:
         read(lines(tmp_path / "a.jsonl", row))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"train": ["x"], "valid": []}, "both.json, train item 1: no dialogue here"),
+        ({"train": [DIALOGUE], "valid": {}}, "both.json: split 'valid' is dict, not a list"),
+        ({"train": [DIALOGUE], "rest": []}, "both.json: 'rest' is no split; known: train, validation"),
+        ({"train": [DIALOGUE]}, "both.json: the file holds no validation split"),
+    ],
+)
+def test_a_broken_file_of_both_splits_is_a_data_error(tmp_path, document, expected):
+    with pytest.raises(DataError) as caught:
+        read(written(tmp_path / "both.json", json.dumps(document)))
     assert expected in str(caught.value)
 
 

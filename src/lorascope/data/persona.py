@@ -32,7 +32,7 @@ from lorascope.config import TaskConfig
 from lorascope.data.dialogue import DIALOGUE_METRICS, Turn, joined, place_notice, reply_record, reply_records
 from lorascope.data.record import Notice, Reading, Record
 from lorascope.data.source import SPLIT_ALIASES, Published, Source
-from lorascope.data.table import Row, checked_text, read_text
+from lorascope.data.table import Row, checked_text, parse_json, read_text
 from lorascope.errors import DataError, UsageError
 
 PERSONA_SPEAKERS = ("user 2", "user 1")
@@ -53,6 +53,7 @@ PERSONA_PUBLISHED = Published(
     config_name="full",
     collections=("personachat_truecased",),
 )
+_SPLIT_NAMES = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
 _SYNTHETIC = ("user 1 personas", "user 2 personas", "Best Generated Conversation")
 _DIALOGUES = ("personality", "utterances")
 _ROWS = ("personality", "history", "candidates")
@@ -130,24 +131,18 @@ def _parts(source: Source, config: TaskConfig) -> tuple[str, _Parts]:
     if source.path is not None and source.path.suffix.lower() == ".txt":
         _refuse_speaker(config, "ParlAI text")
         return "ParlAI text", {source.split: (_parlai(source.path), findings)}
+    if source.path is not None and source.path.suffix.lower() == ".json" and _names_splits(source.path):
+        _refuse_speaker(config, "this form of PersonaChat")
+        parts = _both_splits(source.path)
+        if source.split not in parts:
+            raise DataError(f"the file holds no {source.split} split", where=source.where, fix="name another file")
+        return f"{' + '.join(_DIALOGUES)} JSON", parts
     table = source.table()
     columns = set(table.columns)
     if set(_SYNTHETIC) <= columns:
         speaker = config.speaker or PERSONA_SPEAKERS[0]
         dialogues = (_synthetic(row, speaker, findings) for row in table.rows)
         return f"Synthetic-Persona-Chat {table.format}, {speaker}'s turns", {source.split: (dialogues, findings)}
-    split_names = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
-    if columns and columns <= set(split_names):
-        _refuse_speaker(config, "this form of PersonaChat")
-        parts: _Parts = {}
-        for row in table.rows:
-            for name, value in row.values.items():
-                items = _list(value, f"split {name!r}", row.where)
-                rows = (Row(f"{source.where}, {name} item {number}", item) for number, item in enumerate(items, 1))
-                parts[split_names[name]] = (_whole(rows), _Findings())
-        if source.split not in parts:
-            raise DataError(f"the file holds no {source.split} split", where=source.where, fix="name another file")
-        return f"personality + utterances {table.format}", parts
     for form, read in ((_DIALOGUES, _whole), (_ROWS, _by_reply)):
         if set(form) <= columns:
             _refuse_speaker(config, "this form of PersonaChat")
@@ -155,6 +150,28 @@ def _parts(source: Source, config: TaskConfig) -> tuple[str, _Parts]:
     there = ", ".join(repr(column) for column in table.columns)
     known = "; ".join(", ".join(form) for form in (_DIALOGUES, _ROWS, _SYNTHETIC))
     raise DataError(f"the columns {there} fit no known form of PersonaChat", where=table.where, fix=f"known: {known}")
+
+
+def _names_splits(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(80).decode("utf-8-sig", errors="ignore")
+    found = re.match(r'\s*\{\s*"(\w+)"\s*:\s*\[', start)
+    return found is not None and found[1] in _SPLIT_NAMES
+
+
+def _both_splits(path: Path) -> _Parts:
+    """``{"train": […], "valid": […]}``, which is one line of 200 MB as published."""
+    document = parse_json(read_text(path), path)
+    parts: _Parts = {}
+    for name, value in document.items():
+        if name not in _SPLIT_NAMES:
+            known = ", ".join(_SPLIT_NAMES)
+            raise DataError(f"{name!r} is no split", where=str(path), fix=f"known: {known}")
+        items = _list(value, f"split {name!r}", str(path))
+        # A list, because a generator would name the split of the last round.
+        rows = [Row(f"{path}, {name} item {number}", item) for number, item in enumerate(items, 1)]
+        parts[_SPLIT_NAMES[name]] = (_whole(rows), _Findings())
+    return parts
 
 
 def _refuse_speaker(config: TaskConfig, form: str) -> None:
