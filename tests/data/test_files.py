@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lorascope.config import TaskConfig
 from lorascope.data.files import SHAPES
 from lorascope.data.task import read_task
-from lorascope.errors import DataError
+from lorascope.errors import DataError, UsageError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
@@ -80,6 +80,35 @@ def test_every_assistant_turn_is_a_target(tmp_path):
     assert [segment.role for segment in segments] == ["system", "user", "assistant", "user", "assistant"]
 
 
+@pytest.mark.parametrize(("column", "turns"), [("messages", CHAT), ("conversations", SHAREGPT)])
+def test_the_users_turns_can_be_the_targets(tmp_path, column, turns):
+    path = lines(tmp_path / "a.jsonl", {column: turns * 2})
+    task = read(path, speaker="user")
+    segments = task.train[0].segments
+    assert [(segment.role, segment.text) for segment in segments] == [("assistant", "hi"), ("user", "hello")] * 2
+    assert [segment.is_target for segment in segments] == [True, False] * 2
+    assert task.train[0].answers == ("hi",)
+    assert task.shape.endswith(", the user's turns")
+    assert read(path, speaker="assistant").checksum == read(path).checksum
+
+
+def test_other_roles_stay_when_the_users_turns_are_the_targets(tmp_path):
+    turns = [{"role": "system", "content": "be kind"}, *CHAT, {"role": "tool", "content": "4"}]
+    segments = read(lines(tmp_path / "a.jsonl", {"messages": turns}), speaker="user").train[0].segments
+    assert [segment.role for segment in segments] == ["system", "assistant", "user", "tool"]
+
+
+def test_a_speaker_that_the_data_do_not_have_is_refused(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
+    with pytest.raises(UsageError, match=r"task\.speaker: data of the shape prompt/completion have no speakers; remove"):
+        read(path, speaker="user")
+    path = lines(tmp_path / "b.jsonl", {"messages": CHAT[1:]})
+    with pytest.raises(DataError, match=r"b\.jsonl:1: nothing here is to be learned: no user turn"):
+        read(path, speaker="user")
+    with pytest.raises(UsageError, match=r"unknown speaker 'human'; known: 'assistant', 'user'"):
+        read(path, speaker="human")
+
+
 def test_string_labels_are_sorted_and_integer_labels_keep_their_number(tmp_path):
     words = [{"text": "x", "label": "no"}, {"text": "y", "label": "maybe"}]
     task = read(lines(tmp_path / "words.jsonl", *words))
@@ -145,6 +174,7 @@ def test_records_with_an_empty_target_are_dropped_and_counted(tmp_path):
     rows = [{"prompt": "a", "completion": " "}, {"prompt": "b", "completion": "c"}]
     task = read(lines(tmp_path / "a.jsonl", *rows))
     assert [record.segments[0].text for record in task.train] == ["b"]
+    assert task.counts == {"train": {"rows": 2}, "validation": {"rows": 2}}
     assert [(notice.kind, notice.count, notice.where) for notice in task.notices if notice.kind == "dropped"] == [
         ("dropped", 1, "train"),
         ("dropped", 1, "validation"),

@@ -26,6 +26,7 @@ def write(directory, **files):
 def test_published_row_counts(shared_data):
     sst2 = read("sst2", shared_data / "sst2")
     assert (len(sst2.train), len(sst2.eval)) == (67_349, 872)
+    assert sst2.counts == {"train": {"rows": 67_349}, "validation": {"rows": 872}}
     rte = read("rte", shared_data / "rte")
     assert (len(rte.train), len(rte.eval)) == (2_490, 277)
     mrpc = read("mrpc", shared_data / "mrpc", eval_fraction=0.1)
@@ -45,6 +46,7 @@ def test_published_labels_are_read_in_glues_order(shared_data):
     sst2 = read("sst2", shared_data / "sst2", max_train=1, max_eval=1)
     assert (sst2.eval[0].text, sst2.eval[0].label) == ("it 's a charming and often affecting journey . ", 1)
     assert (len(sst2.train), len(sst2.eval)) == (1, 1)
+    assert sst2.counts["train"] == {"rows": 67_349}
 
 
 @pytest.mark.shared_data

@@ -1,4 +1,4 @@
-"""SQuAD v1.1: the official files, hub rows, and what is refused."""
+"""SQuAD v1.1 and v2.0: the official files, hub rows, and what is refused."""
 
 import json
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.config import TaskConfig
+from lorascope.data.squad import NO_ANSWER
 from lorascope.data.task import read_task
 from lorascope.errors import DataError
 
@@ -53,10 +54,80 @@ def test_published_row_counts(shared_data):
 
 
 @pytest.mark.shared_data
-def test_published_v2_questions_are_refused_by_name(shared_data):
-    config = TaskConfig(name="squad", data=str(shared_data / "squad" / "dev-v2.0.rebuilt.json"), eval_fraction=0.1)
-    with pytest.raises(DataError, match=r"question \w+: a question without an answer \(SQuAD v2\.0\), which is not supp"):
-        read_task(config)
+def test_published_counts_of_paragraphs_and_articles(shared_data):
+    data = {name: str(shared_data / "squad" / file) for name, file in SHARED_FILES.items()}
+    assert read_task(TaskConfig(name="squad", data=data, max_train=1, max_eval=1)).counts == {
+        "train": {"questions": 11_877, "paragraphs": 2_430, "articles": 44},
+        "validation": {"questions": 10_570, "paragraphs": 2_067, "articles": 48},
+    }
+
+
+@pytest.mark.shared_data
+def test_published_v2_questions_without_answer_have_a_target_of_their_own(shared_data):
+    config = TaskConfig(name="squad", data=str(shared_data / "squad" / "dev-v2.0.rebuilt.json"))
+    task = read_task(config, with_train=False)
+    assert (task.shape, task.metric_names) == ("SQuAD v2.0 official JSON", ("squad_v2",))
+    counts = task.counts["validation"]
+    assert (counts["questions"], counts["unanswerable"], counts["articles"]) == (11_873, 5_945, 35)
+    unanswerable = [record for record in task.eval if not record.answers]
+    assert len(unanswerable) == 5_945
+    assert {record.segments[-1].text for record in unanswerable} == {" unanswerable"}
+    assert {record.candidates for record in task.eval} == {(" unanswerable",)}
+
+
+@pytest.mark.shared_data
+def test_two_published_versions_in_one_directory_are_not_guessed_between(shared_data):
+    with pytest.raises(
+        DataError, match=r"several files could be the validation split: dev-v1\.1\.json, dev-v2\.0\.re.*name one"
+    ):
+        read_task(TaskConfig(name="squad", data=str(shared_data / "squad")))
+
+
+def impossible(identity="q9", **more):
+    paragraph = question(identity, is_impossible=True, **more)
+    paragraph["qas"][0]["answers"] = []
+    return paragraph
+
+
+def test_one_question_without_answer_makes_the_data_v2(tmp_path):
+    plausible = [{"text": "London", "answer_start": 16}]
+    for more in ({}, {"plausible_answers": plausible}):
+        task = read(tmp_path, official(question(is_impossible=False), impossible(**more), version="v2.0"))
+        answered, unanswerable = task.train
+        assert (unanswerable.answers, unanswerable.answer_spans) == ((), ())
+        assert (answered.answers, answered.segments[-1].text) == (("Ada",), " Ada")
+        assert unanswerable.segments[-1].text == f" {NO_ANSWER}" == " unanswerable"
+        assert answered.candidates == unanswerable.candidates == (" unanswerable",)
+        assert task.counts["train"] == {"questions": 2, "paragraphs": 2, "articles": 1, "unanswerable": 1}
+        assert (task.shape, task.metric_names) == ("SQuAD v2.0 official JSON", ("squad_v2",))
+
+
+def test_data_in_which_all_is_answerable_stay_v1(tmp_path):
+    task = read(tmp_path, official(question()))
+    assert (task.shape, task.metric_names) == ("SQuAD v1.1 official JSON", ("exact_match", "f1"))
+    assert task.train[0].candidates == ()
+    assert task.counts["train"] == {"questions": 1, "paragraphs": 1, "articles": 1}
+
+
+def test_a_v1_train_split_beside_v2_is_scored_as_v2(tmp_path):
+    for name, document in (("train", official(question())), ("dev", official(impossible()))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    task = read_task(TaskConfig(name="squad", data=str(tmp_path)))
+    assert task.shape == "SQuAD v1.1 official JSON and v2.0 official JSON"
+    assert (task.metric_names, task.train[0].candidates) == (("squad_v2",), (" unanswerable",))
+
+
+def test_hub_rows_without_an_answer_are_unanswerable(tmp_path):
+    rows = [
+        {"id": f"q{n}", "context": "Ada.", "question": "Who?", "answers": {"text": texts, "answer_start": [0] * len(texts)}}
+        for n, texts in enumerate((["Ada"], []))
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = read_task(TaskConfig(name="squad", data=str(path)), with_train=False)
+    assert [record.answers for record in task.eval] == [("Ada",), ()]
+    assert task.counts["validation"] == {"questions": 2, "paragraphs": 1, "unanswerable": 1}
+    assert task.shape == "SQuAD v2.0 jsonl rows"
 
 
 def test_prompt_and_target_are_the_three_segments(tmp_path):
@@ -112,8 +183,8 @@ def test_hub_rows_give_the_same_records_as_the_official_file(tmp_path):
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        (official(question(is_impossible=True), version="v2.0"), "v2.0"),
-        (official(question(answers=[])), "v2.0"),
+        (official(question(is_impossible=True), version="v2.0"), "question q1: it has answers, but is_impossible is set"),
+        (official(question(answers=[])), "question q1: it has no answers, but is_impossible is not set"),
         (official(question(text=" ")), "an answer is empty"),
         (official(question(start="0")), "answer_start is '0', not an integer"),
         (official(question(context=None)), "context is NoneType, not text"),
@@ -124,7 +195,7 @@ def test_hub_rows_give_the_same_records_as_the_official_file(tmp_path):
         ([], "no 'data' here"),
     ],
 )
-def test_what_is_not_squad_v1_is_a_data_error(tmp_path, document, expected):
+def test_what_is_not_squad_is_a_data_error(tmp_path, document, expected):
     with pytest.raises(DataError) as caught:
         read(tmp_path, document)
     assert expected in str(caught.value)

@@ -39,7 +39,13 @@ def test_importing_tasks_loads_no_heavy_library():
 def test_an_unknown_task_is_a_usage_error_with_a_suggestion():
     with pytest.raises(UsageError, match=r"task\.name: unknown task 'sst-2'; did you mean 'sst2'\?"):
         read_task(TaskConfig(name="sst-2", data="x"))
-    assert sorted(TASKS) == ["file", "mrpc", "rte", "squad", "sst2"]
+    expected = ["dialogue_nli", "file", "mrpc", "personachat", "rte", "sick", "squad", "sst2", "teacher_student"]
+    assert sorted(TASKS) == expected
+
+
+def test_a_speaker_is_refused_by_a_task_without_dialogues(tmp_path):
+    with pytest.raises(UsageError, match=r"task\.speaker: sst2 has no speakers; remove the key"):
+        read_task(TaskConfig(name="sst2", data=sst2(tmp_path, ROWS, ROWS), speaker="user"))
 
 
 def test_max_train_and_max_eval_take_the_first_records(tmp_path):
@@ -223,6 +229,9 @@ def test_real_rte_pairs_have_token_types(shared_data, bert_tokenizer):
 
 def test_task_type_and_labels_are_known_without_the_data_where_the_task_fixes_them():
     assert known_form(TaskConfig(name="mrpc", data="nowhere")) == ("SEQ_CLS", 2)
-    assert known_form(TaskConfig(name="squad", data="nowhere")) == ("CAUSAL_LM", 0)
+    for name in ("sick", "dialogue_nli"):
+        assert known_form(TaskConfig(name=name, data="nowhere")) == ("SEQ_CLS", 3)
+    for name in ("squad", "personachat", "teacher_student"):
+        assert known_form(TaskConfig(name=name, data="nowhere")) == ("CAUSAL_LM", 0)
     assert known_form(TaskConfig(name="file", data="nowhere", labels=["a", "b", "c"])) == ("SEQ_CLS", 3)
     assert known_form(TaskConfig(name="file", data="nowhere")) is None

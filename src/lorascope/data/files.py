@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorascope.config import TaskConfig
 from lorascope.data.record import Notice, Reading, Record, Segment
 from lorascope.data.source import SPLIT_ALIASES, Published, Source
 from lorascope.data.table import Row, Table, checked_text
-from lorascope.errors import DataError, did_you_mean
+from lorascope.errors import DataError, UsageError, did_you_mean
 
 FILE_PUBLISHED = Published(
     {
@@ -23,6 +23,7 @@ FILE_PUBLISHED = Published(
         for split, aliases in SPLIT_ALIASES.items()
     }
 )
+SPEAKERS = ("assistant", "user")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -55,7 +56,10 @@ class Shape:
 def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     """Records of the user's own files.
 
+    ``task.speaker: user`` makes the user's turns of messages and sharegpt data the targets.
+
     Raises:
+        UsageError: a speaker for data that have none.
         DataError: no known shape, two of them, different shapes in two splits, or a row that breaks its shape.
     """
     tables = {split: source.table() for split, source in sources.items()}
@@ -69,20 +73,26 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
                 where=tables[split].where,
                 fix="use one shape",
             )
+    if config.speaker is not None and name not in ("messages", "sharegpt"):
+        raise UsageError(f"data of the shape {name} have no speakers", where="task.speaker", fix="remove the key")
+    speaker = config.speaker or SPEAKERS[0]
     formats = "/".join(dict.fromkeys(table.format for table in tables.values()))
     segments = SHAPES[name].segments
     if segments is None:
         labels, splits = _classification(tables, config)
-        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=("accuracy",))
+        counts = {split: {"rows": len(records)} for split, records in splits.items()}
+        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=("accuracy",), counts=counts)
     if config.labels is not None:
         raise DataError(f"data of the shape {name} have no labels", where="task.labels", fix="remove the key")
-    splits, notices = {}, []
+    splits, notices, counts = {}, [], {}
     for split, table in tables.items():
-        splits[split], blank = _generation(table, segments)
+        splits[split], blank = _generation(table, segments, speaker)
+        counts[split] = {"rows": len(splits[split]) + blank}
         if blank:
             message = f"{blank} {split} records have an empty target and were left out."
             notices.append(Notice("dropped", blank, split, message))
-    return Reading("CAUSAL_LM", splits, f"{formats} {name}", notices=tuple(notices), metric_names=("perplexity",))
+    shape = f"{formats} {name}" if speaker == SPEAKERS[0] else f"{formats} {name}, the {speaker}'s turns"
+    return Reading("CAUSAL_LM", splits, shape, notices=tuple(notices), metric_names=("perplexity",), counts=counts)
 
 
 def _shape(table: Table) -> str:
@@ -100,19 +110,27 @@ def _shape(table: Table) -> str:
     raise DataError(f"the columns {there} fit no known shape", where=table.where, fix=f"known: {known}")
 
 
-def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]]) -> tuple[list[Record], int]:
+def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]], speaker: str) -> tuple[list[Record], int]:
     """The records, and how many were left out because all their targets are blank."""
     records, num_blank = [], 0
     for index, row in enumerate(table.rows):
         pieces = segments(row)
+        if speaker == "user":
+            pieces = tuple(_exchanged(piece) for piece in pieces)
         targets = [piece.text for piece in pieces if piece.is_target]
         if not targets:
-            raise DataError("nothing here is to be learned: no assistant turn", where=row.where, fix="remove the record")
+            raise DataError(f"nothing here is to be learned: no {speaker} turn", where=row.where, fix="remove the record")
         if not any(target.strip() for target in targets):
             num_blank += 1
             continue
         records.append(Record(_identity(row, index), row.where, segments=pieces, answers=(targets[-1],)))
     return records, num_blank
+
+
+def _exchanged(message: Segment) -> Segment:
+    """The user's message as the assistant's and the other way round: the modelled side is always the assistant."""
+    role = {"user": "assistant", "assistant": "user"}.get(message.role or "", message.role)
+    return replace(message, role=role, is_target=role == "assistant")
 
 
 def _identity(row: Row, index: int) -> str:

@@ -69,7 +69,8 @@ def read_glue(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     tables = {split: source.table() for split, source in sources.items()}
     splits = {split: _records(table, task) for split, table in tables.items()}
     formats = "/".join(dict.fromkeys(table.format for table in tables.values()))
-    return Reading("SEQ_CLS", splits, f"{config.name} {formats}", task.labels, metric_names=task.metric_names)
+    counts = {split: {"rows": len(records)} for split, records in splits.items()}
+    return Reading("SEQ_CLS", splits, f"{config.name} {formats}", task.labels, metric_names=task.metric_names, counts=counts)
 
 
 def _records(table: Table, task: GlueTask) -> list[Record]:

@@ -51,11 +51,13 @@ class Published:
             later ones; one with ``*`` must match a single file.
         config_name: the configuration's name inside collections such as GLUE.
         collections: last parts of hub ids that hold several configurations.
+        folder: pattern of files that together are one split, for a directory without any of ``files``.
     """
 
     files: Mapping[str, tuple[str, ...]]
     config_name: str | None = None
     collections: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 def locate(data: str | Mapping[Any, str], splits: Sequence[str], published: Published) -> dict[str, Source]:
@@ -87,6 +89,8 @@ def _open(data: str, splits: Sequence[str], published: Published, explicit: bool
         files = {split: file for split in splits if (file := _published_file(path, split, published)) is not None}
         if files or _any_published(path, published):
             return {split: Source(split, str(file), file) for split, file in files.items()}
+        if published.folder is not None and any(path.glob(published.folder)):
+            return {splits[0]: Source(splits[0], str(path), path)}
         return _named_splits(_load_directory(path, published), data, splits, explicit)
     if data.startswith((".", "/", "~", "\\")) or path.suffix.lower() in DATA_SUFFIXES:
         raise DataError("no such file or directory", where=data, fix="correct the path under task.data")

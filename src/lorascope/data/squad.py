@@ -1,13 +1,17 @@
-r"""SQuAD v1.1 (Rajpurkar et al. 2016) as generation: official JSON or hub rows become context, question and answer.
+r"""SQuAD v1.1 and v2.0 (Rajpurkar et al. 2016, 2018) as generation: official JSON or hub rows.
 
 A prompt is ``"{context}"`` + ``"\nQuestion: {question}\nAnswer:"`` and the target ``" {answer}"``; the context is the
 only piece that may be cut, from its end, so that question and answer stay whole. Training learns the first answer; all
-of them are kept for scoring. Floor: data.
+of them are kept for scoring.
+
+The data are v2.0 where a question is unanswerable. Its target is ``" unanswerable"`` and it has no answers; every
+question then has that target as a candidate, whose likelihood tells how sure the model is that there is no answer.
+Floor: data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +21,13 @@ from lorascope.data.source import Published, Source
 from lorascope.data.table import checked_text, parse_json, read_text
 from lorascope.errors import DataError
 
+NO_ANSWER = "unanswerable"
 SQUAD_PUBLISHED = Published({"train": ("train*.json",), "validation": ("dev*.json",), "test": ("test*.json",)})
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A question with its context and answers, whichever form it was published in."""
+    """A question with its context and answers (none: unanswerable), whichever form it was published in."""
 
     id: str
     where: str
@@ -31,47 +36,83 @@ class _Question:
     answers: tuple[tuple[str, int], ...]
 
 
+@dataclass
+class _Found:
+    """A split's questions, and how many paragraphs and articles held them (a file of rows has no articles)."""
+
+    form: str
+    questions: list[_Question]
+    num_paragraphs: int
+    num_articles: int | None = None
+
+    @property
+    def num_unanswerable(self) -> int:
+        return sum(not question.answers for question in self.questions)
+
+    @property
+    def shape(self) -> str:
+        return f"v{'2.0' if self.num_unanswerable else '1.1'} {self.form}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = {"questions": len(self.questions), "paragraphs": self.num_paragraphs}
+        if self.num_articles is not None:
+            counts["articles"] = self.num_articles
+        return counts | ({"unanswerable": self.num_unanswerable} if self.num_unanswerable else {})
+
+
 def read_squad(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     """Records of SQuAD.
 
     Raises:
-        DataError: the file does not have the official form, or holds unanswerable questions (v2.0).
+        DataError: the file does not have the official form, or does not agree with itself on what is unanswerable.
     """
     if config.labels is not None:
         raise DataError("squad has no labels", where="task.labels", fix="remove the key")
-    splits: dict[str, list[Record]] = {}
+    found: dict[str, _Found] = {}
     notices: list[Notice] = []
-    forms: dict[str, None] = {}
     for split, source in sources.items():
         official = source.path is not None and source.path.suffix.lower() == ".json"
-        forms["official JSON" if official else f"{_form(source)}"] = None
-        questions = list(_official(source) if official else _rows(source))
+        found[split] = _official(source) if official else _rows(source)
+        questions = found[split].questions
         if not questions:
             raise DataError("the file holds no questions", where=source.where, fix="give one that holds data")
-        splits[split] = [_record(question) for question in questions]
         misplaced = sum(_misplaced(question) for question in questions)
         if misplaced:
             message = f"{misplaced} {split} questions have an answer_start that does not point at the answer's text."
             notices.append(Notice("misplaced_answer", misplaced, source.where, message))
-    shape = f"SQuAD v1.1 {' and '.join(forms)}"
-    return Reading("CAUSAL_LM", splits, shape, notices=tuple(notices), generates=True, metric_names=("exact_match", "f1"))
+    has_unanswerable = any(one.num_unanswerable for one in found.values())
+    candidates = (f" {NO_ANSWER}",) if has_unanswerable else ()
+    return Reading(
+        "CAUSAL_LM",
+        {split: [_record(question, candidates) for question in one.questions] for split, one in found.items()},
+        f"SQuAD {' and '.join(dict.fromkeys(one.shape for one in found.values()))}",
+        notices=tuple(notices),
+        generates=True,
+        metric_names=("squad_v2",) if has_unanswerable else ("exact_match", "f1"),
+        counts={split: one.counts for split, one in found.items()},
+    )
 
 
 def _form(source: Source) -> str:
     return "dataset rows" if source.path is None else f"{source.path.suffix.removeprefix('.')} rows"
 
 
-def _official(source: Source) -> Iterator[_Question]:
+def _official(source: Source) -> _Found:
     """Questions of ``{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}``."""
     assert source.path is not None
     document = parse_json(read_text(source.path), source.path)
-    for number, article in enumerate(_list(document, "data", source.where)):
+    articles = _list(document, "data", source.where)
+    questions: list[_Question] = []
+    num_paragraphs = 0
+    for number, article in enumerate(articles):
         where = f"{source.where}, article {number}"
         for position, paragraph in enumerate(_list(article, "paragraphs", where)):
             place = f"{where}, paragraph {position}"
             context = checked_text(_value(paragraph, "context", place), "context", place)
-            for item in _list(paragraph, "qas", place):
-                yield _question(item, context, place, source.where)
+            questions += [_question(item, context, place, source.where) for item in _list(paragraph, "qas", place)]
+            num_paragraphs += 1
+    return _Found("official JSON", questions, num_paragraphs, len(articles))
 
 
 def _question(item: Any, context: str, place: str, file: str) -> _Question:
@@ -79,26 +120,27 @@ def _question(item: Any, context: str, place: str, file: str) -> _Question:
     where = f"{file}, question {identity}"
     question = checked_text(_value(item, "question", where), "question", where)
     answers = _list(item, "answers", where)
-    if item.get("is_impossible") or not answers:
-        raise _unanswerable(where)
+    if bool(item.get("is_impossible")) == bool(answers):
+        what = "it has answers, but is_impossible is set" if answers else "it has no answers, but is_impossible is not set"
+        raise DataError(what, where=where, fix="correct or remove the question")
     pairs = tuple((_value(answer, "text", where), _value(answer, "answer_start", where)) for answer in answers)
     return _Question(identity, where, context, question, _checked_answers(pairs, where))
 
 
-def _rows(source: Source) -> Iterator[_Question]:
+def _rows(source: Source) -> _Found:
     """Questions of rows ``{"id", "context", "question", "answers": {"text": […], "answer_start": […]}}``."""
     table = source.table()
     table.require("id", "context", "question", "answers")
+    questions: list[_Question] = []
     for row in table.rows:
         answers = row.values.get("answers")
         texts = _list(answers, "text", row.where)
         starts = _list(answers, "answer_start", row.where)
-        if not texts:
-            raise _unanswerable(row.where)
         if len(texts) != len(starts):
             raise DataError(f"{len(texts)} answers but {len(starts)} positions", where=row.where, fix="correct the row")
         pairs = _checked_answers(tuple(zip(texts, starts, strict=True)), row.where)
-        yield _Question(row.text("id"), row.where, row.text("context"), row.text("question"), pairs)
+        questions.append(_Question(row.text("id"), row.where, row.text("context"), row.text("question"), pairs))
+    return _Found(_form(source), questions, len({question.context for question in questions}))
 
 
 def _checked_answers(pairs: tuple[tuple[Any, Any], ...], where: str) -> tuple[tuple[str, int], ...]:
@@ -112,18 +154,12 @@ def _checked_answers(pairs: tuple[tuple[Any, Any], ...], where: str) -> tuple[tu
     return tuple(checked)
 
 
-def _unanswerable(where: str) -> DataError:
-    return DataError(
-        "a question without an answer (SQuAD v2.0), which is not supported yet", where=where, fix="use SQuAD v1.1"
-    )
-
-
-def _record(question: _Question) -> Record:
+def _record(question: _Question, candidates: tuple[str, ...]) -> Record:
     segments = (
         Segment(question.context, cut="end"),
         # The newline is not the context's, so that a cut context still ends its line.
         Segment(f"\nQuestion: {question.question.strip()}\nAnswer:"),
-        Segment(f" {question.answers[0][0].strip()}", is_target=True),
+        Segment(f" {question.answers[0][0].strip() if question.answers else NO_ANSWER}", is_target=True),
     )
     return Record(
         question.id,
@@ -132,6 +168,7 @@ def _record(question: _Question) -> Record:
         answers=tuple(text for text, _ in question.answers),
         answer_spans=tuple(_span(question.context, text, start) for text, start in question.answers),
         group=question.context,
+        candidates=candidates,
     )
 
 
@@ -152,12 +189,12 @@ def _points_at(context: str, text: str, start: int) -> bool:
 
 def _value(node: Any, key: str, where: str) -> Any:
     if not isinstance(node, dict) or key not in node:
-        raise DataError(f"no {key!r} here, so this is not SQuAD's form", where=where, fix="see the official v1.1 files")
+        raise DataError(f"no {key!r} here, so this is not SQuAD's form", where=where, fix="see the official files")
     return node[key]
 
 
 def _list(node: Any, key: str, where: str) -> list[Any]:
     value = _value(node, key, where)
     if not isinstance(value, list):
-        raise DataError(f"{key!r} is no list, so this is not SQuAD's form", where=where, fix="see the official v1.1 files")
+        raise DataError(f"{key!r} is no list, so this is not SQuAD's form", where=where, fix="see the official files")
     return value

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorascope.config import TaskConfig, TaskType
-from lorascope.data.files import FILE_PUBLISHED, read_file
+from lorascope.data.dialogue import TUTORING_PUBLISHED, TUTORING_SPEAKERS, read_tutoring
+from lorascope.data.files import FILE_PUBLISHED, SPEAKERS, read_file
 from lorascope.data.glue import GLUE, read_glue
+from lorascope.data.nli import DIALOGUE_NLI_PUBLISHED, NLI_LABELS, SICK_PUBLISHED, read_dialogue_nli, read_sick
+from lorascope.data.persona import PERSONA_PUBLISHED, PERSONA_SPEAKERS, read_persona
 from lorascope.data.prompt import encode_records
 from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
 from lorascope.data.source import Published, Source, locate
@@ -42,18 +45,39 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TaskReader:
-    """How a task's data are published, and the function that turns them into records."""
+    """How a task's data are published, and the function that turns them into records.
+
+    Attributes:
+        form: task type and number of labels; None where the data tell them.
+        speakers: sides of a dialogue that ``task.speaker`` may name, the default first.
+        one_file_many_splits: a file may hold splits beside the one that it was given for.
+    """
 
     read: Callable[[Mapping[str, Source], TaskConfig], Reading]
     published: Published
+    form: tuple[TaskType, int] | None
+    speakers: tuple[str, ...] = ()
+    one_file_many_splits: bool = False
+
+
+_GENERATION: tuple[TaskType, int] = ("CAUSAL_LM", 0)
+_PAIRS: tuple[TaskType, int] = ("SEQ_CLS", len(NLI_LABELS))
+
+
+def _glue(name: str) -> TaskReader:
+    return TaskReader(read_glue, GLUE[name].published, ("SEQ_CLS", len(GLUE[name].labels)))
 
 
 TASKS: dict[str, TaskReader] = {
-    "sst2": TaskReader(read_glue, GLUE["sst2"].published),
-    "mrpc": TaskReader(read_glue, GLUE["mrpc"].published),
-    "rte": TaskReader(read_glue, GLUE["rte"].published),
-    "squad": TaskReader(read_squad, SQUAD_PUBLISHED),
-    "file": TaskReader(read_file, FILE_PUBLISHED),
+    "sst2": _glue("sst2"),
+    "mrpc": _glue("mrpc"),
+    "rte": _glue("rte"),
+    "sick": TaskReader(read_sick, SICK_PUBLISHED, _PAIRS, one_file_many_splits=True),
+    "dialogue_nli": TaskReader(read_dialogue_nli, DIALOGUE_NLI_PUBLISHED, _PAIRS),
+    "squad": TaskReader(read_squad, SQUAD_PUBLISHED, _GENERATION),
+    "personachat": TaskReader(read_persona, PERSONA_PUBLISHED, _GENERATION, PERSONA_SPEAKERS, one_file_many_splits=True),
+    "teacher_student": TaskReader(read_tutoring, TUTORING_PUBLISHED, _GENERATION, TUTORING_SPEAKERS),
+    "file": TaskReader(read_file, FILE_PUBLISHED, None, SPEAKERS),
 }
 
 
@@ -69,20 +93,24 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
         with_train: False to evaluate only: ``train`` stays empty, and a lone file is the split to evaluate on.
 
     Raises:
-        UsageError: the task is unknown.
+        UsageError: the task or the speaker is unknown.
         DataError: the data cannot be read as what they were said to be, or a split is missing or empty.
     """
     if config.name not in TASKS:
         raise UsageError(f"unknown task {config.name!r}", where="task.name", fix=did_you_mean(config.name, list(TASKS)))
     reader = TASKS[config.name]
+    _check_speaker(config, reader)
     holds_out = config.eval_fraction is not None and split == "validation"
     needs_train = with_train or holds_out or split == "train"
     needed = [*(["train"] if needs_train else []), *([split] if split != "train" and not holds_out else [])]
     sources = locate(config.data, needed, reader.published)
     for name in needed:
-        if name not in sources:
+        if name not in sources and not (sources and reader.one_file_many_splits):
             raise _missing_split(name, config)
     reading = reader.read(sources, config)
+    for name in needed:
+        if name not in reading.splits:
+            raise _missing_split(name, config)
     notices = list(reading.notices)
     train = reading.splits.get("train", [])
     held_out: list[Record] = []
@@ -114,6 +142,15 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
         metric_names=reading.metric_names,
         counts=reading.counts,
     )
+
+
+def _check_speaker(config: TaskConfig, reader: TaskReader) -> None:
+    if config.speaker is None or config.speaker in reader.speakers:
+        return
+    if not reader.speakers:
+        raise UsageError(f"{config.name} has no speakers", where="task.speaker", fix="remove the key")
+    known = ", ".join(repr(speaker) for speaker in reader.speakers)
+    raise UsageError(f"unknown speaker {config.speaker!r}", where="task.speaker", fix=f"known: {known}")
 
 
 def encode_task(raw: RawTask, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Task:
@@ -248,8 +285,6 @@ def _place(config: TaskConfig, split: str) -> str:
 
 def known_form(config: TaskConfig) -> tuple[TaskType, int] | None:
     """Task type and number of labels as far as the configuration tells them without the data; None where it does not."""
-    if config.name in GLUE:
-        return "SEQ_CLS", len(GLUE[config.name].labels)
-    if config.name == "squad":
-        return "CAUSAL_LM", 0
+    if config.name in TASKS and TASKS[config.name].form is not None:
+        return TASKS[config.name].form
     return ("SEQ_CLS", len(config.labels)) if config.labels is not None else None
