@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from lorascope.base_model import head_modules
 from lorascope.cohort.run import run_study
-from lorascope.config import JudgeCheck, JudgeConfig, Study
+from lorascope.config import JudgeCheck, JudgeConfig, Study, TaskConfig
+from lorascope.data.task import read_task
 from lorascope.design import expand
 from lorascope.errors import AdapterError, DataError, ModelError, RunError
 from lorascope.judge import CLASSES, POINTS, load_judge, pairs_of
@@ -283,9 +284,26 @@ def test_a_judge_without_a_clue_is_not_mistaken_for_one_whose_classes_are_swappe
         draw = random.Random(seed)
         judge = load_judge(JudgeConfig(model=plain, check=labelled([draw.choice(CLASSES) for _ in PAIRS])))
         assert judge.facts["check"]["accuracy"] < 0.5
-    constant = load_judge(JudgeConfig(model=plain, check=labelled(["neutral"] * 90 + ["entailment"] * 30)))
-    assert constant.warnings[0].startswith("the judge is no better than a constant answer:")
-    assert "of which 75.0% have one label" in constant.warnings[0]
+    uneven = load_judge(JudgeConfig(model=plain, check=labelled(["neutral"] * 90 + ["entailment"] * 30)))
+    assert uneven.warnings[0].startswith("the judge is no better than a constant answer:")
+    assert "of which 75.0% have one label" in uneven.warnings[0]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("task", "data"), [("sick", "sick/SICK.txt"), ("dialogue_nli", "dialogue_nli")])
+def test_a_judge_is_checked_on_sick_and_dialogue_nli_and_a_constant_one_is_told_from_a_swapped_one(
+    task, data, shared_data, plain, tmp_path
+):
+    constant = AutoModelForSequenceClassification.from_pretrained(plain)
+    constant.classifier.bias.data[CLASSES.index("contradiction")] = 1e3
+    constant.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(tmp_path)
+    check = JudgeCheck(task=task, data=str(shared_data / data), max_eval=60)
+    judge = load_judge(JudgeConfig(model=str(tmp_path), check=check))
+    raw = read_task(TaskConfig(name=task, data=str(shared_data / data), max_eval=60), "test", with_train=False)
+    share = sum(record.label == CLASSES.index("contradiction") for record in raw.eval) / 60
+    assert (judge.facts["check"]["accuracy"], judge.facts["check"]["num_examples"]) == (share, 60)
+    assert judge.facts["check"]["data_checksum"] == raw.checksum
 
 
 def test_a_check_on_other_data_is_refused(plain, tmp_path):

@@ -268,6 +268,7 @@ def _check(judge: Judge, check: JudgeCheck) -> dict[str, Any]:
     counts = Counter(zip(gold, guesses, strict=True))
     correct = sum(counts[name, name] for name in CLASSES)
     accuracy = correct / len(pairs)
+    majority = max(Counter(gold).values()) / len(pairs)
     # What the judge says for each class under another meaning of its outputs, that which fits best.
     said = max(
         (dict(zip(CLASSES, order, strict=True)) for order in permutations(CLASSES)),
@@ -276,7 +277,8 @@ def _check(judge: Judge, check: JudgeCheck) -> dict[str, Any]:
     better = sum(counts[name, said[name]] for name in CLASSES)
     # Pairs on which just one of the two meanings is right: a sign test.
     decisive = sum(counts[name, name] + counts[name, said[name]] for name in CLASSES if name != said[name])
-    if better - correct > _CLEARLY * math.sqrt(decisive):
+    # A judge that always says one thing is right most often if that means the commonest class; no meaning follows from it.
+    if better - correct > _CLEARLY * math.sqrt(decisive) and better / len(pairs) > majority:
         meant = {said[name]: name for name in CLASSES}
         order = ", ".join(meant[name] for name in judge.labels)
         raise ModelError(
@@ -285,7 +287,6 @@ def _check(judge: Judge, check: JudgeCheck) -> dict[str, Any]:
             where=judge.facts["adapter"] or judge.facts["model"],
             fix=f"set judge.labels to [{order}], or correct the labels of the check",
         )
-    majority = max(Counter(gold).values()) / len(pairs)
     if accuracy <= majority:
         judge.notes.append(
             f"the judge is no better than a constant answer: {accuracy:.1%} of {len(pairs)} pairs of {raw.name} right, "
