@@ -12,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from lorascope.cli.app import app
+from lorascope.config import JudgeCheck, JudgeConfig
+from lorascope.judge import load_judge
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,7 +69,7 @@ def test_the_readmes_study_and_its_commands_run(shared_data, tmp_path, monkeypat
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_study_that_can_be_planned(path, tmp_path, model_directory):
-    family = "bert" if yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] == "sst2" else "gpt2"
+    family = "bert" if yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2") else "gpt2"
     positions = ["task.max_length=64"]
     document = json.loads(call("plan", str(path), "--json", *overrides(f"base.model={model_directory(family)}", *positions)))
     assert document["trials"]
@@ -80,6 +82,18 @@ def test_the_sst2_example_runs(shared_data, tmp_path):
     settings = overrides(f"base.model={minilm()}", f"task.data={shared_data / 'sst2'}", *SMALL, "seeds=[42]")
     document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
     assert [trial["status"] for trial in document["trials"]] == ["done"] * 4
+
+
+@pytest.mark.shared_data
+def test_the_sick_example_trains_an_adapter_that_is_a_judge(shared_data, tmp_path):
+    data = str(shared_data / "sick" / "SICK.txt")
+    settings = overrides(f"base.model={minilm()}", f"task.data={data}", *SMALL)
+    study = str(ROOT / "examples" / "judge-sick.yaml")
+    (trial,) = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))["trials"]
+    check = JudgeCheck(task="sick", data=data, max_eval=48)
+    judge = load_judge(JudgeConfig(model=str(tmp_path / "run" / trial["adapter"]), check=check))
+    assert judge.labels == ("entailment", "neutral", "contradiction")
+    assert judge.facts["check"]["accuracy"] == trial["metrics"]["accuracy"]
 
 
 @pytest.mark.shared_data

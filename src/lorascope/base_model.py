@@ -72,6 +72,11 @@ class BaseModel:
         return self.model.device
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers; empty unless SEQ_CLS."""
+        return label_names(self.model.config) if self.task_type == "SEQ_CLS" else ()
+
+    @property
     def pad_id(self) -> int:
         """The id that fills short rows; classifiers of causal models look for it to find a row's last token."""
         return int(self.model.config.pad_token_id)
@@ -134,6 +139,19 @@ def head_modules(model: nn.Module, task_type: TaskType) -> tuple[str, ...]:
     if task_type != "SEQ_CLS":
         return ()
     return tuple(name for name, _ in model.named_children() if name in _HEAD_NAMES)
+
+
+def label_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """A classifier's class names in the order of their numbers; ``LABEL_0`` and so on where nobody named them."""
+    return tuple(str(name) for _, name in sorted((int(number), name) for number, name in (config.id2label or {}).items()))
+
+
+def num_positions(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest row that the model has positions for; None where nothing bounds it."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in ("roberta", "xlm-roberta"):
+        positions -= 2  # their positions start after the padding id
+    return positions
 
 
 def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:

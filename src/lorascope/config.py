@@ -31,6 +31,7 @@ from lorascope.errors import UsageError, did_you_mean
 DEFAULT_SEEDS = (42, 1337, 2024)
 ALL_LINEAR = "all-linear"
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
+NLIClass = Literal["entailment", "neutral", "contradiction"]
 
 
 class Section(BaseModel):
@@ -198,7 +199,7 @@ class DecodingConfig(Section):
 
 
 class JudgeCheck(Section):
-    """Labelled pairs that tell how good a judge is: ``sick``, ``dialogue_nli`` or the user's own."""
+    """Labelled pairs that tell how good a judge is: ``sick``, ``dialogue_nli`` or the user's own, with the three classes."""
 
     task: str = "sick"
     data: str | dict[Literal["train", "validation", "test"], str]
@@ -209,14 +210,22 @@ class JudgeCheck(Section):
 class JudgeConfig(Section):
     """The NLI model behind the C-score: a directory or hub id, with an adapter on it or none.
 
-    ``labels`` are its classes in order, where its configuration does not name them entailment, neutral and contradiction.
+    ``model`` may be an adapter's directory too, where that names its base. ``labels`` are the classes in order, where the
+    model's configuration or the adapter does not name them entailment, neutral and contradiction.
     """
 
     model: str = Field(min_length=1)
     adapter: str | None = None
     revision: str | None = None
-    labels: list[Literal["entailment", "neutral", "contradiction"]] | None = None
+    labels: list[NLIClass] | None = None
     check: JudgeCheck | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_the_three_classes(cls, value: list[NLIClass] | None) -> list[NLIClass] | None:
+        if value is not None and sorted(value) != sorted(get_args(NLIClass)):
+            raise ValueError("names each of entailment, neutral and contradiction once")
+        return value
 
 
 class EvaluateConfig(Section):
@@ -504,8 +513,8 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
             continue
         field = getattr(node, "model_fields", {}).get(part)
         node = field.annotation if field is not None else None
-        # Of a list or an optional section, what is inside.
-        node = next((inner for inner in get_args(node) if hasattr(inner, "model_fields")), node)
+        # Of an optional section or a list of sections, the section.
+        node = next((each for each in get_args(node) if hasattr(each, "model_fields")), node)
     return list(getattr(node, "model_fields", {}))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton
+from lorascope.base_model import checkpoint_keys, head_modules, num_positions, read_config, skeleton
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
 from lorascope.data.packing import batch_order, micro_batches
 from lorascope.data.record import Example
@@ -310,12 +310,9 @@ def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelCon
     Raises:
         ModelError: they could be.
     """
-    config = read_config(base)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = num_positions(read_config(base))
     if positions is None:
         return
-    if config.model_type in ("roberta", "xlm-roberta"):
-        positions -= 2  # their positions start after the padding id
     answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
     if task.max_length + answer > positions:
         extra = f" + {answer} new tokens" if answer else ""

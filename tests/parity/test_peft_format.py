@@ -211,3 +211,20 @@ def test_the_bases_revision_travels_with_the_adapter(tiny_model, tmp_path):
     write_adapter(tmp_path, stack.read(0), slot, model, heads=(), base_model="gpt2", revision="abc", task_type="CAUSAL_LM")
     stack.detach()
     assert read_adapter(tmp_path).config["revision"] == "abc"
+
+
+def test_a_classifiers_names_lie_beside_the_adapter_and_peft_does_not_mind(tiny_model, tmp_path):
+    model = tiny_model("bert")
+    stack, slot, heads = random_stack(model, "query", "SEQ_CLS")
+    names = ["contradiction", "é", "neutral"]
+    write_adapter(tmp_path, stack.read(1), slot, model, heads=heads, base_model="", task_type="SEQ_CLS", labels=names)
+    stack.detach()
+    assert read_adapter(tmp_path).labels == tuple(names)
+    wrapped = peft.PeftModel.from_pretrained(tiny_model("bert"), str(tmp_path), autocast_adapter_dtype=False)
+    assert wrapped.peft_config["default"].task_type == "SEQ_CLS"
+    for text in ("{", "[]", '{"labels": "a"}', '{"labels": [1]}'):
+        (tmp_path / "lorascope.json").write_text(text)
+        with pytest.raises(AdapterError, match=r"lorascope\.json: .*; correct or remove"):
+            read_adapter(tmp_path)
+    (tmp_path / "lorascope.json").unlink()
+    assert read_adapter(tmp_path).labels == ()

@@ -58,6 +58,7 @@ def _write_adapter(
                 base_model=model,
                 revision=trial.base.revision,
                 task_type=base.task_type,
+                labels=base.labels,
             )
         except SafetensorError as error:  # it wraps the system's error, a full disk among them
             raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 from lorascope import __version__
+from lorascope.adapter import stack_saved
 from lorascope.base_model import BaseModel, hardware, load_base, weights_checksum
 from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.kernels import Kernels, install_kernels
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone, steady_allocator
-from lorascope.cohort.single import stack_saved
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError

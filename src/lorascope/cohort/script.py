@@ -66,6 +66,7 @@ def write_script(trial_directory: Path, out: Path) -> None:
             base_model=base_path(trial.base),
             revision=trial.base.revision,
             task_type=base.task_type,
+            labels=base.labels,
         )
         settings = _settings(study, trial, task, base.pad_id, end_tokens(base) if task.generates else [])
         _write_json(directory / "settings.json", settings)

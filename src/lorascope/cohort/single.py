@@ -1,4 +1,4 @@
-"""One adapter from disk: evaluated on its own, put on a base, or entered into a study as a trial. Floor: ``cohort``."""
+"""One adapter from disk: evaluated on its own, or entered into a study as a trial. Floor: ``cohort``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from lorascope.base_model import BaseModel, load_base
+from lorascope.adapter import stack_saved
+from lorascope.base_model import load_base
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
@@ -14,8 +15,7 @@ from lorascope.data.task import encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
 from lorascope.judge import load_judge
-from lorascope.lora.peft_io import SavedAdapter, check_fits, read_adapter
-from lorascope.lora.stack import Stack
+from lorascope.lora.peft_io import read_adapter
 from lorascope.plan import check_lengths
 
 
@@ -101,31 +101,6 @@ def adapter_trial(study: Study, path: Path) -> TrialConfig:
     }
     adapter = validate(AdapterConfig, values, str(path))
     return TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0])
-
-
-def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
-    """A stack of one that holds an adapter from disk, its heads and biases included.
-
-    Raises:
-        AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in the adapter.
-    """
-    check_fits(saved, base.model, where)
-    absent = [name for name in base.new_parameters if name not in saved.weights.heads]
-    if absent:
-        raise AdapterError(
-            f"the adapter holds no {absent[0]!r}, which the base model does not have either",
-            where=where,
-            fix="save it with modules_to_save, or use the base it was trained on",
-        )
-    inside = tuple(f"{head}." for head in base.heads)
-    more = dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
-    stack = Stack(base.model, [saved.slot], (*base.heads, *more))
-    try:
-        stack.write(0, saved.weights)
-    except BaseException:
-        stack.detach()
-        raise
-    return stack
 
 
 def _finished(run: EvaluationRun) -> list[Evaluation]:

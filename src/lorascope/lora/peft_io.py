@@ -4,6 +4,9 @@ Export of K slices of one fused projection (query and value of ``c_attn``, say):
 slices' A's are concatenated to rank K·r, the B's placed block by block, and ``lora_alpha`` chosen so that the scaling stays
 what it was. An adapter with no LoRA part (``targets: []``) has no form in PEFT; its head is ``head.safetensors``.
 
+What PEFT's files have no place for, a classifier's class names in order, lies beside them in ``lorascope.json``; PEFT reads no
+file that it does not know, while a key that it does not know in its own would make it warn.
+
 Knows file and key names. Does not know where on disk a study keeps its adapters. Floor: ``lora``.
 
 Legend: D in, O out, R rank.
@@ -33,6 +36,7 @@ from lorascope.lora.targets import Target
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
+RECORD_FILE = "lorascope.json"
 _PREFIX = "base_model.model."
 # Features of PEFT's LoRA that change the arithmetic; an adapter that uses one is refused instead of half understood.
 _UNSUPPORTED = (
@@ -52,6 +56,7 @@ class SavedAdapter:
         task_type: PEFT's, for example ``SEQ_CLS``; None where it was not written.
         slot: its placements, dropout and bias, ready for a stack.
         weights: its numbers.
+        labels: class names in the order of the head's outputs; empty where nobody wrote them down.
     """
 
     base_model: str | None
@@ -59,6 +64,7 @@ class SavedAdapter:
     slot: Slot
     weights: AdapterWeights
     config: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 def write_adapter(
@@ -71,6 +77,7 @@ def write_adapter(
     base_model: str,
     revision: str | None = None,
     task_type: TaskType,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write one slot for PEFT into an existing directory.
 
@@ -78,6 +85,7 @@ def write_adapter(
         model: the base model, stacked or not; looked at for the kind of its layers.
         heads: the modules that were trained whole (PEFT's ``modules_to_save``).
         base_model: what ``from_pretrained`` should be given to load the base, together with ``revision``.
+        labels: a classifier's class names in the order of their numbers.
     """
     if not weights.placements:
         tensors = {name: value.contiguous() for name, value in {**weights.biases, **weights.heads}.items()}
@@ -88,6 +96,8 @@ def write_adapter(
     config = _peft_config(modules, ranks, alphas, slot, model, heads, base_model, revision, task_type)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_tensors(weights, modules, slot, model, heads), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    if labels:
+        (directory / RECORD_FILE).write_text(json.dumps({"labels": list(labels)}, indent=2) + "\n", encoding="utf-8")
 
 
 def peft_parameters(model: nn.Module, slot: Slot) -> int:
@@ -125,7 +135,8 @@ def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
         bool(config.get("use_rslora")),
     )
     weights = AdapterWeights(placements, lora_A, lora_B, biases, heads)
-    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config)
+    labels = _read_labels(directory)
+    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config, labels)
 
 
 def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
@@ -266,6 +277,20 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if used:
         raise AdapterError(f"the adapter uses {used[0]}", where=str(path), fix="only plain LoRA and rsLoRA are supported")
     return config
+
+
+def _read_labels(directory: Path) -> tuple[str, ...]:
+    path = directory / RECORD_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot be read ({error})", where=str(path), fix="correct or remove it") from None
+    labels = record.get("labels", []) if isinstance(record, dict) else None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise AdapterError("'labels' is no list of class names", where=str(path), fix="correct or remove the file")
+    return tuple(labels)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+"""A saved adapter on a base: what both of them must hold, and the stack of one that results.
+
+Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what the adapter is wanted for.
+Floor: above ``base_model``, below ``judge`` and ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from lorascope.base_model import BaseModel
+from lorascope.errors import AdapterError
+from lorascope.lora.peft_io import SavedAdapter, check_fits
+from lorascope.lora.stack import Stack
+
+
+def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
+    """A stack of one that holds an adapter from disk, its heads and biases included.
+
+    Raises:
+        AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in the adapter.
+    """
+    check_fits(saved, base.model, where)
+    absent = [name for name in base.new_parameters if name not in saved.weights.heads]
+    if absent:
+        raise AdapterError(
+            f"the adapter holds no {absent[0]!r}, which the base model does not have either",
+            where=where,
+            fix="save it with modules_to_save, or use the base it was trained on",
+        )
+    inside = tuple(f"{head}." for head in base.heads)
+    more = dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
+    stack = Stack(base.model, [saved.slot], (*base.heads, *more))
+    try:
+        stack.write(0, saved.weights)
+    except BaseException:
+        stack.detach()
+        raise
+    return stack
