@@ -173,13 +173,15 @@ def _logits(
 def _with_padding(
     stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    """Transformers' ``generate`` on left-padded prompts."""
+    """Transformers' ``generate`` on left-padded prompts, or on an encoder's right-padded inputs, where positions may count."""
+    decodes = base.task_type == "SEQ_2_SEQ_LM"
     prompts = _prompts(examples)
     settings = _settings(base, decoding)
     lengths = [example.prompt_length + decoding.max_new_tokens for example in examples]
     for rows in evaluation_batches(lengths, most_tokens):
-        batch = collate(prompts, rows, base.pad_id, side="left")
-        width = batch.input_ids_BT.shape[1]
+        batch = collate(prompts, rows, base.pad_id, side="right" if decodes else "left")
+        # A decoder's tokens follow its start token, others their prompt.
+        width = 1 if decodes else batch.input_ids_BT.shape[1]
         choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in rows])
         with _only(settings, base.model):
             output_BT = cast(Any, base.model).generate(
@@ -220,6 +222,7 @@ def _settings(base: BaseModel, decoding: DecodingConfig) -> GenerationConfig:
         max_new_tokens=decoding.max_new_tokens,
         pad_token_id=base.pad_id,
         eos_token_id=end_tokens(base) or None,
+        decoder_start_token_id=base.start_id if base.task_type == "SEQ_2_SEQ_LM" else None,
     )
 
 

@@ -66,7 +66,7 @@ def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig
 
     Returns:
         One evaluation per slot, predictions in the examples' order. ``eval_loss`` is the mean cross-entropy per example
-        (SEQ_CLS) or per target token (CAUSAL_LM), and ``perplexity`` its exponential.
+        (SEQ_CLS) or per target token, and ``perplexity`` its exponential.
     """
     stack.context.dropout = None
     while True:
@@ -130,11 +130,11 @@ def _classification(logits_EC: torch.Tensor, labels: list[int], task: Task) -> E
 @torch.no_grad()
 def _token_losses(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> EvaluationRun:
     """Mean cross-entropy per target token, over the whole split and for each example."""
-    scored = [example for example in task.eval if any((example.is_target or [])[1:])]
+    scored = [example for example in task.eval if example.num_targets]
     if not scored:
         raise DataError("no evaluation example has a target token", where=task.eval_split, fix="check the data")
     losses_NE = torch.zeros(stack.num_slots, len(scored), dtype=torch.float64)
-    counts = [sum((example.is_target or [])[1:]) for example in scored]
+    counts = [example.num_targets for example in scored]
     done = 0
     passes = _tree_losses if follows_trees(base, scored, stack.num_slots) else _padded_losses
     for rows, losses in passes(stack, base, scored, settings):
@@ -207,7 +207,7 @@ def _answer(
 
 
 def _batches(stack: Stack, examples: Sequence[Example], settings: EvaluateConfig) -> list[list[int]]:
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = [example.num_tokens for example in examples]
     return evaluation_batches(lengths, max(1, settings.batch_tokens // stack.num_slots))
 
 
