@@ -294,6 +294,21 @@ def checkpoint_keys(directory: str) -> set[str] | None:
         return None
 
 
+def unties_head(base: BaseModelConfig, config: PretrainedConfig) -> bool:
+    """Whether a T5 has an output layer of its own when its weights are loaded.
+
+    transformers declares every T5 tied, and yet loads two matrices where the checkpoint holds two, as those of T5 v1.1 and its
+    successors do. Where there is no local checkpoint, ``config.json`` says what it was written with.
+    """
+    if config.model_type not in ("t5", "mt5"):
+        return False
+    keys = checkpoint_keys(base.model)
+    if keys is not None:
+        return {"lm_head.weight", "shared.weight"} <= keys
+    written, _ = PretrainedConfig.get_config_dict(base.model, revision=base.revision)
+    return written.get("tie_word_embeddings") is False
+
+
 def _load_weights(
     base: BaseModelConfig, config: PretrainedConfig, task_type: TaskType
 ) -> tuple[PreTrainedModel, set[str], set[str]]:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lorascope.base_model import BaseModel
 from lorascope.config import DecodingConfig
@@ -183,12 +183,15 @@ def _with_padding(
         # A decoder's tokens follow its start token, others their prompt.
         width = 1 if decodes else batch.input_ids_BT.shape[1]
         choice = TokenChoice(decoding, stack.context.seeds, [examples[row].id for row in rows])
+        # Left to itself, transformers makes room for as many decoder layers as a T5's encoder has.
+        cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if decodes else {}
         with _only(settings, base.model):
             output_BT = cast(Any, base.model).generate(
                 input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
                 attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width)]),
+                **cache,
             )
         yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton, task_type_of
+from lorascope.base_model import checkpoint_keys, head_modules, read_config, skeleton, task_type_of, unties_head
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TaskType, TrialConfig
 from lorascope.data.packing import batch_order, micro_batches
 from lorascope.data.record import Example
@@ -130,6 +130,9 @@ def meta_model(trial: TrialConfig, task_type: TaskType, num_labels: int) -> tupl
     config = read_config(trial.base)
     task_type = task_type_of(config, task_type)
     model = skeleton(config, task_type, num_labels)
+    if task_type == "SEQ_2_SEQ_LM" and unties_head(trial.base, config):
+        output = model.get_output_embeddings()
+        output.weight = nn.Parameter(torch.empty_like(output.weight))
     heads = head_modules(model, task_type)
     keys = checkpoint_keys(trial.base.model)
     poolers = [name for name, _ in model.named_parameters() if ".pooler." in name]
