@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     DistilBertConfig,
     GPT2Config,
@@ -25,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
 )
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -37,6 +40,16 @@ _ENCODER = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 130, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pad_token_id": 0,
 }  # fmt: skip
+_T5 = {
+    "vocab_size": VOCABULARY, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "dropout_rate": 0.1, "pad_token_id": 0,
+    "eos_token_id": 1, "decoder_start_token_id": 0,
+}  # fmt: skip
+_BART = {
+    "vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 20, "encoder_attention_heads": 2, "decoder_attention_heads": 4, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": None,
+}  # fmt: skip
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=128, bos_token_id=2, eos_token_id=2),
     "bert": BertConfig(**_ENCODER),
@@ -47,9 +60,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_ROTARY),
     "qwen2": Qwen2Config(**_ROTARY),
     "phi3": Phi3Config(**_ROTARY),
+    "t5": T5Config(**_T5),
+    "gated-t5": T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "bart": BartConfig(**_BART),
 }
 SEQ_CLS_FAMILIES = ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")
 CAUSAL_FAMILIES = ("gpt2", "llama", "qwen2", "phi3")
+SEQ_2_SEQ_FAMILIES = ("t5", "gated-t5", "bart")
 SENTENCES = (
     "a charming and often affecting journey",
     "the acting is wooden and the plot goes nowhere",
@@ -89,7 +106,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
         family: str, task_type: str = "SEQ_CLS", dtype: torch.dtype = torch.float64, num_labels: int = 3
     ) -> PreTrainedModel:
         config = type(CONFIGS[family]).from_dict(CONFIGS[family].to_dict())
-        auto = AutoModelForCausalLM
+        auto = AutoModelForSeq2SeqLM if task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
         if task_type == "SEQ_CLS":
             config.num_labels = num_labels
             auto = AutoModelForSequenceClassification
@@ -108,18 +125,25 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE without pad token (``causal``) or a WordPiece with [CLS] and [SEP] (``encoder``)."""
-    if kind == "causal":
+    """A byte-level BPE without pad token (``causal``), or with one and ``</s>`` behind every text (``encoder-decoder``); or a
+    WordPiece with [CLS] and [SEP] (``encoder``).
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    if kind != "encoder":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = token_decoders.ByteLevel()
-        special = ["<unk>", "<s>", "<|endoftext|>"]
+        special = ["<unk>", "<s>", "<|endoftext|>"] if kind == "causal" else ["<pad>", "</s>", "<unk>"]
         alphabet = sorted({c for s in SENTENCES for c in s} | set("\nĊĠ0123456789?!.,'\"():;-"))
         trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
         tokenizer.train_from_iterator(SENTENCES, trainer)
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<unk>")
+        if kind == "causal":
+            return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<unk>")
+        end = [("</s>", 1)]
+        tokenizer.post_processor = TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=end)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     from tokenizers.normalizers import BertNormalizer
-    from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
@@ -147,16 +171,17 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
             from transformers import AutoModel
 
             directory = tmp_path_factory.mktemp(family)
-            causal = family in CAUSAL_FAMILIES
+            kinds = {**dict.fromkeys(CAUSAL_FAMILIES, "causal"), **dict.fromkeys(SEQ_2_SEQ_FAMILIES, "encoder-decoder")}
+            autos = {"causal": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM, "encoder": AutoModel}
+            kind = kinds.get(family, "encoder")
             with torch.random.fork_rng():
                 torch.manual_seed(11)
-                auto = AutoModelForCausalLM if causal else AutoModel
-                model = auto.from_config(CONFIGS[family])
+                model = autos[kind].from_config(CONFIGS[family])
                 for parameter in model.parameters():
                     if parameter.dim() == 2:
                         parameter.data *= 3.0
             model.save_pretrained(directory)
-            tokenizer = make_tokenizer("causal" if causal else "encoder")
+            tokenizer = make_tokenizer(kind)
             assert len(tokenizer) <= VOCABULARY
             assert tokenizer("the acting")["input_ids"]
             tokenizer.save_pretrained(directory)

@@ -35,8 +35,7 @@ from transformers import (
 )
 
 from lorascope import losses
-from lorascope.base_model import BaseModel, head_modules
-from lorascope.base_model import _head_is_plain as head_is_plain
+from lorascope.base_model import BaseModel, head_modules, head_scale
 from lorascope.data.packing import collate
 from lorascope.data.record import Example
 from lorascope.data.tree import plant
@@ -113,7 +112,7 @@ def base_of(config, dtype=torch.float64, scale=5.0):
         if parameter.dim() == 2:
             parameter *= scale
     model.config.pad_token_id = 0
-    return BaseModel(model, None, "CAUSAL_LM", (), (), "", head_is_plain(model))
+    return BaseModel(model, None, "CAUSAL_LM", (), (), "", head_scale(model) is not None)
 
 
 def random_ids(length, seed):

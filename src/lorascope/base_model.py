@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -34,7 +35,11 @@ from lorascope.lora.last_block import LastBlock, find_last_block
 from lorascope.lora.linear import linear_modules
 from lorascope.lora.quantised import check_installed, quantise
 
-_AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM}
+_AUTO_CLASSES = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+}
 # Classification heads, by the names that transformers gives them; a family has one or two of these.
 _HEAD_NAMES = ("pre_classifier", "classifier", "score")
 
@@ -47,11 +52,12 @@ class BaseModel:
         heads: modules that are trained whole, newly initialised ones always among them.
         new_parameters: full names of the parameters that no checkpoint provided.
         checksum: SHA-256 of all weights outside the heads.
-        plain_head: logits are exactly ``output_embeddings(last_hidden_state)``, so they can be computed for some positions
-            alone; False where the model scales or caps them.
+        plain_head: logits are exactly ``output_embeddings(head_scale · last_hidden_state)``, so they can be computed for some
+            positions alone; False where the model scales or caps them otherwise.
         packs: whether prefix trees give this model's losses; None until it was tried.
         scratch: memory that passes use again, by name; what it holds means nothing.
         last_block: how to compute the last block only where it is read; None where that is not known.
+        head_scale: what the last hidden states are multiplied with before the output embeddings; 1 but for a T5.
     """
 
     model: PreTrainedModel
@@ -64,6 +70,7 @@ class BaseModel:
     warnings: list[str] = field(default_factory=list)
     packs: bool | None = None
     last_block: LastBlock | None = None
+    head_scale: float = 1.0
     scratch: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -80,6 +87,11 @@ class BaseModel:
     def pad_id(self) -> int:
         """The id that fills short rows; classifiers of causal models look for it to find a row's last token."""
         return int(self.model.config.pad_token_id)
+
+    @property
+    def start_id(self) -> int:
+        """The token that an encoder–decoder's decoder starts with."""
+        return int(self.model.config.decoder_start_token_id)
 
     def initial_head(self, module: str, seed: int) -> Mapping[str, Tensor]:
         """Initial values of a head's own parameters: drawn anew for the seed where no checkpoint provided them.
@@ -118,6 +130,11 @@ def read_config(base: BaseModelConfig) -> PretrainedConfig:
     return config
 
 
+def task_type_of(config: PretrainedConfig, wanted: TaskType) -> TaskType:
+    """What a task's type becomes on this base: an encoder–decoder produces a text from a text, where others continue one."""
+    return "SEQ_2_SEQ_LM" if wanted == "CAUSAL_LM" and getattr(config, "is_encoder_decoder", False) else wanted
+
+
 def skeleton(config: PretrainedConfig, task_type: TaskType, num_labels: int = 2) -> PreTrainedModel:
     """The model on the meta device: every shape and no weights."""
     config = type(config).from_dict(config.to_dict())
@@ -135,7 +152,7 @@ def skeleton(config: PretrainedConfig, task_type: TaskType, num_labels: int = 2)
 
 
 def head_modules(model: nn.Module, task_type: TaskType) -> tuple[str, ...]:
-    """The classification head's modules; empty for a causal model."""
+    """The classification head's modules; empty for a model that produces text."""
     if task_type != "SEQ_CLS":
         return ()
     return tuple(name for name, _ in model.named_children() if name in _HEAD_NAMES)
@@ -174,12 +191,16 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
 
     What is quantised is every linear layer but heads and output embeddings: what transformers would, less what is trained.
 
+    Args:
+        task_type: what the task wants; the base's own is ``task_type_of`` it.
+
     Raises:
         ModelError: something is missing, damaged, holds NaN, or is newly initialised outside what can be trained.
     """
     if base.quantization is not None:
         check_installed()
     config = read_config(base)
+    task_type = task_type_of(config, task_type)
     tokenizer = load_tokenizer(base)
     if task_type == "SEQ_CLS":
         config.num_labels = len(labels)
@@ -192,6 +213,8 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     _set_pad_token(model, tokenizer, task_type, base.model)
+    if task_type == "SEQ_2_SEQ_LM":
+        _set_start_token(model, base.model)
     heads = head_modules(model, task_type)
     new, warnings = _new_parameters(model, missing, mismatched, heads, base)
     for name in new:
@@ -206,14 +229,57 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         quantise(model, list(linear_modules(model, heads)), device)
         _leave_checkpoint(model)
         cast(nn.Module, model).to(device)
-    plain_head = task_type == "SEQ_CLS" or _head_is_plain(model)
-    if not plain_head:
+    scale = 1.0 if task_type == "SEQ_CLS" else head_scale(model)
+    if scale is None:
         warnings.append("the model scales its logits; those of a batch are all kept for the backward pass")
     checksum = weights_checksum(model, heads)
     last_block, reason = find_last_block(model, task_type)
     if reason is not None:
         warnings.append(f"the last block is computed for every token: {reason}")
-    return BaseModel(model, tokenizer, task_type, heads, new, checksum, plain_head, warnings, last_block=last_block)
+    return BaseModel(
+        model, tokenizer, task_type, heads, new, checksum, scale is not None, warnings,
+        last_block=last_block, head_scale=1.0 if scale is None else scale,
+    )  # fmt: skip
+
+
+def last_hidden_states(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+    """What the output embeddings are given, ``[B, T, D]``, before any scaling; an encoder–decoder's are its decoder's.
+
+    Args:
+        inputs: what the model's ``forward`` is given.
+    """
+    if "decoder_input_ids" not in inputs:
+        return cast(Tensor, model.base_model(**inputs, use_cache=False).last_hidden_state)
+    mask = inputs["attention_mask"]
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+    decoded = model.get_decoder()(
+        input_ids=inputs["decoder_input_ids"],
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )
+    return cast(Tensor, decoded.last_hidden_state)
+
+
+@torch.no_grad()
+def head_scale(model: PreTrainedModel) -> float | None:
+    """By what the output embeddings' input is the last hidden states, tried on four tokens; None where logits differ still.
+
+    A T5 of the first version, whose embeddings are tied, divides by √D.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        return None
+    ids = torch.arange(4, device=model.device).reshape(1, 4)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    scales = [1.0]
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids.flip(1)
+        scales.append(float(model.config.hidden_size) ** -0.5)
+    hidden = last_hidden_states(model, inputs)
+    logits = model(**inputs, use_cache=False).logits.float()
+    fitting = (scale for scale in scales if torch.allclose(output(hidden * scale).float(), logits, rtol=1e-4, atol=1e-4))
+    return next(fitting, None)
 
 
 def weights_checksum(model: nn.Module, heads: Sequence[str]) -> str:
@@ -244,6 +310,21 @@ def checkpoint_keys(directory: str) -> set[str] | None:
             return set(json.loads(file.read(length))) - {"__metadata__"}
     except (OSError, ValueError, KeyError, IndexError):
         return None
+
+
+def unties_head(base: BaseModelConfig, config: PretrainedConfig) -> bool:
+    """Whether a T5 has an output layer of its own when its weights are loaded.
+
+    transformers declares every T5 tied, and yet loads two matrices where the checkpoint holds two, as those of T5 v1.1 and its
+    successors do. Where there is no local checkpoint, ``config.json`` says what it was written with.
+    """
+    if config.model_type not in ("t5", "mt5"):
+        return False
+    keys = checkpoint_keys(base.model)
+    if keys is not None:
+        return {"lm_head.weight", "shared.weight"} <= keys
+    written, _ = PretrainedConfig.get_config_dict(base.model, revision=base.revision)
+    return written.get("tie_word_embeddings") is False
 
 
 def _load_weights(
@@ -299,6 +380,24 @@ def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
+def _set_start_token(model: PreTrainedModel, where: str) -> None:
+    """Have model and generation agree on the token that the decoder starts with; where none is declared, a T5 pads.
+
+    Raises:
+        ModelError: neither the model's configuration nor its family says.
+    """
+    config: Any = model.config
+    declared = [getattr(one, "decoder_start_token_id", None) for one in (config, model.generation_config)]
+    start = next((one for one in declared if isinstance(one, int)), None)
+    if start is None and config.model_type in ("t5", "mt5"):
+        start = config.pad_token_id
+    if start is None:
+        what = "the model does not say with which token its decoder starts"
+        raise ModelError(what, where=where, fix="set decoder_start_token_id in config.json")
+    config.decoder_start_token_id = start
+    cast(Any, model.generation_config).decoder_start_token_id = start
+
+
 def _check_finite(model: PreTrainedModel, base: BaseModelConfig) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -320,19 +419,6 @@ def _leave_checkpoint(model: nn.Module) -> None:
     """Copy the parameters: as long as one is a view of the mapped checkpoint, all of its pages stay in memory."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
-
-
-@torch.no_grad()
-def _head_is_plain(model: PreTrainedModel) -> bool:
-    """Whether output embeddings on the last hidden state give the model's logits, tried on four tokens."""
-    output = model.get_output_embeddings()
-    if output is None:
-        return False
-    ids = torch.arange(4, device=model.device).reshape(1, 4)
-    mask = torch.ones_like(ids)
-    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return bool(torch.allclose(output(hidden).float(), logits.float(), rtol=1e-4, atol=1e-4))
 
 
 def _check_directory(model: str, file: str) -> None:

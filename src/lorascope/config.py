@@ -186,7 +186,7 @@ class DecodingConfig(Section):
     @property
     def label(self) -> str:
         """Its settings in a word or two, for tables: ``nucleus p=0.9 T=0.7 ×4``."""
-        parts = [self.strategy]
+        parts: list[str] = [self.strategy]
         if self.strategy == "top_k":
             parts.append(f"k={self.top_k}")
         if self.strategy == "nucleus":

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lorascope.base_model import BaseModel
 from lorascope.config import DecodingConfig
@@ -174,19 +174,24 @@ def _logits(
 def _with_padding(
     stack: Stack, base: BaseModel, questions: Sequence[Example], decoding: DecodingConfig, most_tokens: int
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    """Transformers' ``generate`` on left-padded prompts."""
+    """Transformers' ``generate`` on left-padded prompts, or on an encoder's right-padded inputs, where positions may count."""
+    decodes = base.task_type == "SEQ_2_SEQ_LM"
     settings = _settings(base, decoding)
     lengths = [question.prompt_length + decoding.max_new_tokens for question in questions]
     for rows in evaluation_batches(lengths, most_tokens):
-        batch = collate(questions, rows, base.pad_id, side="left")
-        width = batch.input_ids_BT.shape[1]
+        batch = collate(questions, rows, base.pad_id, side="right" if decodes else "left")
+        # A decoder's tokens follow its start token, others their prompt.
+        width = 1 if decodes else batch.input_ids_BT.shape[1]
         choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in rows])
+        # Left to itself, transformers makes room for as many decoder layers as a T5's encoder has.
+        cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if decodes else {}
         with _only(settings, base.model):
             output_BT = cast(Any, base.model).generate(
                 input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
                 attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width)]),
+                **cache,
             )
         yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
 
@@ -219,6 +224,7 @@ def _settings(base: BaseModel, decoding: DecodingConfig) -> GenerationConfig:
         max_new_tokens=decoding.max_new_tokens,
         pad_token_id=base.pad_id,
         eos_token_id=end_tokens(base) or None,
+        decoder_start_token_id=base.start_id if base.task_type == "SEQ_2_SEQ_LM" else None,
     )
 
 

@@ -3,8 +3,8 @@
 Knows how a model is called, where its logits are needed, and whether its attention can follow a tree. Does not know
 optimisers, steps or metrics. Floor: above ``lora``, ``data`` and ``base_model``, below ``train``, ``decode`` and ``evaluate``.
 
-Legend: N slots, B rows (of all slots), E examples of a slot, T tokens, D hidden, K supervised positions, C columns of rows, V
-vocabulary.
+Legend: N slots, B rows (of all slots), E examples of a slot, T tokens, S decoder tokens, D hidden, K supervised positions, C
+columns of rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorascope.base_model import BaseModel
+from lorascope.base_model import BaseModel, last_hidden_states
 from lorascope.data.packing import Batch, collate, concatenate
 from lorascope.data.record import Example
 from lorascope.data.tree import SHORTEST_SHARED, Forest, plant
@@ -45,14 +45,22 @@ _CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e
 
 
 def padded_losses(base: BaseModel, batch: Batch) -> Tensor:
-    """Summed cross-entropy of each row's supervised tokens, or of its label, ``[B]``."""
+    """Summed cross-entropy of each row's supervised tokens (a decoder's targets), or of its label, ``[B]``."""
     if base.task_type == "SEQ_CLS":
         assert batch.labels_B is not None
         return F.cross_entropy(_at_least_fp32(class_logits(base, batch)), batch.labels_B.to(base.device), reduction="none")
     inputs = model_inputs(batch, base.device)
-    assert batch.is_target_BT is not None
-    predicts_BT = batch.is_target_BT[:, 1:].to(base.device)
-    targets_K = inputs["input_ids"][:, 1:][predicts_BT]
+    if base.task_type == "SEQ_2_SEQ_LM":
+        assert batch.target_ids_BS is not None, "an encoder-decoder learns target_ids"
+        assert batch.target_mask_BS is not None
+        target_ids_BS, predicts_BT = batch.target_ids_BS.to(base.device), batch.target_mask_BS.to(base.device)
+        targets_K = target_ids_BS[predicts_BT]
+        # Padding needs no mask: it comes last, and a decoder looks only back.
+        inputs["decoder_input_ids"] = F.pad(target_ids_BS[:, :-1], (1, 0), value=base.start_id)
+    else:
+        assert batch.is_target_BT is not None
+        predicts_BT = batch.is_target_BT[:, 1:].to(base.device)
+        targets_K = inputs["input_ids"][:, 1:][predicts_BT]
     row_K, place_K = predicts_BT.nonzero().unbind(1)
     losses_K = _token_losses(base, inputs, row_K, place_K, targets_K)
     return torch.zeros(len(predicts_BT), dtype=losses_K.dtype, device=base.device).index_add(0, row_K, losses_K)
@@ -204,8 +212,8 @@ def column_logits(base: BaseModel, inputs: Mapping[str, Any], columns_C: Tensor 
         return logits
     with _reading(base, partial(Places.columns, columns_C, *inputs["input_ids"].shape)):
         if base.plain_head:
-            hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-            logits = base.model.get_output_embeddings()(hidden_BTD[:, columns_C])
+            hidden_BTD = last_hidden_states(base.model, inputs)
+            logits = base.model.get_output_embeddings()(_scaled(base, hidden_BTD[:, columns_C]))
         elif "logits_to_keep" in inspect.signature(base.model.forward).parameters:
             logits = base.model(**inputs, use_cache=False, logits_to_keep=columns_C).logits
         else:
@@ -227,11 +235,16 @@ def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, pla
     # A trained output head sees whole rows: it tells slots apart by their place in the batch.
     if base.plain_head and not isinstance(output, StackedLinear):
         with _reading(base, partial(Places, row_K, place_K, *inputs["input_ids"].shape)):
-            hidden_BTD = base.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return _frozen_losses(output, hidden_BTD[row_K, place_K], targets_K, base.scratch)
+            hidden_BTD = last_hidden_states(base.model, inputs)
+        return _frozen_losses(output, _scaled(base, hidden_BTD[row_K, place_K]), targets_K, base.scratch)
     columns_C, column_K = place_K.unique(return_inverse=True)
     logits_KV = column_logits(base, inputs, columns_C)[row_K, column_K]
     return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
+
+
+def _scaled(base: BaseModel, hidden: Tensor) -> Tensor:
+    """As the output embeddings take it."""
+    return hidden if base.head_scale == 1.0 else hidden * base.head_scale
 
 
 def _reading(base: BaseModel, places: Callable[[], Places]) -> AbstractContextManager[None]:

@@ -19,8 +19,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.base_model import checkpoint_keys, head_modules, num_positions, read_config, skeleton
-from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TrialConfig
+from lorascope.base_model import (
+    checkpoint_keys,
+    head_modules,
+    num_positions,
+    read_config,
+    skeleton,
+    task_type_of,
+    unties_head,
+)
+from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, TaskType, TrialConfig
 from lorascope.data.packing import batch_order, micro_batches
 from lorascope.data.record import Example
 from lorascope.data.tree import cut, sibling_groups
@@ -28,6 +36,7 @@ from lorascope.errors import ModelError
 from lorascope.lora.linear import features, linear_modules, num_parameters
 from lorascope.lora.peft_io import check_fits, peft_parameters, read_adapter
 from lorascope.lora.quantised import BITS_PER_WEIGHT, check_installed
+from lorascope.lora.sides import is_encoder_decoder
 from lorascope.lora.stack import Placement, Slot, count_adapter, count_trainable, head_parameters
 from lorascope.lora.targets import resolve
 from lorascope.losses import LOGIT_CHUNK
@@ -50,6 +59,8 @@ class Workload:
     """The data of a trial as far as costs go; None, or no examples, where they are not at hand.
 
     Attributes:
+        mean_tokens: of an encoder–decoder's example, those of its encoder.
+        mean_decoder_tokens: those of its decoder.
         examples: some of the training examples, as token ids.
     """
 
@@ -57,6 +68,7 @@ class Workload:
     mean_tokens: float | None
     longest_tokens: int
     examples: Sequence[Example] = ()
+    mean_decoder_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,8 @@ def parameters(model: nn.Module, slot: Slot, heads: Sequence[str]) -> tuple[int,
     return trainable, base + count_adapter(model, slot), base + peft_parameters(model, slot) + head
 
 
-def meta_model(trial: TrialConfig, task_type: str, num_labels: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """The trial's base on the meta device, and the modules that will be trained whole.
+def meta_model(trial: TrialConfig, task_type: TaskType, num_labels: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """The trial's base on the meta device, in the form that ``task_type`` takes on it, and the modules trained whole.
 
     A pooler that a local checkpoint lacks is newly initialised when the base is loaded, and trained then; so it counts.
 
@@ -124,8 +136,12 @@ def meta_model(trial: TrialConfig, task_type: str, num_labels: int) -> tuple[nn.
     if trial.base.quantization is not None:
         check_installed()
     config = read_config(trial.base)
-    model = skeleton(config, task_type, num_labels)  # type: ignore[arg-type]
-    heads = head_modules(model, task_type)  # type: ignore[arg-type]
+    task_type = task_type_of(config, task_type)
+    model = skeleton(config, task_type, num_labels)
+    if task_type == "SEQ_2_SEQ_LM" and unties_head(trial.base, config):
+        output = model.get_output_embeddings()
+        output.weight = nn.Parameter(torch.empty_like(output.weight))
+    heads = head_modules(model, task_type)
     keys = checkpoint_keys(trial.base.model)
     poolers = [name for name, _ in model.named_parameters() if ".pooler." in name]
     if keys is not None and poolers and not any("pooler." in key for key in keys):
@@ -147,25 +163,33 @@ def estimate(
     at hand, as prefix trees for a causal model, else of rows that are all as long as the longest. Weights that a run packs
     for speed, where memory allows, come on top.
     Time: two operations per base weight and token forward, two backward (frozen weights get no gradient), at the rate
-    probed on this machine times a usual efficiency.
+    probed on this machine times a usual efficiency. An encoder–decoder's token passes through one of its halves.
     """
     slot = slot_of(trial, model, heads)
     trainable, total, peft_total = parameters(model, slot, heads)
     item = _BYTES[trial.base.dtype]
-    base = num_parameters(model)
     slot_memory = slot_bytes(model, slot, _planned_load(trial, model, work), item, trainable)
     memory = _PROCESS_BYTES + base_bytes(trial.base, model, heads) + slot_memory
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
         epochs = trial.train.num_steps(work.num_examples) / trial.train.steps_per_epoch(work.num_examples)
-        embedding = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
-        operations = 4.0 * (base - embedding) * work.num_examples * work.mean_tokens * epochs
+        operations = 4.0 * _products(model, work.mean_tokens, work.mean_decoder_tokens) * work.num_examples * epochs
         seconds = operations / (flops_per_second * _EFFICIENCY)
     fits = memory <= memory_bytes
     reason = None
     if not fits:
         reason = f"needs about {memory / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f} GiB; lower micro_batch_size or dtype"
     return Cost(trainable, total, peft_total, memory, seconds, fits, reason)
+
+
+def _products(model: nn.Module, tokens: float, decoder_tokens: float) -> float:
+    """Base weights that an example's tokens are multiplied with, each as often as it is."""
+    body: Any = model
+    embedding = body.get_input_embeddings().weight.numel()
+    if not is_encoder_decoder(model):
+        return float((num_parameters(model) - embedding) * tokens)
+    encoder, decoder = (num_parameters(side) - embedding for side in (body.get_encoder(), body.get_decoder()))
+    return float(encoder * tokens + (decoder + embedding) * decoder_tokens)
 
 
 def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) -> int:
@@ -195,8 +219,11 @@ def token_bytes(model: nn.Module, slot: Slot, item: int) -> int:
     config: Any = model.config
     width, inner, num_layers = int(config.hidden_size), _inner_width(config), int(config.num_hidden_layers)
     heads = int(config.num_attention_heads) * int(getattr(config, "head_dim", None) or width // config.num_attention_heads)
-    gated = any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules())
+    gated = any(name.endswith(("gate_proj", "gate_up_proj", "wi_0")) for name, _ in model.named_modules())
     kept = num_layers * (2 * width + 4 * heads + (3 if gated else 1) * inner)
+    if is_encoder_decoder(model):
+        # A decoder's token looks at the encoder's too; the keys and values for that are among an encoder token's.
+        kept += _num_decoder_layers(config) * (width + 2 * heads)
     adapted = {name: features(model.get_submodule(name))[0] for name in dict.fromkeys(_adapted(slot))}
     kept += sum({(name.rpartition(".")[0], num): num for name, num in adapted.items()}.values())
     masks = 4 * sum(adapted.values()) if slot.dropout else 0
@@ -228,19 +255,19 @@ def largest_load(
         packs: prefix trees, else padded rows.
         position_tokens: how many tokens a target's position weighs.
     """
-    lengths = [len(example.input_ids) for example in examples]
-    targets = [sum((example.is_target or [])[1:]) for example in examples]
+    lengths = [example.num_tokens for example in examples]
+    targets = [example.num_targets for example in examples]
 
-    def bound(rows: Sequence[int]) -> float:
-        tokens = sum(lengths[row] for row in rows) if packs else len(rows) * max(lengths[row] for row in rows)
-        return tokens + position_tokens * sum(targets[row] for row in rows)
+    def bound(step: Sequence[Sequence[int]]) -> float:
+        stored = [sum(lengths[row] for row in rows) for rows in step] if packs else [_padded_tokens(examples, step)]
+        return max(stored) + position_tokens * max(sum(targets[row] for row in rows) for rows in step)
 
-    bounded = sorted(((max(map(bound, step)), step) for step in steps), key=lambda pair: -pair[0])
+    bounded = sorted(((bound(step), step) for step in steps), key=lambda pair: -pair[0])
     best, most, its_step = Load(0, 0), 0.0, bounded[0][1]
     for limit, step in bounded[:_BATCHES_LOOKED_AT]:
         if limit <= most:
             break
-        loads = _tree_loads(examples, step, most_rows) if packs else _row_loads(lengths, targets, step, most_rows, num_slots)
+        loads = _tree_loads(examples, step, most_rows) if packs else _row_loads(examples, targets, step, most_rows, num_slots)
         for load in loads:
             weight = load.tokens + position_tokens * load.positions
             if weight > most:
@@ -255,24 +282,32 @@ def _tree_loads(examples: Sequence[Example], step: Sequence[Sequence[int]], most
 
 
 def _row_loads(
-    lengths: Sequence[int], targets: Sequence[int], step: Sequence[Sequence[int]], most_rows: int | None, num_slots: int
+    examples: Sequence[Example], targets: Sequence[int], step: Sequence[Sequence[int]], most_rows: int | None, num_slots: int
 ) -> Iterator[Load]:
-    for width, pieces in micro_batches(step, lengths.__getitem__, most_rows, num_slots):
-        yield Load(len(pieces[0]) * width, max(sum(targets[row] for row in rows) for rows in pieces))
+    for _, pieces in micro_batches(step, lambda row: examples[row].num_tokens, most_rows, num_slots):
+        yield Load(_padded_tokens(examples, pieces), max(sum(targets[row] for row in rows) for rows in pieces))
+
+
+def _padded_tokens(examples: Sequence[Example], pieces: Sequence[Sequence[int]]) -> int:
+    """Stored tokens of one seed's padded rows, a decoder's included; seeds share the widths of the widest."""
+    rows = [row for piece in pieces for row in piece]
+    longest = max(len(examples[row].input_ids) for row in rows)
+    return max(map(len, pieces)) * (longest + max(len(examples[row].target_ids or ()) for row in rows))
 
 
 def _planned_load(trial: TrialConfig, model: nn.Module, work: Workload) -> Load:
     """The largest micro-batch as far as the data are at hand, else of rows of the greatest length, a quarter of it targets."""
     rows = min(trial.train.micro_batch_size or trial.train.batch_size, trial.train.batch_size)
-    causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    produces_text = getattr(model, "get_output_embeddings", lambda: None)() is not None
     if not work.examples:
         tokens = rows * work.longest_tokens
-        return Load(tokens, tokens // 4 if causal else 0)
+        return Load(tokens, tokens // 4 if produces_text else 0)
     order = batch_order(sibling_groups(work.examples), trial.train.batch_size, trial.seed, 0)
     item = _BYTES[trial.base.dtype]
     weight = position_bytes(model, item) / max(1, token_bytes(model, Slot("", 0, ()), item))
     steps = [[batch] for batch in order]
-    return largest_load(work.examples, steps, rows, num_slots=1, packs=causal, position_tokens=weight)[0]
+    packs = produces_text and not is_encoder_decoder(model)
+    return largest_load(work.examples, steps, rows, num_slots=1, packs=packs, position_tokens=weight)[0]
 
 
 def _adapted(slot: Slot) -> list[str]:
@@ -281,8 +316,13 @@ def _adapted(slot: Slot) -> list[str]:
 
 def _inner_width(config: Any) -> int:
     """Width of the feed-forward layer, by each family's own name."""
-    names = ("intermediate_size", "n_inner", "hidden_dim")
+    names = ("intermediate_size", "n_inner", "hidden_dim", "d_ff", "encoder_ffn_dim")
     return int(next((value for name in names if (value := getattr(config, name, None))), 4 * config.hidden_size))
+
+
+def _num_decoder_layers(config: Any) -> int:
+    names = ("num_decoder_layers", "decoder_layers")
+    return int(next((value for name in names if (value := getattr(config, name, None))), config.num_hidden_layers))
 
 
 def probe_flops(dtype: str) -> float:
@@ -300,20 +340,30 @@ def probe_flops(dtype: str) -> float:
 
 def workload(examples: Sequence[Example], num_examples: int) -> Workload:
     """From some of the examples and the number of all."""
-    lengths = [len(example.input_ids) for example in examples]
-    return Workload(num_examples, mean(lengths), max(lengths), examples)
+    return Workload(
+        num_examples,
+        mean(len(example.input_ids) for example in examples),
+        max(example.num_tokens for example in examples),
+        examples,
+        mean(len(example.target_ids or ()) for example in examples),
+    )
 
 
 def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:
     """Rows, with the answers that are to be generated, must not be longer than the model has positions.
 
+    An encoder–decoder counts the answer's from the start.
+
     Raises:
         ModelError: they could be.
     """
-    positions = num_positions(read_config(base))
+    config = read_config(base)
+    positions = num_positions(config)
     if positions is None:
         return
     answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
+    if getattr(config, "is_encoder_decoder", False) and answer <= positions:
+        answer = 0
     if task.max_length + answer > positions:
         extra = f" + {answer} new tokens" if answer else ""
         room = positions - answer

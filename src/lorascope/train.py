@@ -32,8 +32,14 @@ from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, rel
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 
-# For every slot and row the tokens that it holds, and a function that runs the model: losses ``[N, E]``.
-MicroBatch = tuple[list[list[Spans]], Callable[[], Tensor]]
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """For every slot and row the tokens that it holds, its decoder's too, and what runs the model: losses ``[N, E]``."""
+
+    rows: list[list[Spans]]
+    losses: Callable[[], Tensor]
+    decoder_rows: list[list[Spans]] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class StepResult:
         epoch: from 0, the epoch that the step's batch belongs to.
         slots: by the slot's name.
         num_examples: of one slot's batch.
-        num_tokens: of one slot's batch, without padding.
+        num_tokens: of one slot's batch, a decoder's included, without padding.
         seconds: wall-clock time of the step.
         micro_batch_size: rows that a micro-batch may hold; None for all. Smaller than before where memory ran out.
     """
@@ -115,7 +121,7 @@ def train(
             )
         }
         rows = rows_by_seed[stack.context.seeds[0]]
-        num_tokens = sum(len(examples[row].input_ids) for row in rows)
+        num_tokens = sum(examples[row].num_tokens for row in rows)
         seconds = time.perf_counter() - started
         yield StepResult(step, num_steps, epoch, slots, len(rows), num_tokens, seconds, micro_batch_size)
 
@@ -168,9 +174,9 @@ def forward_backward(
     total_N = torch.tensor([totals[seed] for seed in seeds], dtype=torch.float64, device=base.device)
     losses_N = torch.zeros(len(seeds), dtype=torch.float64, device=base.device)
     cut_up = _trees if follows_trees(base, examples, len(seeds)) else _padded_rows
-    for plan, example_losses in cut_up(base, examples, rows_by_seed, micro_batch_size, seeds):
-        stack.context.dropout = DropoutPlan(step, plan)
-        sums_N = example_losses().sum(dim=1)
+    for micro_batch in cut_up(base, examples, rows_by_seed, micro_batch_size, seeds):
+        stack.context.dropout = DropoutPlan(step, micro_batch.rows, micro_batch.decoder_rows)
+        sums_N = micro_batch.losses().sum(dim=1)
         stack.parameters.accumulate_gradients((sums_N / total_N.to(sums_N.dtype)).sum())
         losses_N += sums_N.detach().double() / total_N
     stack.context.dropout = None
@@ -190,7 +196,7 @@ def _trees(
     for index in range(max(len(forests) for forests in pieces.values())):
         chosen = {seed: forests[index] if index < len(forests) else None for seed, forests in pieces.items()}
         spans = {seed: [[] if forest is None else token_spans(forest.origin_T)] for seed, forest in chosen.items()}
-        yield [spans[seed] for seed in seeds], partial(tree_losses, base, [chosen[seed] for seed in seeds])
+        yield MicroBatch([spans[seed] for seed in seeds], partial(tree_losses, base, [chosen[seed] for seed in seeds]))
 
 
 def _padded_rows(
@@ -203,17 +209,24 @@ def _padded_rows(
     """The batch cut into micro-batches of nearly equal length, at the same places for all seeds.
 
     The batch's members, and with them its gradient, stay what they were: losses are sums over rows, and dropout masks belong
-    to tokens.
+    to tokens. An encoder–decoder's rows are as long as their two parts together.
     """
-    firsts = {seed: _first_tokens(examples, rows) for seed, rows in rows_by_seed.items()}
+    chosen = {row for rows in rows_by_seed.values() for row in rows}
+    lengths = {row: len(examples[row].input_ids) for row in chosen}
+    decoder_lengths = {row: len(examples[row].target_ids or ()) for row in chosen}
+    first = {seed: _first_tokens(lengths, rows) for seed, rows in rows_by_seed.items()}
+    decoder_first = {seed: _first_tokens(decoder_lengths, rows) for seed, rows in rows_by_seed.items()}
     batches = list(rows_by_seed.values())
-    for width, pieces in micro_batches(batches, lambda row: len(examples[row].input_ids), micro_batch_size, len(seeds)):
+    for _, pieces in micro_batches(batches, lambda row: examples[row].num_tokens, micro_batch_size, len(seeds)):
         rows = dict(zip(rows_by_seed, pieces, strict=True))
-        spans = {
-            seed: [[(firsts[seed][row], len(examples[row].input_ids))] for row in chosen] for seed, chosen in rows.items()
-        }
-        batch = concatenate([collate(examples, rows[seed], base.pad_id, pad_to=width) for seed in seeds])
-        yield [spans[seed] for seed in seeds], partial(_padded_losses, base, batch, len(seeds))
+        width, decoder_width = (max(of[row] for piece in pieces for row in piece) for of in (lengths, decoder_lengths))
+        padded = partial(collate, examples, pad_id=base.pad_id, pad_to=width, targets_to=decoder_width)
+        batch = concatenate([padded(rows[seed]) for seed in seeds])
+        yield MicroBatch(
+            [[[(first[seed][row], lengths[row])] for row in rows[seed]] for seed in seeds],
+            partial(_padded_losses, base, batch, len(seeds)),
+            [[[(decoder_first[seed][row], decoder_lengths[row])] for row in rows[seed]] for seed in seeds],
+        )
 
 
 def _padded_losses(base: BaseModel, batch: Batch, num_slots: int) -> Tensor:
@@ -273,21 +286,20 @@ def adamw_step(
 
 
 def _num_supervised(examples: Sequence[Example], rows: Sequence[int]) -> int:
-    """Target tokens of causal examples, else the number of examples. The first token of a row is never predicted."""
-    targets = [examples[row].is_target for row in rows]
-    if targets[0] is None:
+    """Target tokens of examples that produce text, else the number of examples."""
+    if examples[rows[0]].label is not None:
         return len(rows)
-    count = sum(sum(target[1:]) for target in targets if target is not None)
+    count = sum(examples[row].num_targets for row in rows)
     if count == 0:
         raise RunError("a batch has no target token", where=f"example {examples[rows[0]].id}", fix="check the data")
     return count
 
 
-def _first_tokens(examples: Sequence[Example], rows: Sequence[int]) -> dict[int, int]:
+def _first_tokens(lengths: Mapping[int, int], rows: Sequence[int]) -> dict[int, int]:
     """Offset of each row's first token in its optimiser batch."""
     offsets: dict[int, int] = {}
     total = 0
     for row in rows:
         offsets[row] = total
-        total += len(examples[row].input_ids)
+        total += lengths[row]
     return offsets

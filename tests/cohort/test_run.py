@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lorascope import evaluate
 from lorascope.cohort import export, run
 from lorascope.cohort.run import CohortStarted, StudyStarted, TrialEnded, Warned, run_study
+from lorascope.cohort.single import evaluate_adapter
 from lorascope.config import Study
 from lorascope.design import expand, shard
 from lorascope.errors import AdapterError, CheckFailed, LorascopeError, ModelError, StoreError
@@ -79,9 +80,13 @@ def test_a_classification_study_leaves_everything_behind(family, make_study, car
     assert events[0].trial_steps == 40
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
-def test_a_squad_study_leaves_everything_behind(family, make_study, carry_out, rows_of, tmp_path):
-    study = make_study(family, [{}, {"targets": "all-linear", "lora_dropout": 0.1}], task="squad")
+@pytest.mark.parametrize(
+    ("family", "task_type"), [("gpt2", "CAUSAL_LM"), ("qwen2", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM"), ("bart", "SEQ_2_SEQ_LM")]
+)
+def test_a_squad_study_leaves_everything_behind(family, task_type, make_study, carry_out, rows_of, tmp_path):
+    # BART has 64 positions in its encoder, and as many in its decoder.
+    data = {"max_length": 64} if family == "bart" else {}
+    study = make_study(family, [{}, {"targets": "all-linear", "lora_dropout": 0.1}], task="squad", data=data)
     carry_out(study, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     assert statuses(rows) == ["done", "done"]
@@ -92,8 +97,13 @@ def test_a_squad_study_leaves_everything_behind(family, make_study, carry_out, r
         assert [line["id"] for line in predictions] == [f"q{number}" for number in range(8)]
         assert all(isinstance(line["prediction"], str) and line["answers"] for line in predictions)
         config = json.loads((tmp_path / "run" / row.adapter / "adapter_config.json").read_text())
-        assert config["task_type"] == "CAUSAL_LM"
+        assert config["task_type"] == task_type
         assert row.solo_examples_per_second > 0
+    evaluation, facts = evaluate_adapter(
+        tmp_path / "run" / rows[1].adapter, study.task, study.evaluate, base_model=None, dtype="float32"
+    )
+    assert facts["base_checksum"] == rows[1].base_checksum
+    assert evaluation.metrics == pytest.approx(rows[1].metrics, rel=1e-4)
 
 
 def test_a_run_changes_nothing_about_the_base_on_disk(make_study, carry_out, rows_of, model_directory, tmp_path):
@@ -323,6 +333,23 @@ def test_another_base_gets_its_own_tokens(make_study, carry_out, rows_of, model_
     carry_out(make_study("gpt2"), tmp_path / "alone")
     (alone,) = rows_of(tmp_path / "alone")
     assert rows_of(tmp_path / "both")[1].metrics == alone.metrics
+
+
+def test_each_base_gives_a_text_task_the_form_that_it_has(make_study, carry_out, rows_of, model_directory, tmp_path):
+    models = [str(model_directory(family)) for family in ("t5", "gpt2", "gated-t5")]
+    study = make_study("t5", [{"model": model} for model in models], task="squad", train={"epochs": 1})
+    carry_out(study, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert statuses(rows) == ["done"] * 3
+    adapters = [tmp_path / "run" / row.adapter / "adapter_config.json" for row in rows]
+    types = [json.loads(path.read_text())["task_type"] for path in adapters]
+    assert types == ["SEQ_2_SEQ_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
+
+
+def test_dropout_that_cannot_be_drawn_per_slot_is_found_before_the_directory_is_made(make_study, carry_out, tmp_path):
+    with pytest.raises(ModelError, match="base_dropout"):
+        carry_out(make_study("bart", task="squad", data={"max_length": 64}, train={"base_dropout": True}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

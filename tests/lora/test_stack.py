@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorascope.base_model import BaseModel, head_modules, weights_checksum
+from lorascope.base_model import BaseModel, head_modules, head_scale, weights_checksum
 from lorascope.config import TrainConfig
 from lorascope.data.task import Example
 from lorascope.errors import ModelError
@@ -14,13 +14,16 @@ from lorascope.train import train
 FAMILIES = [(f, "SEQ_CLS") for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")] + [
     (f, "CAUSAL_LM") for f in ("gpt2", "llama", "qwen2", "phi3")
 ]
+FAMILIES += [(f, "SEQ_2_SEQ_LM") for f in ("t5", "bart")]
 SETTINGS = TrainConfig(batch_size=4, max_steps=5, learning_rate=1e-2, warmup_ratio=0.2)
 
 
 def base_of(model, task_type):
     model.config.pad_token_id = 0
     heads = head_modules(model, task_type)
-    return BaseModel(model, None, task_type, heads, (), weights_checksum(model, heads), plain_head=True)
+    scale = head_scale(model) if task_type == "SEQ_2_SEQ_LM" else 1.0
+    checksum = weights_checksum(model, heads)
+    return BaseModel(model, None, task_type, heads, (), checksum, plain_head=True, head_scale=scale)
 
 
 def examples_for(task_type, count=10):
@@ -31,7 +34,10 @@ def examples_for(task_type, count=10):
         ids = torch.randint(4, 150, (length,), generator=generator).tolist()
         causal = task_type == "CAUSAL_LM"
         target = [position >= length - 2 for position in range(length)] if causal else None
-        examples.append(Example(str(index), ids, target, None if causal else index % 3, length - 2))
+        label = index % 3 if task_type == "SEQ_CLS" else None
+        # Some answers are as long as their question, some are not.
+        answer = [*ids[::-1][: 2 + index % 9], 1] if task_type == "SEQ_2_SEQ_LM" else None
+        examples.append(Example(str(index), ids, target, label, length - 2, target_ids=answer))
     return examples
 
 
@@ -98,17 +104,31 @@ def test_dropping_a_slot_in_the_middle_changes_nothing_for_the_others(tiny_model
         assert_same(fewer[name], weights[name])
 
 
-def test_the_base_models_dropout_is_per_slot_too(tiny_model):
-    base = base_of(tiny_model("bert"), "SEQ_CLS")
-    examples = examples_for("SEQ_CLS")
+@pytest.mark.parametrize(("family", "task_type"), [("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
+def test_the_base_models_dropout_is_per_slot_too(family, task_type, tiny_model):
+    base = base_of(tiny_model(family, task_type), task_type)
+    examples = examples_for(task_type)
     together, _ = run(base, mixed_slots(base), examples, base_dropout=True)
+    cut, _ = run(base, mixed_slots(base), examples, base_dropout=True, micro=1)
     alone, _ = run(base, mixed_slots(base)[2:3], examples, base_dropout=True)
     without, _ = run(base, mixed_slots(base)[2:3], examples)
     assert together["c"] == pytest.approx(alone["c"], abs=1e-9)
+    assert cut["c"] == pytest.approx(alone["c"], abs=1e-9)
     assert alone["c"] != without["c"]
 
 
-@pytest.mark.parametrize(("family", "task_type"), [("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("llama", "CAUSAL_LM")])
+def test_dropout_that_is_no_module_is_refused_and_the_model_left_whole(tiny_model):
+    base = base_of(tiny_model("bart", "SEQ_2_SEQ_LM"), "SEQ_2_SEQ_LM")
+    names = [name for name, _ in base.model.named_modules()]
+    with pytest.raises(ModelError, match=r"base_dropout.*per slot"):
+        Stack(base.model, mixed_slots(base), base_dropout=True)
+    assert [name for name, _ in base.model.named_modules()] == names
+
+
+@pytest.mark.parametrize(
+    ("family", "task_type"),
+    [("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("llama", "CAUSAL_LM"), ("gated-t5", "SEQ_2_SEQ_LM")],
+)
 def test_micro_batches_change_neither_losses_nor_weights(family, task_type, tiny_model):
     """Invariant 6, dropout included: a mask belongs to a token, not to a micro-batch."""
     base = base_of(tiny_model(family, task_type), task_type)

@@ -16,6 +16,18 @@ CASES = {
     "qwen2": {"value": "self_attn.v_proj", "down": "mlp.down_proj"},
     "phi3": {"key": "self_attn.qkv_proj", "up": "mlp.gate_up_proj", "down": "mlp.down_proj"},
 }
+# Of an encoder-decoder with two encoder and three decoder layers: the module, and how many there are.
+TWO_STACKS = {
+    "t5": {
+        "query": ("SelfAttention.q", 5), "output": ("SelfAttention.o", 5), "cross_key": ("EncDecAttention.k", 3),
+        "cross_output": ("EncDecAttention.o", 3), "up": ("DenseReluDense.wi", 5), "down": ("DenseReluDense.wo", 5),
+    },
+    "gated-t5": {
+        "value": ("SelfAttention.v", 5), "cross_query": ("EncDecAttention.q", 3), "cross_value": ("EncDecAttention.v", 3),
+        "gate": ("DenseReluDense.wi_0", 5), "up": ("DenseReluDense.wi_1", 5),
+    },
+    "bart": {"key": ("self_attn.k_proj", 5), "cross_value": ("encoder_attn.v_proj", 3), "up": ("fc1", 5), "down": ("fc2", 5)},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -38,6 +50,30 @@ def test_all_linear_is_every_role_once_and_never_a_head_or_pooler(family, tiny_m
     assert len(targets) == 2 * len(roles_of(model))
     assert not [t for t in targets if re.search("pooler|classifier|score|lm_head", t.module)]
     assert set(roles_of(model)) <= set(ROLES)
+
+
+@pytest.mark.parametrize("family", TWO_STACKS)
+def test_roles_of_an_encoder_decoder_tell_cross_attention_from_self_attention(family, tiny_model):
+    model = tiny_model(family, "SEQ_2_SEQ_LM")
+    for role, (suffix, count) in TWO_STACKS[family].items():
+        targets = resolve(model, [role], ())
+        assert len(targets) == count
+        assert all(target.module.endswith(f".{suffix}") and target.role == role for target in targets)
+    every = resolve(model, "all-linear", ())
+    cross = [role for role in roles_of(model) if role.startswith("cross_")]
+    assert len(cross) == 4
+    assert len(every) == 5 * (len(roles_of(model)) - 4) + 3 * 4
+    assert not [target for target in every if "lm_head" in target.module]
+
+
+def test_a_plain_t5_has_no_gate_and_its_up_projection_is_found_by_its_raw_name_too(tiny_model):
+    plain, gated = tiny_model("t5", "SEQ_2_SEQ_LM"), tiny_model("gated-t5", "SEQ_2_SEQ_LM")
+    with pytest.raises(ModelError, match=r"no target 'gate'; .*roles: query, .*, up, down;") as caught:
+        resolve(plain, ["gate"], ())
+    assert "DenseReluDense.wi," in str(caught.value)
+    assert "gate" in roles_of(gated)
+    assert [t.module for t in resolve(plain, ["wi"], ())] == [t.module for t in resolve(plain, ["up"], ())]
+    assert len(resolve(plain, ["q"], ())) == 8
 
 
 def test_fused_slices_cover_the_projection_without_overlap(tiny_model):

@@ -17,6 +17,7 @@ from lorascope.plan import parameters
 FAMILIES = [(f, "SEQ_CLS") for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")] + [
     (f, "CAUSAL_LM") for f in ("gpt2", "llama", "qwen2", "phi3")
 ]
+FAMILIES += [(f, "SEQ_2_SEQ_LM") for f in ("t5", "gated-t5", "bart")]
 CASES = {
     "query": (["query"], {}),
     "query and value": (["query", "value"], {}),
@@ -33,8 +34,19 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 def logits_of(model):
     model.config.pad_token_id = 0
     with torch.no_grad():
-        output = model(input_ids=IDS, attention_mask=MASK).logits
-    return output * MASK[..., None] if output.dim() == 3 else output
+        output = model(**inputs_of(model)).logits
+    return masked(output, model)
+
+
+def masked(output, model):
+    return output * MASK[..., None] if output.dim() == 3 and not model.config.is_encoder_decoder else output
+
+
+def inputs_of(model, times=1):
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = IDS[:, 1:5]
+    return {name: value.repeat(times, 1) for name, value in inputs.items()}
 
 
 def random_stack(model, case, task_type):
@@ -60,8 +72,8 @@ def test_an_exported_adapter_gives_peft_the_same_logits(family, task_type, case,
     model = tiny_model(family, task_type)
     stack, slot, heads = random_stack(model, case, task_type)
     with torch.no_grad():
-        both = model(input_ids=IDS.repeat(2, 1), attention_mask=MASK.repeat(2, 1)).logits if pad(model) else None
-    ours = both[2:] * MASK[..., None] if both.dim() == 3 else both[2:]
+        both = model(**inputs_of(model, 2)).logits if pad(model) else None
+    ours = masked(both[2:], model)
     write_adapter(tmp_path, stack.read(1), slot, model, heads=heads, base_model="", task_type=task_type)
     stack.detach()
     base_logits = logits_of(model)

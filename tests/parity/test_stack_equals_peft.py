@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from lorascope.base_model import BaseModel, head_modules, weights_checksum
+from lorascope.base_model import BaseModel, head_modules, head_scale, weights_checksum
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
 from lorascope.data.task import Example
@@ -28,6 +28,9 @@ ATTENTION = {
     "llama": ["q_proj", "v_proj"],
     "qwen2": ["q_proj", "v_proj"],
     "phi3": ["qkv_proj"],
+    "t5": ["q", "v"],
+    "gated-t5": ["SelfAttention.q", "EncDecAttention.v"],
+    "bart": ["q_proj", "v_proj"],
 }
 MORE = {
     "gpt2": ["c_attn", "mlp.c_proj"],
@@ -37,6 +40,9 @@ MORE = {
     "llama": ["k_proj", "down_proj"],
     "qwen2": ["o_proj", "up_proj"],
     "phi3": ["o_proj", "down_proj"],
+    "t5": ["EncDecAttention.k", "wi", "wo"],
+    "gated-t5": ["k", "o", "wi_0", "wi_1"],
+    "bart": ["encoder_attn.k_proj", "fc1"],
 }
 KEYS = (".key.", ".k_lin.", ".k_proj.", ".c_attn.")
 
@@ -66,7 +72,8 @@ def examples_for(task_type: str) -> list[Example]:
         ids = torch.randint(4, 150, (length,), generator=generator).tolist()
         is_target = [position >= length - 3 for position in range(length)] if task_type == "CAUSAL_LM" else None
         label = index % 3 if task_type == "SEQ_CLS" else None
-        examples.append(Example(str(index), ids, is_target, label, length - 3))
+        answer = [*ids[: index % 5][::-1], 1 + index, 1] if task_type == "SEQ_2_SEQ_LM" else None
+        examples.append(Example(str(index), ids, is_target, label, length - 3, target_ids=answer))
     return examples
 
 
@@ -80,6 +87,7 @@ def run_peft(
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The same run by PEFT and torch.optim alone: losses, gradient norms and final weights."""
     task_type = "SEQ_CLS" if examples[0].label is not None else "CAUSAL_LM"
+    task_type = task_type if examples[0].target_ids is None else "SEQ_2_SEQ_LM"
     heads = list(head_modules(model, task_type))
     model.config.pad_token_id = 0
     wrapped = peft.get_peft_model(
@@ -117,10 +125,16 @@ def run_peft(
     for step in range(STEPS):
         rows = batch_order(sibling_groups(examples), BATCH, seed, step // per_epoch)[step % per_epoch]
         batch = collate(examples, rows, pad_id=0)
-        output = wrapped(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
-        if task_type == "SEQ_CLS":
+        inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+        if task_type == "SEQ_2_SEQ_LM":
+            # What the decoder reads is left to the model, which makes it of the labels.
+            labels = batch.target_ids_BS.masked_fill(~batch.target_mask_BS, -100)
+            loss = F.cross_entropy(wrapped(**inputs, labels=labels).logits.flatten(0, 1), labels.flatten())
+        elif task_type == "SEQ_CLS":
+            output = wrapped(**inputs)
             loss = F.cross_entropy(output.logits, batch.labels_B)
         else:
+            output = wrapped(**inputs)
             labels = batch.input_ids_BT.masked_fill(~batch.is_target_BT, -100)[:, 1:]
             loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
@@ -159,13 +173,16 @@ def peft_names(stack: Stack, index: int) -> dict[str, torch.Tensor]:
 def base_of(model: PreTrainedModel, task_type: str) -> BaseModel:
     model.config.pad_token_id = 0
     heads = head_modules(model, task_type)
-    return BaseModel(model, None, task_type, heads, (), weights_checksum(model, heads), plain_head=True)
+    scale = head_scale(model) if task_type == "SEQ_2_SEQ_LM" else 1.0
+    checksum = weights_checksum(model, heads)
+    return BaseModel(model, None, task_type, heads, (), checksum, plain_head=True, head_scale=scale)
 
 
 @pytest.mark.parametrize(
     ("family", "task_type"),
     [(f, "SEQ_CLS") for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")]
-    + [(f, "CAUSAL_LM") for f in ("gpt2", "llama", "qwen2", "phi3")],
+    + [(f, "CAUSAL_LM") for f in ("gpt2", "llama", "qwen2", "phi3")]
+    + [(f, "SEQ_2_SEQ_LM") for f in ("t5", "gated-t5", "bart")],
 )
 def test_a_stack_of_n_equals_n_separate_peft_runs(
     family: str, task_type: str, tiny_model: Callable[..., PreTrainedModel]

@@ -29,6 +29,7 @@ from lorascope.config import (
     EvaluateConfig,
     Study,
     TaskConfig,
+    TaskType,
     TrialConfig,
     load_study,
     parse_override,
@@ -386,12 +387,12 @@ def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, A
     }
 
 
-def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
+def _workload(study: Study) -> tuple[Workload, TaskType, int, str | None]:
     """The data as far as they are at hand: (workload, task type, number of labels, why there is no time estimate)."""
     from dataclasses import replace
 
     from lorascope import plan as planning
-    from lorascope.base_model import load_tokenizer
+    from lorascope.base_model import load_tokenizer, read_config, task_type_of
     from lorascope.data.task import encode_task, known_form, read_task
     from lorascope.errors import DataError, ModelError
 
@@ -403,6 +404,7 @@ def _workload(study: Study) -> tuple[Workload, str, int, str | None]:
             raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
         return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
     raw = read_task(study.task, study.evaluate.split)
+    raw = replace(raw, task_type=task_type_of(read_config(study.base), raw.task_type))
     planning.check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
     try:
         tokenizer = load_tokenizer(study.base)

@@ -30,7 +30,7 @@ from lorascope.data.packing import batch_order
 from lorascope.data.task import Example, Notice, RawTask
 from lorascope.data.tree import sibling_groups
 from lorascope.errors import ModelError
-from lorascope.lora.stack import Placement, Slot, count_trainable
+from lorascope.lora.stack import Placement, Slot, base_dropouts, count_trainable
 from lorascope.losses import follows_trees
 from lorascope.plan import (
     LOGIT_POSITIONS,
@@ -144,6 +144,8 @@ def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], d
         if trial.base not in skeletons:
             skeletons[trial.base] = meta_model(trial, raw.task_type, len(raw.labels))
             check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
+        if trial.train.base_dropout:
+            base_dropouts(skeletons[trial.base][0])
         needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), memory_bytes(device)[1]
         if needed > there:
             raise ModelError(

@@ -54,7 +54,7 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
     The batch with the longest row is among them, so that the peak is that of the epoch.
     """
     batches = batch_order(sibling_groups(examples), settings.batch_size, slot.seed, 0)
-    longest = max(batches, key=lambda rows: max(len(examples[row].input_ids) for row in rows))
+    longest = max(batches, key=lambda rows: max(examples[row].num_tokens for row in rows))
     meter = MemoryMeter(base.device)
     seconds_per_token: list[float] = []
     for rows in [longest, *batches[: _STEPS - 1]]:
@@ -66,7 +66,7 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
         finally:
             stack.detach()
     peak = meter.peak_bytes()
-    epoch = median(seconds_per_token[1:]) * sum(len(example.input_ids) for example in examples)
+    epoch = median(seconds_per_token[1:]) * sum(example.num_tokens for example in examples)
     return SoloCost(epoch, len(examples) / epoch, peak)
 
 

@@ -27,7 +27,7 @@ from lorascope.cohort.kernels import Kernels, install_kernels
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone, steady_allocator
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
-from lorascope.data.task import Notice, Task, encode_task, read_task
+from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
 from lorascope.evaluate import Decoded, Evaluation, evaluate
 from lorascope.judge import Judge, load_judge
@@ -71,7 +71,7 @@ def run_study(
     steady_allocator()
     loaded = trials[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
-    task = encode_task(raw, base.tokenizer, study.task.max_length)
+    task = _encoded(raw, base, study)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
@@ -93,7 +93,7 @@ def run_study(
                 gc.collect()  # the earlier model goes before the next one comes
                 base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
                 # Another base has another tokenizer.
-                task = encode_task(raw, base.tokenizer, study.task.max_length)
+                task = _encoded(raw, base, study)
                 yield from _warn(store, _notices(task, base, loaded))
             if kernels is None:
                 kernels, changes = _prepare(store, base, loaded, task, device)
@@ -102,6 +102,11 @@ def run_study(
             yield from _warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
                 yield from _run_cohort(store, study, task, base, cohort, judge)
+
+
+def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
+    """The task in the base's tokens, and in the form that the base gives it."""
+    return encode_task(replace(raw, task_type=base.task_type), base.tokenizer, study.task.max_length)
 
 
 def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorascope.base_model import load_base
+from lorascope.base_model import load_base, read_config, task_type_of
 from lorascope.cohort.single import base_path
 from lorascope.config import AdapterConfig, BaseModelConfig, Study, TrainConfig, TrialConfig
 from lorascope.data.packing import batch_order
-from lorascope.data.task import Example, Task, encode_task, read_task
+from lorascope.data.task import Example, RawTask, Task, encode_task, read_task
 from lorascope.data.tree import sibling_groups
 from lorascope.decode import end_tokens
 from lorascope.errors import UsageError
@@ -43,7 +43,7 @@ def write_script(trial_directory: Path, out: Path) -> None:
         raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
     study, trial = _find(trial_directory)
     raw = read_task(study.task, study.evaluate.split)
-    _check_repeatable(study, trial, raw.generates, str(trial_directory))
+    _check_repeatable(study, trial, raw, str(trial_directory))
     try:
         predictions = (trial_directory / "predictions.jsonl").read_text(encoding="utf-8")
     except OSError as error:
@@ -97,13 +97,16 @@ def _find(trial_directory: Path) -> tuple[Study, TrialConfig]:
         return store.study, TrialConfig(**sections, seed=row.seed)
 
 
-def _check_repeatable(study: Study, trial: TrialConfig, generates: bool, where: str) -> None:
-    """The program loads the base in full and answers greedily."""
+def _check_repeatable(study: Study, trial: TrialConfig, raw: RawTask, where: str) -> None:
+    """The program loads the base in full, trains classifiers and causal models, and answers greedily."""
+    if task_type_of(read_config(trial.base), raw.task_type) == "SEQ_2_SEQ_LM":
+        what = "the trial's base is an encoder-decoder, and the program trains causal models and classifiers"
+        raise UsageError(what, where=where, fix="give a trial of another base")
     if trial.base.quantization is not None:
         what = f"the trial's base is packed ({trial.base.quantization}), and the program would train on it in full"
         raise UsageError(what, where=where, fix="give a trial whose base is not quantised")
     strategy = study.evaluate.decoding[0].strategy
-    if generates and strategy != "greedy":
+    if raw.generates and strategy != "greedy":
         what = f"the trial's answers were drawn ({strategy}), and the program answers greedily"
         raise UsageError(what, where=where, fix="run the study with greedy decoding")
 

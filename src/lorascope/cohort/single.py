@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +52,7 @@ def evaluate_adapter(
     check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
     install_kernels(base, packed_weights_budget("cpu"))
-    encoded = encode_task(raw, base.tokenizer, task.max_length)
+    encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
     judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
     stack = stack_saved(base, saved, str(directory))
     try:

@@ -3,7 +3,7 @@
 Orders are pure functions of (seed, epoch). A micro-batch never changes which examples form an optimiser batch. Does not
 know models or devices: tensors are made on the CPU. Floor: data.
 
-Shapes: B rows, T tokens.
+Shapes: B rows, T tokens, S decoder tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Batch:
         is_target_BT: CAUSAL_LM: True where the token itself is to be predicted; False on padding.
         labels_B: SEQ_CLS: class numbers.
         rows: indices into the list of examples.
+        target_ids_BS: SEQ_2_SEQ_LM: what the decoder is to produce.
+        target_mask_BS: SEQ_2_SEQ_LM: True on targets, False on their padding.
     """
 
     input_ids_BT: Tensor
@@ -44,6 +46,8 @@ class Batch:
     labels_B: Tensor | None
     token_type_ids_BT: Tensor | None
     rows: list[int]
+    target_ids_BS: Tensor | None = None
+    target_mask_BS: Tensor | None = None
 
 
 def batch_order(groups: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -108,6 +112,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         labels_B=joined("labels_B"),
         token_type_ids_BT=joined("token_type_ids_BT"),
         rows=[row for batch in batches for row in batch.rows],
+        target_ids_BS=joined("target_ids_BS"),
+        target_mask_BS=joined("target_mask_BS"),
     )
 
 
@@ -183,8 +189,9 @@ def collate(
     *,
     side: Literal["right", "left"] = "right",
     pad_to: int | None = None,
+    targets_to: int | None = None,
 ) -> Batch:
-    """Pad the examples at ``rows`` to one length.
+    """Pad the examples at ``rows`` to one length, and what a decoder is to produce for them to another.
 
     Args:
         examples: the split's examples.
@@ -192,25 +199,31 @@ def collate(
         pad_id: fills the padding; masked everywhere, so any id that the model knows will do.
         side: where the padding goes; ``left`` for generation, so that every row ends at its last token.
         pad_to: total length; the longest row's by default.
+        targets_to: total length of the decoder's targets, which are always padded on the right; the longest's by default.
 
     Raises:
-        ValueError: there are no rows, or ``pad_to`` is shorter than the longest.
+        ValueError: there are no rows, or ``pad_to`` or ``targets_to`` is shorter than the longest.
     """
     chosen = [examples[row] for row in rows]
-    lengths = [len(example.input_ids) for example in chosen]
     if not chosen:
         raise ValueError("a batch needs at least one row")
-    width = max(lengths) if pad_to is None else pad_to
-    if width < max(lengths):
-        raise ValueError(f"pad_to {width} is shorter than the longest row, {max(lengths)} tokens")
 
-    def padded(sequences: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+    def padded(
+        sequences: Sequence[Sequence[int]], fill: int, dtype: torch.dtype, to: int | None = pad_to, left: bool = side == "left"
+    ) -> Tensor:
+        longest = max(map(len, sequences))
+        width = longest if to is None else to
+        if width < longest:
+            raise ValueError(f"padding to {width} is shorter than the longest row, {longest} tokens")
         table_BT = torch.full((len(sequences), width), fill, dtype=dtype)
         for index, sequence in enumerate(sequences):
-            start = width - len(sequence) if side == "left" else 0
+            start = width - len(sequence) if left else 0
             table_BT[index, start : start + len(sequence)] = torch.tensor(sequence, dtype=dtype)
         return table_BT
 
+    lengths = [len(example.input_ids) for example in chosen]
+    decoded = [example.target_ids for example in chosen if example.target_ids is not None]
+    assert len(decoded) in (0, len(chosen)), "examples of two task types in a batch"
     targets = [example.is_target for example in chosen if example.is_target is not None]
     labels = [example.label for example in chosen if example.label is not None]
     types = [example.token_type_ids or [0] * len(example.input_ids) for example in chosen]
@@ -224,4 +237,6 @@ def collate(
         labels_B=torch.tensor(labels) if labels else None,
         token_type_ids_BT=padded(types, 0, torch.long) if has_types else None,
         rows=list(rows),
+        target_ids_BS=padded(decoded, pad_id, torch.long, targets_to, False) if decoded else None,
+        target_mask_BS=padded([[1] * len(ids) for ids in decoded], 0, torch.bool, targets_to, False) if decoded else None,
     )

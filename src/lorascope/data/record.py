@@ -127,9 +127,14 @@ class Example:
     candidate_ids: tuple[tuple[int, ...], ...] = ()
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that a model reads for it: those of the input, and those of the decoder where there is one."""
+        return len(self.input_ids) + len(self.target_ids or ())
+
+    @property
     def num_targets(self) -> int:
-        """Tokens that a loss is taken over; a row's first token is never predicted, and SEQ_CLS has none."""
-        return len(self.target_ids) if self.target_ids is not None else sum((self.is_target or [])[1:])
+        """Tokens that are to be predicted; the first of a causal row never is. 0 for SEQ_CLS."""
+        return sum((self.is_target or ())[1:]) if self.target_ids is None else len(self.target_ids)
 
 
 @dataclass(frozen=True)

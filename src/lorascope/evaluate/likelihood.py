@@ -111,7 +111,7 @@ def _padded(stack: Stack, base: BaseModel, examples: Sequence[Example], settings
 
 def batches(stack: Stack, examples: Sequence[Example], settings: EvaluateConfig) -> list[list[int]]:
     """Rows of similar length, within the tokens that a pass may hold."""
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = [example.num_tokens for example in examples]
     return evaluation_batches(lengths, max(1, settings.batch_tokens // stack.num_slots))
 
 

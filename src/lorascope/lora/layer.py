@@ -34,10 +34,14 @@ Spans = list[tuple[int, int]]
 
 @dataclass
 class DropoutPlan:
-    """Where each slot's dropout stream stands in this forward pass: the optimiser step, and per slot its rows' tokens."""
+    """Where each slot's dropout stream stands in this forward pass: the optimiser step, and per slot its rows' tokens.
+
+    ``decoder_rows`` are those of an encoder–decoder's decoder, where they are others than the encoder's.
+    """
 
     step: int
     rows: Sequence[Sequence[Spans]]
+    decoder_rows: Sequence[Sequence[Spans]] | None = None
 
 
 class Places:
@@ -93,11 +97,13 @@ class SlotContext:
     Attributes:
         dropout: None while evaluating.
         places: while layers see these tokens only; None while they see all.
+        decoder_fed: names of the modules that are given a decoder's rows (``sides.decoder_fed``).
     """
 
     seeds: list[int]
     dropout: DropoutPlan | None = None
     places: Places | None = None
+    decoder_fed: frozenset[str] = frozenset()
 
     @property
     def num_slots(self) -> int:
@@ -113,20 +119,26 @@ class SlotContext:
         finally:
             self.places = None
 
-    def dropout_mask(self, probabilities: Sequence[float], module: str, x_NBTD: Tensor) -> Tensor | None:
+    def dropout_mask(self, probabilities: Sequence[float], module: str, x_NBTD: Tensor, call: int = 0) -> Tensor | None:
         """``[N, B, T, D]`` of zeros and inverse keep rates, or None where nothing is dropped.
 
         Slots of one seed have the same rows, so their masks at one probability are the same, and drawn once.
+
+        Args:
+            call: how often the module has been called before in this pass; each call has a mask of its own.
         """
         if self.dropout is None or not any(probabilities):
             return None
         num_rows, width, num_features = x_NBTD.shape[1:]
         width = width if self.places is None else self.places.width
+        plan, is_decoder_fed = self.dropout, module in self.decoder_fed
+        rows_of_slots = plan.decoder_rows if is_decoder_fed and plan.decoder_rows is not None else plan.rows
+        stream = f"{module}#{call}" if call else module
         drawn: dict[tuple[int, float], Tensor] = {}
-        for probability, rows, seed in zip(probabilities, self.dropout.rows, self.seeds, strict=True):
+        for probability, rows, seed in zip(probabilities, rows_of_slots, self.seeds, strict=True):
             if (seed, probability) not in drawn:
                 drawn[seed, probability] = (
-                    streams.keep_mask(probability, num_features, rows, width, self.dropout.step, module, seed=seed)
+                    streams.keep_mask(probability, num_features, rows, width, plan.step, stream, seed=seed)
                     if probability > 0.0
                     else torch.ones(num_rows, width, num_features)
                 )
@@ -339,10 +351,15 @@ class StackedDropout(nn.Module):
         self.frozen = frozen
         self.name = name
         self.context = context
+        self._plan: DropoutPlan | None = None
+        self._calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N·B, …, D] → [N·B, …, D]``; the identity while evaluating."""
         num_slots = self.context.num_slots
         x_NBTD = x.reshape(num_slots, x.shape[0] // num_slots, -1, x.shape[-1])
-        mask_NBTD = self.context.dropout_mask([self.frozen.p] * num_slots, self.name, x_NBTD)
+        # T5 drops out the input and the output of a whole stack with one module.
+        self._calls = self._calls + 1 if self._plan is self.context.dropout else 0
+        self._plan = self.context.dropout
+        mask_NBTD = self.context.dropout_mask([self.frozen.p] * num_slots, self.name, x_NBTD, self._calls)
         return x if mask_NBTD is None else (x_NBTD * mask_NBTD).reshape(x.shape)

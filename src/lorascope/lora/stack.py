@@ -23,6 +23,7 @@ from lorascope.lora import streams
 from lorascope.lora.layer import Part, SlotContext, StackedDropout, StackedLayerNorm, StackedLinear
 from lorascope.lora.linear import LinearLayer, features
 from lorascope.lora.parameters import ParameterSpec, SlotParameters
+from lorascope.lora.sides import decoder_fed, is_encoder_decoder
 from lorascope.lora.targets import Target
 
 InitialHead = Callable[[str, int], Mapping[str, Tensor]]
@@ -106,6 +107,19 @@ def count_trainable(model: nn.Module, slot: Slot, heads: Iterable[str]) -> int:
     return count_adapter(model, slot) + sum(parameter.numel() for parameter in others)
 
 
+def base_dropouts(model: nn.Module) -> dict[str, nn.Dropout]:
+    """The base model's own dropout modules that drop anything, by name.
+
+    Raises:
+        ModelError: its dropout is no module (BART and its relatives), so that it cannot be drawn per slot.
+    """
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    if not modules and is_encoder_decoder(model):
+        what = "the model's own dropout is no module of its own, so it cannot be drawn per slot"
+        raise ModelError(what, where="train.base_dropout", fix="set it to false")
+    return {name: module for name, module in modules.items() if module.p > 0.0}
+
+
 class Stack:
     """N slots on one model. ``model`` runs them; ``parameters`` holds what they train.
 
@@ -140,11 +154,16 @@ class Stack:
             parameter.requires_grad_(False)
             parameter.grad = None
         try:
+            dropouts = base_dropouts(model) if base_dropout else {}
+            dropping = [placement.target.module for slot in slots if slot.dropout for placement in slot.placements]
+            if dropouts or dropping:
+                self.context.decoder_fed = decoder_fed(model, [*dropouts, *dropping])
             self._wrap_targets()
             bias_specs = self._wrap_biases()
             head_specs = self._wrap_heads(initial_head)
-            if base_dropout:
-                self._wrap_dropout()
+            for name, module in dropouts.items():
+                self._wrapped[name] = module
+                self.model.set_submodule(name, StackedDropout(module, name, self.context))
             first = next(iter(self._base_parameters.values()))
             dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
             specs = [*self._adapter_specs(), *bias_specs, *head_specs]
@@ -275,12 +294,6 @@ class Stack:
                     )
                 )
         return specs
-
-    def _wrap_dropout(self) -> None:
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, nn.Dropout) and module.p > 0.0:
-                self._wrapped[name] = module
-                self.model.set_submodule(name, StackedDropout(module, name, self.context))
 
     def _adapter_specs(self) -> list[ParameterSpec]:
         specs = []

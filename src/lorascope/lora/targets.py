@@ -20,7 +20,9 @@ from lorascope.config import ALL_LINEAR
 from lorascope.errors import ModelError, did_you_mean
 from lorascope.lora.linear import linear_modules
 
-ROLES = ("query", "key", "value", "output", "gate", "up", "down")
+ROLES = (
+    "query", "key", "value", "output", "cross_query", "cross_key", "cross_value", "cross_output", "gate", "up", "down",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,32 @@ _LLAMA: dict[str, str | Fused] = {
     "up": r"mlp\.up_proj",
     "down": r"mlp\.down_proj",
 }
+# In a decoder too, `query` … `output` are self-attention's. A plain feed-forward layer has `wi`, a gated one (v1.1) has two.
+_T5: dict[str, str | Fused] = {
+    "query": r"SelfAttention\.q",
+    "key": r"SelfAttention\.k",
+    "value": r"SelfAttention\.v",
+    "output": r"SelfAttention\.o",
+    "cross_query": r"EncDecAttention\.q",
+    "cross_key": r"EncDecAttention\.k",
+    "cross_value": r"EncDecAttention\.v",
+    "cross_output": r"EncDecAttention\.o",
+    "gate": r"DenseReluDense\.wi_0",
+    "up": r"DenseReluDense\.wi(_1)?",
+    "down": r"DenseReluDense\.wo",
+}
+_BART: dict[str, str | Fused] = {
+    "query": r"self_attn\.q_proj",
+    "key": r"self_attn\.k_proj",
+    "value": r"self_attn\.v_proj",
+    "output": r"self_attn\.out_proj",
+    "cross_query": r"encoder_attn\.q_proj",
+    "cross_key": r"encoder_attn\.k_proj",
+    "cross_value": r"encoder_attn\.v_proj",
+    "cross_output": r"encoder_attn\.out_proj",
+    "up": r"fc1",
+    "down": r"fc2",
+}
 # Regular expressions for the end of a module's full name, by `model_type` and role.
 FAMILIES: dict[str, dict[str, str | Fused]] = {
     "gpt2": {
@@ -119,6 +147,9 @@ FAMILIES: dict[str, dict[str, str | Fused]] = {
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "t5": _T5,
+    "mt5": _T5,
+    "bart": _BART,
     "phi3": {
         "query": Fused(r"self_attn\.qkv_proj", _phi3_query),
         "key": Fused(r"self_attn\.qkv_proj", _phi3_key),
@@ -163,17 +194,28 @@ def resolve(model: nn.Module, targets: Sequence[str] | str, heads: Iterable[str]
 
 
 def roles_of(model: nn.Module) -> tuple[str, ...]:
-    """The roles that the model's family knows; empty for a family that is not in the table."""
-    return tuple(FAMILIES.get(_model_type(model), {}))
+    """The roles that the model has; empty for a family that is not in the table."""
+    return tuple(_family(model, linear_modules(model, ())))
+
+
+def _family(model: nn.Module, linear: dict[str, nn.Module]) -> dict[str, str | Fused]:
+    """The family's roles, less those of another variant: only a gated T5 has a gate, only a decoder cross-attention."""
+    family = FAMILIES.get(_model_type(model), {})
+    return {role: place for role, place in family.items() if _modules_of(place, linear)}
+
+
+def _modules_of(place: str | Fused, linear: dict[str, nn.Module]) -> list[str]:
+    pattern = place if isinstance(place, str) else place.pattern
+    return [module for module in linear if re.search(rf"(^|\.){pattern}$", module)]
 
 
 def _resolve_one(model: nn.Module, name: str, linear: dict[str, nn.Module]) -> list[Target]:
-    family = FAMILIES.get(_model_type(model))
+    family = _family(model, linear)
     if name == ALL_LINEAR:
-        if family is not None:
+        if family:
             return [target for role in family for target in _resolve_role(model, role, family[role], linear)]
         return [Target(module) for module in linear if re.search(r"\.\d+\.", module)]
-    if family is not None and name in family:
+    if name in family:
         return _resolve_role(model, name, family[name], linear)
     matches = [module for module in linear if module == name or module.endswith(f".{name}")]
     if matches:
@@ -182,12 +224,8 @@ def _resolve_one(model: nn.Module, name: str, linear: dict[str, nn.Module]) -> l
 
 
 def _resolve_role(model: nn.Module, role: str, place: str | Fused, linear: dict[str, nn.Module]) -> list[Target]:
-    pattern = place if isinstance(place, str) else place.pattern
     part = None if isinstance(place, str) else place.slice_of(model.config)
-    matches = [module for module in linear if re.search(rf"(^|\.){pattern}$", module)]
-    if not matches:
-        raise _unknown_target(model, role, linear)
-    return [Target(module, part, role) for module in matches]
+    return [Target(module, part, role) for module in _modules_of(place, linear)]
 
 
 def _unknown_target(model: nn.Module, name: str, linear: dict[str, nn.Module]) -> ModelError:
