@@ -77,12 +77,12 @@ def evaluated(base, task, decodings=(GREEDY,), judge=None, num_slots=2, **settin
 
 
 def loss_by_transformers(base, example, candidate):
+    """Mean over the candidate's tokens, from the plain model's logits for one unpadded row."""
     prompt = example.input_ids[: example.prompt_length]
     ids = torch.tensor([[*prompt, *candidate]])
-    labels = ids.clone()
-    labels[:, : len(prompt)] = -100
     with torch.no_grad():
-        return base.model(input_ids=ids, labels=labels).loss.item()
+        logits = base.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(prompt) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(candidate)).item()
 
 
 @pytest.mark.parametrize("packs", [True, False])
