@@ -178,7 +178,7 @@ def test_the_first_token_is_no_target_where_nothing_precedes_it(causal, causal_w
 def test_chat_without_a_template_is_plain_and_every_answer_ends(causal):
     record = conversation(("system", "be kind"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "ciao"))
     [example], _ = encode(record, causal, generates=False)
-    assert causal.decode(example.input_ids) == ("System: be kind\nUser: hi\nAssistant: yo</s>User: bye\nAssistant: ciao</s>")
+    assert causal.decode(example.input_ids) == ("be kind\nUser: hi\nAssistant: yo</s>User: bye\nAssistant: ciao</s>")
     assert causal.decode(targets(example)) == " yo</s> ciao</s>"
     assert causal.decode(example.input_ids[example.prompt_length :]) == " ciao</s>"
 
