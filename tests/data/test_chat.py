@@ -5,7 +5,8 @@ import tracemalloc
 
 import pytest
 
-from lorascope.data.chat import MAX_SECONDS, MAX_TEMPLATE_CHARACTERS, ChatTemplate, Refusal
+import lorascope.data.chat
+from lorascope.data.chat import MAX_TEMPLATE_CHARACTERS, ChatTemplate, Refusal
 from lorascope.errors import ModelError
 
 HOSTILE = {
@@ -16,11 +17,13 @@ HOSTILE = {
     "filtered loops": "{% for i in range(10**5) %}{% for j in range(10**5) if false %}{% endfor %}{% endfor %}",
     "nested loops over literals": "{% set l = [1, 2, 3, 4] * 5000 %}"
     + "{% for a in l %}" * 3 + "{% endfor %}" * 3,
-    "long literal in a loop": "{% macro m() %}{% for i in range(10**5) %}" + "x" * 60_000 + "{% endfor %}{% endmacro %}{{ m() }}",
+    "long literal in a loop": "{% macro m() %}{% for i in range(10**5) %}"
+    + "x" * 60_000
+    + "{% endfor %}{% endmacro %}{{ m() }}",
     "repetition": '{{ "a" * 10**10 }}',
     "repetition from the left": '{{ 10**10 * "a" }}',
     "repeated list": "{{ ([0] * 10**10) | length }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "tower of powers": "{% set n = namespace(x=10) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "doubled sum": '{% set n = namespace(x="aa") %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}',
     "doubled concatenation": '{% set n = namespace(x="aa") %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}',
@@ -77,16 +80,19 @@ def rendered(tokenizer, template, messages=MESSAGES):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_soon_in_one_line(chat, name):
+def test_a_hostile_template_ends_soon_in_one_line(chat, name, monkeypatch):
+    monkeypatch.setattr(lorascope.data.chat, "MAX_SECONDS", 0.2)
     started = time.thread_time()
     with pytest.raises((ModelError, Refusal)) as caught:
         rendered(chat, HOSTILE[name])
-    assert time.thread_time() - started < MAX_SECONDS + 1.5
+    assert time.thread_time() - started < 2
     assert str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["doubled block", "doubled list", "repetition", "replacement", "join", "doubled concatenation"])
+@pytest.mark.parametrize(
+    "name", ["doubled block", "doubled list", "repetition", "replacement", "join", "doubled concatenation"]
+)
 def test_a_hostile_template_ends_in_little_memory(chat, name):
     tracemalloc.start()
     try:
@@ -104,7 +110,7 @@ def test_limits_name_the_tokenizer_and_what_to_do(chat):
         rendered(chat, HOSTILE["class"])
     with pytest.raises(ModelError, match=r"some/model: the chat template asks for a range of more than 100000 numbers"):
         rendered(chat, HOSTILE["long range"])
-    with pytest.raises(ModelError, match=r"some/model: the chat template takes more than 2 seconds"):
+    with pytest.raises(ModelError, match=r"some/model: the chat template takes more than 1 seconds"):
         rendered(chat, HOSTILE["nested loops without output"])
 
 

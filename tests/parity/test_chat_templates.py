@@ -1,5 +1,7 @@
 """Published chat templates render in the sandbox exactly as ``tokenizer.apply_chat_template`` renders them."""
 
+import functools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,13 +208,15 @@ EVERYTHING = """{% macro turn(message, mark='|') -%}
   {% call turn(message, mark='*' * 3) %}{% generation %}{{ message['content'] | replace('a', 'bb') | e }}{% endgeneration %}
   {% endcall %}
   {{ message | tojson(indent=2) }} {{ "%s-%03d" | format(message.role, loop.index) }} {{ '{0:>5}'.format(loop.length) }}
-  {{ message.items() | map('first') | join(', ') }} {{ message.content.split()[:2] }} {{ 2 ** loop.index }} {{ loop.cycle(1, 2) }}
+  {{ message.items() | map('first') | join(', ') }} {{ message.content.split()[:2] }} {{ 2 ** loop.index }}
+  {{ loop.cycle(1, 2) }}
 {% else %}
   nobody
 {% endfor %}
 {% set block %}{{ seen.roles | unique | sort(reverse=true) | join('+') }}{% endset %}
 {{ block | center(30) }} {{ seen.roles[0] is defined and 'user' in seen.roles }} {{ (messages | length) // 2 }} {{ none }}
-{{ messages | groupby('role') | map(attribute='grouper') | list }} {{ range(5) | batch(2) | list }} {{ dict(a=1) | items | list }}
+{{ messages | groupby('role') | map(attribute='grouper') | list }} {{ range(5) | batch(2) | list }}
+{{ dict(a=1) | items | list }}
 {{ messages | selectattr('role', 'eq', 'user') | map(attribute='content') | list | tojson }}
 {%- for row in [1, [2, [3]]] recursive %}{% if row is iterable %}({{ loop(row) }}){% else %}{{ row }}{% endif %}{% endfor %}
 """
@@ -238,14 +242,20 @@ def tokenizer_with(template):
     return tokenizer
 
 
-def both(tokenizer, messages, generation_prompt):
+@functools.cache
+def published(name):
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    return tokenizer, ChatTemplate(tokenizer)
+
+
+def both(tokenizer, template, messages, generation_prompt):
     """What ``transformers`` and the sandbox render; None for a refusal."""
     try:
         expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     except Exception:
         expected = None
     try:
-        rendered = ChatTemplate(tokenizer).render(messages, generation_prompt=generation_prompt)
+        rendered = template.render(messages, generation_prompt=generation_prompt)
     except Refusal:
         rendered = None
     return expected, rendered
@@ -253,12 +263,12 @@ def both(tokenizer, messages, generation_prompt):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("generation_prompt", [False, True])
-@pytest.mark.parametrize("roles", ["ua", "sua", "suau", "uaua", "a", "au", "suaua"])
+@pytest.mark.parametrize("roles", ["ua", "sua", "suau", "au", "suaua"])
 def test_the_sandbox_renders_what_transformers_renders(name, generation_prompt, roles):
     names = {"s": "system", "u": "user", "a": "assistant"}
     texts = ["  a café, 漢字 & <b>\n", "what?\n\nnow", "<think>\nhm\n</think>\n\n{{ 7 }} ok", "bye", "ok "]
     messages = [{"role": names[role], "content": text} for role, text in zip(roles, texts, strict=False)]
-    expected, rendered = both(tokenizer_with(TEMPLATES[name]), messages, generation_prompt)
+    expected, rendered = both(*published(name), messages, generation_prompt)
     assert rendered == expected
     if name in ("chatml", "llama-3", "qwen-3", "everything"):
         assert rendered
@@ -268,11 +278,11 @@ def test_the_sandbox_renders_what_transformers_renders(name, generation_prompt, 
 @given(messages=MESSAGES, generation_prompt=st.booleans())
 @settings(max_examples=12, deadline=None)
 def test_any_conversation_is_rendered_or_refused_alike(name, messages, generation_prompt):
-    expected, rendered = both(tokenizer_with(TEMPLATES[name]), messages, generation_prompt)
+    expected, rendered = both(*published(name), messages, generation_prompt)
     assert rendered == expected
 
 
 def test_the_template_named_default_is_used():
     tokenizer = tokenizer_with({"tool_use": "tools", "default": CHATML})
-    expected, rendered = both(tokenizer, [{"role": "user", "content": "hi"}], True)
+    expected, rendered = both(tokenizer, ChatTemplate(tokenizer), [{"role": "user", "content": "hi"}], True)
     assert rendered == expected == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

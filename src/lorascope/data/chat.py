@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 MAX_TEMPLATE_CHARACTERS = 65_536
 MAX_RANGE = 100_000
-MAX_SECONDS = 2.0  # of this thread's processor time, so that a busy machine refuses no template
+MAX_SECONDS = 1.0  # of this thread's processor time, so that a busy machine refuses no template
 BUDGET = 8_000_000  # characters, and ITEM for each element of a list, over one rendering
 BUDGET_PER_CHARACTER = 64  # the same, for each character of the conversation
 ITEM = 8
+MAX_BITS = 4096  # of an integer
 MAX_PADDING_DIGITS = 4
 MAX_STRFTIME_CHARACTERS = 200
 
@@ -271,8 +272,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
-        if owner is self:  # a hook
-            return function(*args, **kwargs)
+        if owner is self:  # a hook; the keywords are jinja2's own notes on loops and blocks
+            return function(*args)
         if isinstance(owner, (str, bytes, int, float, list, tuple, dict, set, frozenset)):
             name = str(getattr(function, "__name__", ""))
             self._measure_growth(name, owner, (*args, *kwargs.values()), name in LINEAR_METHODS)
@@ -290,6 +291,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             units = (sizes[0] + 1) * (sizes[1] + 1)
         else:
             units = sum(sizes)
+        if isinstance(left, int) and isinstance(right, int) and 8 * units > MAX_BITS:
+            raise _Limit(f"computes with integers of more than {MAX_BITS} bits")
         self.spend(units)
         return super().call_binop(context, operator, left, right)
 
