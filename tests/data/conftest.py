@@ -30,6 +30,21 @@ def byte_level_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+def metaspace_tokenizer(prepend_scheme: str = "first") -> PreTrainedTokenizerFast:
+    """Unigram pieces as SentencePiece writes them, a space as the first character of a word; falls back to bytes."""
+    words = ["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "to", "who", "hi", "yo", "bye", "user", "assistant"]
+    marks = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    pieces = ["▁", *(f"▁{word}" for word in words), *words, *map(chr, range(33, 127)), "\n"]
+    vocabulary = [*((mark, 0.0) for mark in marks), *((f"<0x{byte:02X}>", -20.0) for byte in range(256))]
+    vocabulary += [(piece, -1.0 - 1.0 / len(piece)) for piece in dict.fromkeys(pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend_scheme)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": marks[3:]})
+    return fast
+
+
 def word_piece_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     """BERT's uncased tokenizer on this vocabulary."""
     tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
@@ -65,6 +80,33 @@ def causal_with_bos() -> PreTrainedTokenizerFast:
 def chat() -> PreTrainedTokenizerFast:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture
+def metaspace() -> PreTrainedTokenizerFast:
+    tokenizer = metaspace_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the cat é")["input_ids"]) == ["▁the", "▁cat", "▁", "<0xC3>", "<0xA9>"]
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def templated() -> list[PreTrainedTokenizerFast]:
+    """Tokenizers that write a space in different ways, with one template."""
+    tokenizers = [byte_level_tokenizer(), metaspace_tokenizer(), metaspace_tokenizer("always")]
+    for tokenizer in tokenizers:
+        tokenizer.chat_template = CHATML
+    return tokenizers
+
+
+@pytest.fixture
+def encoder_decoder() -> PreTrainedTokenizerFast:
+    """As T5's: no beginning, an end token after every text."""
+    tokenizer = metaspace_tokenizer()
+    ending = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = ending
+    assert tokenizer("the cat")["input_ids"][-1] == tokenizer.eos_token_id
     return tokenizer
 
 

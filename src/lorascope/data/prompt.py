@@ -1,51 +1,43 @@
-"""Records of causal language models as token ids: segments, targets, chat templates, truncation.
+"""Records as token ids: targets, special tokens, candidates.
 
-Each segment is tokenised on its own, so that two questions on one paragraph share their leading tokens. An
-end-of-sequence token closes every target. A beginning-of-sequence token is put first exactly when the tokenizer would
-do so itself. With a chat template, the template writes all special tokens. Only the segment that says so
-(``Segment.cut``) loses tokens.
+Plain segments are tokenised each on its own, so that two questions on one paragraph share their leading tokens; an
+end-of-sequence token closes every target; a beginning-of-sequence token is put first exactly when the tokenizer would
+do so itself. A conversation that a chat template wrote is tokenised whole, and what is to be learned follows from the
+characters that each token covers. Where one token covers the end of a prompt and the start of its answer, that record
+is tokenised apart there, which is counted.
 
-Does not know file formats or batches. Floor: data.
+An encoder–decoder reads what precedes a target as one plain text, with its own special tokens, and has one example for
+each target.
+
+Does not know file formats or batches, what a conversation looks like as text (``conversation``), or what goes where a
+record is too long (``truncation``). Floor: data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from lorascope.data.conversation import Rendered, Renderer, encoder_text, is_chat, taught
 from lorascope.data.record import Example, Notice, Record, Segment
-from lorascope.errors import DataError, ModelError
+from lorascope.data.tokens import (
+    Offsets,
+    batches,
+    beginning,
+    end_token,
+    first_at,
+    special_ids,
+    tokenise,
+    widened,
+    with_offsets,
+)
+from lorascope.data.truncation import Cut, Encoded, Fitter, Tally, needs_fast, notices_of, too_small
+from lorascope.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A record's segments as plain text; ``templated`` when a chat template wrote the special tokens into it."""
-
-    segments: tuple[Segment, ...]
-    templated: bool = False
-
-
-@dataclass
-class _Tally:
-    """What happened while encoding one split, by number of records."""
-
-    truncated: int = 0
-    tokens: int = 0
-    answers_lost: int = 0
-    dropped_answer: int = 0
-    dropped_long: int = 0
-    unpredictable: int = 0
-    endless: int = 0
-    lacking: int = 0
-    places: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: str, record: Record) -> None:
-        setattr(self, kind, getattr(self, kind) + 1)
-        self.places.setdefault(kind, record.where)
 
 
 def encode_records(
@@ -59,250 +51,312 @@ def encode_records(
 ) -> tuple[list[Example], list[Notice]]:
     """Token ids of causal language model records.
 
-    An example longer than ``max_length`` loses tokens from the segment that may be cut. A training example whose answer
-    was cut away, or which does not fit even so, is dropped. An evaluation example that generates keeps its place: its
-    prompt is cut to ``max_length`` less the longest first answer of the split, the same room for all, so that the
-    prompt does not tell how long the answer is. Everything is counted in the notices.
+    An example longer than ``max_length`` loses its oldest exchanges where it is a conversation, else tokens from the
+    segment that may be cut. A training example whose answer was cut away, or which does not fit even so, is dropped. An
+    evaluation example that generates keeps its place: its prompt is cut to ``max_length`` less the longest first answer
+    of the split, the same room for all, so that the prompt does not tell how long the answer is. A candidate that does
+    not fit loses its end. Everything is counted in the notices.
+
+    Raises:
+        ModelError: the tokenizer has no end-of-sequence token, or cannot say which characters a token covers; its chat
+            template goes beyond its limits.
+        DataError: a chat template that cannot be used, or a question that does not fit.
+    """
+    encoder = _Encoder(tokenizer)
+    encoded_records = encoder.encode(records)
+    cuts_prompt_only = generates and not training
+    room = max((len(item.target_ids) for item in encoded_records), default=0) if cuts_prompt_only else 0
+    tally = Tally()
+    fitter = Fitter(encoder.encode_one, tokenizer, tally, max_length - room, training=training, prompt_only=cuts_prompt_only)
+    examples = []
+    for record, encoded in zip(records, encoded_records, strict=True):
+        fitted = fitter.fit(record, encoded)
+        if fitted is None:
+            continue
+        _count_rendering(tally, record, fitted)
+        candidates, num_apart = encoder.candidates(record, fitted)
+        if num_apart:
+            tally.add("seams", record)
+        within = _within(candidates, max_length - fitted.prompt_length, record, tally)
+        examples.append(_example(record, fitted, within, tally))
+    if tally.dropped_long and cuts_prompt_only:
+        raise too_small(tally, split, max_length)
+    return examples, notices_of(tally, split, max_length, training)
+
+
+def encode_pairs(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    split: str,
+    *,
+    training: bool,
+    generates: bool,
+) -> tuple[list[Example], list[Notice]]:
+    """Token ids for an encoder–decoder: one example for each target, what precedes it as the encoder's input.
+
+    The input is cut as a decoder's prompt is, to ``max_length``. An example whose target is longer than that is dropped,
+    but for one that is generated, whose target loses its end. Everything is counted in the notices.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token, or cannot say which characters a token covers.
-        DataError: a chat template that cannot be used, or a question that does not fit.
+        DataError: a question does not fit, or has no tokens.
     """
-    rendered = [render(record, tokenizer) for record in records]
-    if tokenizer.eos_token_id is None and not all(item.templated for item in rendered):
-        place = tokenizer.name_or_path or "tokenizer"
-        raise ModelError("the tokenizer has no end-of-sequence token", where=place, fix="set eos_token")
-    ids_of = _tokenise((segment.text for item in rendered for segment in item.segments), tokenizer)
-    pieces_of = [_pieces(item, ids_of, tokenizer.eos_token_id) for item in rendered]
-    bos = beginning(tokenizer)
-    cuts_prompt_only = generates and not training
-    room = max((len(pieces[-1]) for pieces in pieces_of), default=0) if cuts_prompt_only else 0
-    tally = _Tally()
-    cutter = _Cutter(tokenizer, tally, training)
+    end = end_token(tokenizer)
+    single = [one for record in records for one in _one_target_each(record)]
+    texts = [text.strip() for record in single for text in (record.segments[-1].text, *record.candidates)]
+    ids_of = tokenise(texts, tokenizer)
+    tally = Tally()
+    reader = _Reader(tokenizer, max_length)
+    fitter = Fitter(reader.encode_one, tokenizer, tally, max_length, training=training, prompt_only=True)
     examples = []
-    for record, item, pieces in zip(records, rendered, pieces_of, strict=True):
-        head = [] if item.templated else bos
-        measured = sum(map(len, pieces[:-1] if cuts_prompt_only else pieces)) + len(head)
-        excess = measured - (max_length - room)
-        fitted = pieces if excess <= 0 else cutter.fit(record, item.segments, pieces, excess)
+    for record, encoded in zip(single, reader.encode(single), strict=True):
+        target_ids = [*ids_of[record.segments[-1].text.strip()], end]
+        if len(target_ids) > max_length:
+            if training or not generates:
+                tally.add("dropped_long", record)
+                continue
+            tally.add("cut_targets", record)
+        fitted = fitter.fit(record, encoded)
         if fitted is None:
             continue
-        if item.templated and not _ends(item, tokenizer):
-            tally.add("endless", record)
-        examples.append(_example(record, item.segments, head, fitted, tally))
-    if tally.dropped_long and cuts_prompt_only:
-        raise DataError(
-            f"max_length {max_length} is too small for {tally.dropped_long} {split} questions and an answer",
-            where=tally.places["dropped_long"],
-            fix=f"set task.max_length to {max_length + tally.lacking} or more",
-        )
-    return examples, _notices(tally, split, max_length, training)
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer itself puts before a text (usually one BOS, or none)."""
-    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full: list[int] = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start]
-    return []
-
-
-def render(record: Record, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """The record's text pieces; chat messages through the tokenizer's chat template, or a plain one where it has none.
-
-    Raises:
-        DataError: the template cannot render the conversation, or rewrites earlier turns when one is added.
-    """
-    if not any(segment.role is not None for segment in record.segments):
-        return Rendered(record.segments)
-    if tokenizer.chat_template:
-        return Rendered(_templated(record, tokenizer), templated=True)
-    return Rendered(_plain_chat(record.segments))
-
-
-def _plain_chat(turns: Sequence[Segment]) -> tuple[Segment, ...]:
-    r"""``"User: …\n"``, ``"Assistant:"``, ``" …"``; what precedes the first answer is one segment, cut at its start."""
-    segments: list[Segment] = []
-    lead = ""
-    for turn in turns:
-        if not turn.is_target:
-            lead += f"{(turn.role or 'user').capitalize()}: {turn.text}\n"
-            continue
-        if lead:
-            segments.append(Segment(lead, cut=None if segments else "start"))
-            lead = ""
-        segments += [Segment("Assistant:"), Segment(f" {turn.text.strip()}", is_target=True)]
-    return tuple(segments)  # what follows the last answer teaches nothing
-
-
-def _templated(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
-    """Each assistant turn is what the template adds to its generation prompt, up to the token that ends the turn."""
-    messages = [{"role": str(turn.role), "content": turn.text} for turn in record.segments]
-    segments: list[Segment] = []
-    done = ""
-    for index, turn in enumerate(record.segments):
-        if not turn.is_target:
-            continue
-        prompt = _apply(messages[:index], tokenizer, record, prompt=True)
-        whole = _apply(messages[: index + 1], tokenizer, record, prompt=False)
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise DataError(
-                f"the chat template rewrites earlier text when turn {index + 1} is added",
-                where=record.where,
-                fix="use a template whose output only grows, or data with one answer a record",
+        if not fitted.input_ids:
+            raise DataError("the text before the answer has no tokens", where=record.where, fix="remove the record")
+        candidates = _within([[*ids_of[text.strip()], end] for text in record.candidates], max_length, record, tally)
+        examples.append(
+            Example(
+                record.id,
+                fitted.input_ids,
+                None,
+                None,
+                len(fitted.input_ids),
+                record.answers,
+                target_ids=target_ids[:max_length],
+                persona=record.persona,
+                candidate_ids=candidates,
             )
-        target = whole[len(prompt) :]
-        ended = target.rstrip()
-        # A newline after the end token is not part of what a model must produce to stop.
-        target = ended if ended.endswith(_special_tokens(tokenizer)) else target
-        segments.append(Segment(prompt[len(done) :], cut=None if segments else "start"))
-        segments.append(Segment(target, is_target=True))
-        done = prompt + target
-    return tuple(segments)
+        )
+    if tally.lacking and generates and not training:
+        raise too_small(tally, split, max_length)
+    return examples, notices_of(tally, split, max_length, training)
 
 
-def _apply(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, record: Record, *, prompt: bool) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except Exception as error:  # jinja2's errors, and whatever a template raises
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"the chat template cannot render this conversation ({reason})", where=record.where, fix="reorder its turns"
-        ) from None
+def _one_target_each(record: Record) -> list[Record]:
+    """A record for each target, with what precedes it; the last has the candidates, and the identity if it is the only one."""
+    indices = [index for index, segment in enumerate(record.segments) if segment.is_target]
+    if len(indices) == 1:
+        return [replace(record, segments=record.segments[: indices[0] + 1])]
+    records = []
+    for number, index in enumerate(indices, 1):
+        before = tuple(replace(segment, is_target=False) for segment in record.segments[:index])
+        is_last = index == indices[-1]
+        one = replace(
+            record,
+            id=f"{record.id}.{number}",
+            segments=(*before, record.segments[index]),
+            answers=record.answers if is_last else (record.segments[index].text,),
+            candidates=record.candidates if is_last else (),
+        )
+        records.append(one)
+    return records
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple({*tokenizer.all_special_tokens, *added})
+class _Encoder:
+    """Token ids of a decoder's records, by one tokenizer."""
 
-
-def _ends(item: Rendered, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return all(piece.text.endswith(_special_tokens(tokenizer)) for piece in item.segments if piece.is_target)
-
-
-def _tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return {}
-    encoded: Any = tokenizer(distinct, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return dict(zip(distinct, encoded["input_ids"], strict=True))
-
-
-def _pieces(item: Rendered, ids_of: dict[str, list[int]], eos: int | None) -> list[list[int]]:
-    end = [] if item.templated or eos is None else [eos]
-    return [ids_of[piece.text] + (end if piece.is_target else []) for piece in item.segments]
-
-
-class _Cutter:
-    """Takes tokens from the one segment that may lose them, and tells which answers go with them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tally: _Tally, training: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.tally = tally
-        self.training = training
-        self._offsets: dict[str, list[tuple[int, int]]] = {}
+        self._renderer = Renderer(tokenizer)
+        self._beginning = beginning(tokenizer)
+        self._special_ids = special_ids(tokenizer)
+        self._special_texts = tuple(text for text in tokenizer.convert_ids_to_tokens(sorted(self._special_ids)) if text)
 
-    def fit(self, record: Record, segments: Sequence[Segment], pieces: list[list[int]], excess: int) -> list[list[int]] | None:
-        """The pieces without ``excess`` tokens; None where the record has to be dropped."""
-        lacking = self.lacking(segments, pieces, excess)
-        if lacking > 0:
-            self.tally.add("dropped_long", record)
-            self.tally.lacking = max(self.tally.lacking, lacking)
-            return None
-        lost = self.lost(record, segments, excess)
-        if lost and self.training:
-            self.tally.add("dropped_answer", record)
-            return None
-        if lost:
-            self.tally.add("answers_lost", record)
-        self.tally.add("truncated", record)
-        self.tally.tokens += excess
-        return self.cut(segments, pieces, excess)
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        rendered = [self._renderer.render(taught(record.segments), record.where) for record in records]
+        if not all(item.templated for item in rendered):
+            end_token(self.tokenizer)
+        encoded: list[Encoded | None] = [None] * len(rendered)
+        if self.tokenizer.is_fast:
+            whole = [index for index, item in enumerate(rendered) if item.templated]
+            texts = ("".join(piece.text for piece in rendered[index].segments) for index in whole)
+            for index, (ids, offsets) in zip(whole, with_offsets(texts, self.tokenizer), strict=True):
+                encoded[index] = self._from_offsets(rendered[index], ids, offsets)
+        apart = [index for index, item in enumerate(encoded) if item is None]
+        ids_of = tokenise((piece.text for index in apart for piece in rendered[index].segments), self.tokenizer)
+        for index in apart:
+            seam = rendered[index].templated and self.tokenizer.is_fast
+            encoded[index] = self._from_pieces(rendered[index], ids_of, seam)
+        return [item for item in encoded if item is not None]
 
-    def cut(self, segments: Sequence[Segment], pieces: list[list[int]], excess: int) -> list[list[int]]:
-        """The pieces without ``excess`` tokens of the one that may lose them."""
-        index = _cut_index(segments)
-        assert index is not None, "only pieces that lack nothing are cut"
-        ids = pieces[index]
-        fixed = self._fixed(ids)
-        kept = ids[: len(ids) - excess] if segments[index].cut == "end" else ids[:fixed] + ids[fixed + excess :]
-        return [*pieces[:index], kept, *pieces[index + 1 :]]
+    def encode_one(self, record: Record) -> Encoded:
+        [encoded] = self.encode([record])
+        return encoded
 
-    def lacking(self, segments: Sequence[Segment], pieces: list[list[int]], excess: int) -> int:
-        """How many tokens too many remain when all that may go is gone."""
-        index = _cut_index(segments)
-        if index is None:
-            return excess
-        if segments[index].cut == "end":
-            return excess - len(pieces[index])
-        # One token of a prompt that is cut from its start stays: it predicts what follows.
-        return excess - max(0, len(pieces[index]) - max(1, self._fixed(pieces[index])))
+    def candidates(self, record: Record, encoded: Encoded) -> tuple[list[list[int]], int]:
+        """Each candidate's ids in the place of the last target, and how many had to be tokenised apart from the prompt."""
+        if not record.candidates:
+            return [], 0
+        texts = [self._renderer.target_text(encoded.rendered, text, record.where) for text in record.candidates]
+        in_place = self._in_place(encoded, texts) if encoded.whole else [None] * len(texts)
+        ids_of = tokenise((text for text, ids in zip(texts, in_place, strict=True) if ids is None), self.tokenizer)
+        end = [] if encoded.rendered.templated else [end_token(self.tokenizer)]
+        found = [ids_of[text] + end if ids is None else ids for text, ids in zip(texts, in_place, strict=True)]
+        return found, in_place.count(None) if encoded.whole else 0
 
-    def lost(self, record: Record, segments: Sequence[Segment], excess: int) -> bool:
-        """Whether the cut removed the answer: the first one in training, every one in evaluation."""
-        spans = record.answer_spans[:1] if self.training else record.answer_spans
-        index = _cut_index(segments)
-        if not spans or index is None:
-            return False
-        kept_end = self._kept_end(segments[index].text, excess)
-        return not any(span is not None and span[1] <= kept_end for span in spans)
+    def _from_pieces(self, rendered: Rendered, ids_of: dict[str, list[int]], seam: bool) -> Encoded:
+        """Every piece tokenised on its own."""
+        input_ids = [] if rendered.templated else list(self._beginning)
+        is_target = [False] * len(input_ids)
+        prompt_length = 0
+        cut = None
+        ended = True
+        for segment in rendered.segments:
+            ids = ids_of[segment.text]
+            if not rendered.templated and (segment.is_target or segment.role == "assistant"):
+                ids = [*ids, end_token(self.tokenizer)]
+            if segment.is_target:
+                prompt_length = len(input_ids)
+                ended &= bool(ids) and ids[-1] in self._special_ids
+            if segment.cut is not None and cut is None:
+                cut = self._cut(segment, ids, len(input_ids))
+            input_ids += ids
+            is_target += [segment.is_target] * len(ids)
+        return Encoded(rendered, input_ids, is_target, prompt_length, cut, seam=seam, ended=ended)
 
-    def _fixed(self, ids: list[int]) -> int:
-        """A chat template's BOS stays in front."""
-        return int(bool(ids) and ids[0] == self.tokenizer.bos_token_id)
-
-    def _kept_end(self, text: str, excess: int) -> int:
-        """How many characters of ``text`` are wholly kept when its last ``excess`` tokens go."""
-        if text not in self._offsets:
-            if not self.tokenizer.is_fast:
-                raise ModelError(
-                    "this tokenizer cannot say which answers a cut removes",
-                    where="task.max_length",
-                    fix="use a fast one",
+    def _from_offsets(self, rendered: Rendered, ids: list[int], offsets: Offsets) -> Encoded | None:
+        """The targets' tokens by the characters they cover; None where one covers both sides of a target's edge."""
+        is_target = [False] * len(ids)
+        ended = True
+        position = prompt_length = 0
+        cut = None
+        for segment in rendered.segments:
+            first, last = first_at(offsets, position), first_at(offsets, position + len(segment.text))
+            if first is None or last is None:
+                return None
+            if segment.is_target:
+                covered = all(
+                    position <= start and stop <= position + len(segment.text) for start, stop in offsets[first:last]
                 )
-            encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            self._offsets[text] = encoded["offset_mapping"]
-        offsets = self._offsets[text]
-        kept, gone = offsets[: len(offsets) - excess], offsets[len(offsets) - excess :]
-        # A character of several tokens is kept only if all of them are.
-        return min(max((end for _, end in kept), default=0), min(start for start, _ in gone))
+                if not covered or (first == last and segment.text.strip()):
+                    return None
+                is_target[first:last] = [True] * (last - first)
+                ended &= last > first and ids[last - 1] in self._special_ids
+                prompt_length = first
+            elif segment.cut is not None:
+                cut = self._cut(segment, ids[first:last], first)
+            position += len(segment.text)
+        return Encoded(rendered, ids, is_target, prompt_length, cut, whole=True, ended=ended)
+
+    def _cut(self, segment: Segment, ids: list[int], start: int) -> Cut:
+        stop = start + len(ids)
+        if segment.cut == "end":
+            return Cut(start, stop, "end", segment.text)
+        # A chat template's BOS stays in front, or else one token of the prompt: it predicts what follows.
+        if ids and ids[0] == self.tokenizer.bos_token_id:
+            return Cut(start + 1, stop, "start", segment.text)
+        return Cut(start, stop, "start", segment.text, keep=1)
+
+    def _in_place(self, encoded: Encoded, texts: list[str]) -> list[list[int] | None]:
+        """The texts' ids after the prompt; None where one runs into it.
+
+        Only what follows the prompt's last special token is tokenised again, where that gives the record's own ids.
+        """
+        *before, own = (piece.text for piece in encoded.rendered.segments)
+        prompt = "".join(before)
+        anchor = max((prompt.rfind(special) for special in self._special_texts), default=0)
+        for tail in (prompt[max(anchor, 0) :], prompt):
+            (ids, offsets), *others = with_offsets((tail + text for text in (own, *texts)), self.tokenizer)
+            first = first_at(offsets, len(tail))
+            if first is not None and ids[first:] == encoded.target_ids:
+                return [
+                    found[first:] if found[:first] == ids[:first] and first_at(spans, len(tail)) == first else None
+                    for found, spans in others
+                ]
+        return [None] * len(texts)
 
 
-def _cut_index(segments: Sequence[Segment]) -> int | None:
-    return next((index for index, segment in enumerate(segments) if segment.cut is not None), None)
+class _Reader:
+    """Token ids of what an encoder reads: everything before a record's one target, as one text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+
+    def encode_one(self, record: Record) -> Encoded:
+        [encoded] = self.encode([record])
+        return encoded
+
+    def encode(self, records: Sequence[Record]) -> Iterator[Encoded]:
+        texts = (encoder_text(record.segments[:-1]) for record in records)
+        fast = self._tokenizer.is_fast
+        numbered = iter(records)
+        for batch in batches(texts):
+            encoded: Any = self._tokenizer(
+                batch,
+                return_attention_mask=False,
+                return_offsets_mapping=fast,
+                return_special_tokens_mask=True,
+                verbose=False,
+            )
+            for row, (record, ids) in enumerate(zip(islice(numbered, len(batch)), encoded["input_ids"], strict=True)):
+                cut = None
+                if len(ids) > self._max_length:
+                    if not fast:
+                        raise needs_fast("this tokenizer cannot say which tokens a cut removes")
+                    cut = self._cut(record, encoded["offset_mapping"][row], encoded["special_tokens_mask"][row])
+                yield Encoded(Rendered(record.segments), ids, [False] * len(ids), len(ids), cut)
+
+    def _cut(self, record: Record, offsets: Offsets, is_special: list[int]) -> Cut | None:
+        """The tokens within the segment that may be cut; of a conversation, all of them, from the start."""
+        before = record.segments[:-1]
+        num_head = next((index for index, special in enumerate(is_special) if not special), len(is_special))
+        inner = [widened(start, stop) for (start, stop), special in zip(offsets, is_special, strict=True) if not special]
+        if is_chat(before):
+            return Cut(num_head, num_head + len(inner), "start", "", keep=1)
+        position = 0
+        for segment in before:
+            if segment.cut is not None:
+                end = position + len(segment.text)
+                covering = [index for index, (start, stop) in enumerate(inner) if position <= start and stop <= end]
+                first, last = (covering[0], covering[-1] + 1) if covering else (0, 0)
+                relative = [(start - position, stop - position) for start, stop in inner[first:last]]
+                keep = int(segment.cut == "start")
+                return Cut(num_head + first, num_head + last, segment.cut, segment.text, keep, relative)
+            position += len(segment.text)
+        return None
 
 
-def _example(record: Record, segments: Sequence[Segment], head: list[int], pieces: list[list[int]], tally: _Tally) -> Example:
-    input_ids = list(head)
-    is_target = [False] * len(head)
-    prompt_length = 0
-    for segment, ids in zip(segments, pieces, strict=True):
-        if segment.is_target:
-            prompt_length = len(input_ids)
-        input_ids += ids
-        is_target += [segment.is_target] * len(ids)
+def _count_rendering(tally: Tally, record: Record, encoded: Encoded) -> None:
+    flags = {
+        "seams": encoded.seam,
+        "endless": encoded.rendered.templated and not encoded.ended,
+        "system_moved": encoded.rendered.system_moved,
+        "opened": encoded.rendered.opened,
+    }
+    for kind, raised in flags.items():
+        if raised:
+            tally.add(kind, record)
+
+
+def _within(candidates: Sequence[list[int]], room: int, record: Record, tally: Tally) -> tuple[tuple[int, ...], ...]:
+    long = sum(len(ids) > room for ids in candidates)
+    if long:
+        tally.add("cut_candidates", record, long)
+    return tuple(tuple(ids[:room]) for ids in candidates)
+
+
+def _example(record: Record, encoded: Encoded, candidates: tuple[tuple[int, ...], ...], tally: Tally) -> Example:
+    is_target = encoded.is_target
     if is_target[0]:
-        is_target[0] = False
+        is_target = [False, *is_target[1:]]
         tally.add("unpredictable", record)
-    return Example(record.id, input_ids, is_target, None, prompt_length, record.answers)
-
-
-def _notices(tally: _Tally, split: str, max_length: int, training: bool) -> list[Notice]:
-    notices = []
-
-    def note(kind: str, counter: str, message: str) -> None:
-        count = getattr(tally, counter)
-        if count:
-            first = tally.places.get(counter)
-            notices.append(Notice(kind, count, split, f"{count} {split} {message}{f' (first: {first})' if first else ''}."))
-
-    note("truncated", "truncated", f"examples were cut to max_length {max_length}, losing {tally.tokens} prompt tokens")
-    if not training:
-        note("answer_lost", "answers_lost", "examples are scored although the cut removed every gold answer from them")
-    note("dropped", "dropped_answer", f"examples were dropped: max_length {max_length} cuts their answer away")
-    note("dropped", "dropped_long", f"examples were dropped: they do not fit max_length {max_length} even when cut")
-    note("first_token", "unpredictable", "examples have an empty prompt, so their first token is not learned")
-    note("no_end", "endless", "examples have an answer that the chat template ends with no special token")
-    return notices
+    return Example(
+        record.id,
+        encoded.input_ids,
+        is_target,
+        None,
+        encoded.prompt_length,
+        record.answers,
+        persona=record.persona,
+        candidate_ids=candidates,
+    )

@@ -19,7 +19,7 @@ from lorascope.data.files import FILE_PUBLISHED, SPEAKERS, read_file
 from lorascope.data.glue import GLUE, read_glue
 from lorascope.data.nli import DIALOGUE_NLI_PUBLISHED, NLI_LABELS, SICK_PUBLISHED, read_dialogue_nli, read_sick
 from lorascope.data.persona import PERSONA_PUBLISHED, PERSONA_SPEAKERS, read_persona
-from lorascope.data.prompt import encode_records
+from lorascope.data.prompt import encode_pairs, encode_records
 from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
 from lorascope.data.source import Published, Source, locate
 from lorascope.data.squad import SQUAD_PUBLISHED, read_squad
@@ -167,7 +167,8 @@ def encode_task(raw: RawTask, tokenizer: PreTrainedTokenizerBase, max_length: in
         if raw.task_type == "SEQ_CLS":
             examples, more = _encode_classification(records, tokenizer, max_length, split, training)
         else:
-            examples, more = encode_records(records, tokenizer, max_length, split, training=training, generates=raw.generates)
+            encode = encode_pairs if raw.task_type == "SEQ_2_SEQ_LM" else encode_records
+            examples, more = encode(records, tokenizer, max_length, split, training=training, generates=raw.generates)
         if records and not examples:
             reasons = " ".join(notice.message for notice in more)
             raise DataError(f"no {split} example is left: {reasons}", where="task.max_length", fix="raise it")
