@@ -145,3 +145,7 @@ def test_a_long_conversation_has_a_budget_to_match(chat):
     messages = [{"role": "user", "content": "ab " * 100_000}, {"role": "assistant", "content": "c" * 100_000}] * 10
     text = rendered(chat, chat.chat_template, messages)
     assert len(text) == 4_000_000 + 10 * len("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n") + 22
+
+
+def test_a_template_that_asks_for_the_date_is_told_the_same_one_every_day(chat):
+    assert rendered(chat, "{{ strftime_now('%d %b %Y') }}") == "26 Jul 2024"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -272,3 +273,14 @@ def test_task_type_and_labels_are_known_without_the_data_where_the_task_fixes_th
         assert known_form(TaskConfig(name=name, data="nowhere")) == ("CAUSAL_LM", 0)
     assert known_form(TaskConfig(name="file", data="nowhere", labels=["a", "b", "c"])) == ("SEQ_CLS", 3)
     assert known_form(TaskConfig(name="file", data="nowhere")) is None
+
+
+def test_a_generation_task_is_encoded_for_the_model_that_it_is_for(tmp_path, encoder_decoder):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "the cat sat", "completion": " on the mat"}) + "\n")
+    raw = read_task(TaskConfig(name="file", data=str(tmp_path / "train.jsonl")), "train")
+    [causal] = encode_task(raw, encoder_decoder, 64).train
+    [pair] = encode_task(replace(raw, task_type="SEQ_2_SEQ_LM"), encoder_decoder, 64).train
+    assert (causal.target_ids, pair.is_target) == (None, None)
+    assert pair.input_ids == encoder_decoder("the cat sat")["input_ids"]
+    assert pair.target_ids == encoder_decoder("on the mat")["input_ids"]
+    assert sum(causal.is_target) == len(pair.target_ids)

@@ -1,6 +1,7 @@
 """Published chat templates render in the sandbox exactly as ``tokenizer.apply_chat_template`` renders them."""
 
 import functools
+from datetime import datetime
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from lorascope.data import chat
 from lorascope.data.chat import ChatTemplate, Refusal
 
 CHATML = (
@@ -259,6 +261,14 @@ def both(tokenizer, template, messages, generation_prompt):
     except Refusal:
         rendered = None
     return expected, rendered
+
+
+@pytest.fixture(autouse=True, scope="module")
+def today():
+    """Transformers tells templates the day it is; ours is always the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "TODAY", datetime.now())
+        yield
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -42,6 +42,9 @@ BUDGET_PER_CHARACTER = 64  # the same, for each character of the conversation
 ITEM = 8
 MAX_BITS = 4096  # of an integer
 MAX_PADDING_DIGITS = 4
+# What a template is told when it asks for the date (Llama 3.2's does): the same on every day, or a resumed study would read
+# other tokens than it began with. The day is the one that Llama 3's templates fall back to.
+TODAY = datetime(2024, 7, 26)
 MAX_STRFTIME_CHARACTERS = 200
 
 # By whether the result is about as long as what goes in, or may be as long as its parts multiplied.
@@ -393,7 +396,7 @@ def _raise_exception(message: str) -> None:
 def _strftime_now(form: str) -> str:
     if len(form) > MAX_STRFTIME_CHARACTERS:
         raise _Limit("asks for the date in too long a format")
-    return datetime.now().strftime(form)
+    return TODAY.strftime(form)
 
 
 def _range(*args: int) -> range:
