@@ -8,8 +8,10 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from lorascope.base_model import weights_checksum
 from lorascope.lora.elementwise import _RMSNorm, install
@@ -43,7 +45,7 @@ def assert_close(found, wanted, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
-@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen2RMSNorm])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen2RMSNorm, T5LayerNorm, MT5LayerNorm])
 def test_a_fused_norm_is_the_modules_own_in_value_and_gradient(kind, size, dtype):
     norm = norm_of(kind, dtype)
     x = size * random(2, 3, D, seed=2, dtype=dtype)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# What the names of RMS norms end with; a T5's says "layer norm" and is none.
+_RMS_NORMS = ("RMSNorm", "T5LayerNorm")
 # A module's own rounding against the fused kernel's, in units of the dtype's resolution.
 _ROUNDINGS = 16
 
@@ -37,7 +39,7 @@ def _fused(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return partial(F.gelu, approximate="tanh")
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
-    if name.endswith("RMSNorm") and isinstance(epsilon, float) and isinstance(weight, Tensor) and weight.ndim == 1:
+    if name.endswith(_RMS_NORMS) and isinstance(epsilon, float) and isinstance(weight, Tensor) and weight.ndim == 1:
         return partial(_rms_norm, module, epsilon)
     return None
 
