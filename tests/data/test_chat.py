@@ -58,7 +58,8 @@ HOSTILE = {
     "endless macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "branching macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "branching blocks": "{% block a %}{% endblock %}"
-    + "".join(f"{{% block b{i} %}}{{{{ self.b{i - 1}() ~ self.b{i - 1}() }}}}{{% endblock %}}" for i in range(1, 99)).replace("b0", "a"),
+    + "{% block b1 %}{{ self.a() }}{% endblock %}"
+    + "".join(f"{{% block b{i} %}}{{{{ self.b{i - 1}() ~ self.b{i - 1}() }}}}{{% endblock %}}" for i in range(2, 99)),
     "lorem ipsum": "{{ lipsum(10**9) }}",
     "date format": "{{ strftime_now('%Y' * 10**5) }}",
     "class": "{{ ''.__class__ }}",
