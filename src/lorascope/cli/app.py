@@ -423,7 +423,7 @@ def _print_json(document: dict[str, Any]) -> None:
 def _print_csv(document: dict[str, Any]) -> None:
     rows = []
     for trial in document["trials"]:
-        flat = {key: value for key, value in trial.items() if not isinstance(value, dict)}
+        flat = {key: value for key, value in trial.items() if not isinstance(value, dict | list)}
         for key, value in trial["config"].items():
             flat[f"config.{key}"] = " ".join(map(str, value)) if isinstance(value, list) else value
         rows.append(flat | {f"metrics.{key}": value for key, value in trial["metrics"].items()})
