@@ -80,8 +80,8 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     for split, table in tables.items():
         splits[split], blank = _generation(table, segments)
         if blank:
-            message = f"{blank} {split} records have an empty target and were left out."
-            notices.append(Notice("dropped", blank, split, message))
+            message = f"{len(blank)} {split} records have an empty target and were left out (first: {blank[0]})."
+            notices.append(Notice("empty_target", len(blank), split, message, tuple(blank[:3])))
     return Reading("CAUSAL_LM", splits, f"{formats} {name}", notices=tuple(notices), metric_names=("perplexity",))
 
 
@@ -100,19 +100,19 @@ def _shape(table: Table) -> str:
     raise DataError(f"the columns {there} fit no known shape", where=table.where, fix=f"known: {known}")
 
 
-def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]]) -> tuple[list[Record], int]:
-    """The records, and how many were left out because all their targets are blank."""
-    records, num_blank = [], 0
+def _generation(table: Table, segments: Callable[[Row], tuple[Segment, ...]]) -> tuple[list[Record], list[str]]:
+    """The records, and the places of those that were left out because all their targets are blank."""
+    records, blank = [], []
     for index, row in enumerate(table.rows):
         pieces = segments(row)
         targets = [piece.text for piece in pieces if piece.is_target]
         if not targets:
             raise DataError("nothing here is to be learned: no assistant turn", where=row.where, fix="remove the record")
         if not any(target.strip() for target in targets):
-            num_blank += 1
+            blank.append(row.where)
             continue
         records.append(Record(_identity(row, index), row.where, segments=pieces, answers=(targets[-1],)))
-    return records, num_blank
+    return records, blank
 
 
 def _identity(row: Row, index: int) -> str:

@@ -296,7 +296,8 @@ def _notices(tally: _Tally, split: str, max_length: int, training: bool) -> list
         count = getattr(tally, counter)
         if count:
             first = tally.places.get(counter)
-            notices.append(Notice(kind, count, split, f"{count} {split} {message}{f' (first: {first})' if first else ''}."))
+            told = f"{count} {split} {message}{f' (first: {first})' if first else ''}."
+            notices.append(Notice(kind, count, split, told, (first,) if first else ()))
 
     note("truncated", "truncated", f"examples were cut to max_length {max_length}, losing {tally.tokens} prompt tokens")
     if not training:
