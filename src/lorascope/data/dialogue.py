@@ -115,7 +115,8 @@ def joined(turns: Sequence[Turn]) -> list[Turn]:
 
 def place_notice(kind: str, places: Sequence[str], split: str, message: str) -> list[Notice]:
     """A notice that counts ``places`` and names the first; none where there are none."""
-    return [Notice(kind, len(places), split, f"{len(places)} {split} {message} (first: {places[0]}).")] if places else []
+    message = f"{len(places)} {split} {message} (first: {places[0]})." if places else ""
+    return [Notice(kind, len(places), split, message, tuple(places[:3]))] if places else []
 
 
 def read_tutoring(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
