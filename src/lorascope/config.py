@@ -304,8 +304,8 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """SHA-256 over everything that the study's result depends on; the name is not part of it."""
-        return _sha256(self.model_dump(mode="json", exclude={"name"}))
+        """SHA-256 over everything that the study's result depends on, which its name and what it allows are not."""
+        return _sha256(self.model_dump(mode="json", exclude={"name": True, "task": {"allow"}}))
 
 
 class TrialConfig(Section):

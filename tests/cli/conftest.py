@@ -47,9 +47,9 @@ def data(tmp_path: Path) -> Path:
     """A directory of ``train.jsonl`` and ``validation.jsonl`` (text + label)."""
     directory = tmp_path / "data"
     directory.mkdir()
-    for split, size, seed in (("train", 12, 1), ("validation", 6, 2)):
-        draw = random.Random(seed)
-        rows = [{"text": "the film is " + "warm " * draw.randint(1, 9), "label": ("no", "yes")[i % 2]} for i in range(size)]
+    lengths = random.Random(1).sample(range(1, 19), 18)
+    for split, chosen in (("train", lengths[:12]), ("validation", lengths[12:])):
+        rows = [{"text": "the film is " + "warm " * count, "label": ("no", "yes")[i % 2]} for i, count in enumerate(chosen)]
         (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return directory
 

@@ -32,21 +32,21 @@ def plain_kernels() -> Iterator[None]:
         yield
 
 
-def sentences(count: int, seed: int) -> list[dict[str, str]]:
+def sentences(count: int, seed: int, subject: str) -> list[dict[str, str]]:
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
         label = draw.choice(("negative", "positive"))
         words = draw.choices(POSITIVE if label == "positive" else NEGATIVE, k=draw.randint(1, 6))
-        rows.append({"text": f"the film is {' '.join(words)}", "label": label})
+        rows.append({"text": f"{subject} is {' '.join(words)}", "label": label})
     return rows
 
 
-def squad(count: int) -> dict[str, Any]:
+def squad(count: int, subject: str) -> dict[str, Any]:
     paragraphs: dict[str, list[dict[str, Any]]] = {}
     for number in range(count):
         context, answer, question = CONTEXTS[number % len(CONTEXTS)]
-        context = f"{context} {number // len(CONTEXTS)}"
+        context = f"{context} {subject} {number // len(CONTEXTS)}"
         answers = [{"text": answer, "answer_start": context.index(answer)}]
         paragraphs.setdefault(context, []).append({"id": f"q{number}", "question": f"{question}?", "answers": answers})
     qas = [{"context": context, "qas": questions} for context, questions in paragraphs.items()]
@@ -58,10 +58,11 @@ def data_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``train.jsonl`` and ``validation.jsonl`` (text + label), ``squad/train-v1.1.json`` and ``squad/dev-v1.1.json``."""
     directory = tmp_path_factory.mktemp("data")
     (directory / "squad").mkdir()
-    for split, published, size, seed in (("train", "train-v1.1", 20, 1), ("validation", "dev-v1.1", 8, 2)):
-        lines = [json.dumps(row) + "\n" for row in sentences(size, seed)]
+    splits = (("train", "train-v1.1", 20, 1, "the film"), ("validation", "dev-v1.1", 8, 2, "the plot"))
+    for split, published, size, seed, subject in splits:
+        lines = [json.dumps(row) + "\n" for row in sentences(size, seed, subject)]
         (directory / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-        (directory / "squad" / f"{published}.json").write_text(json.dumps(squad(size)), encoding="utf-8")
+        (directory / "squad" / f"{published}.json").write_text(json.dumps(squad(size, subject)), encoding="utf-8")
     return directory
 
 

@@ -167,7 +167,6 @@ def test_labels_of_all_of_train_count_even_when_few_records_are_used(tmp_path):
     rows = [{"text": f"t{number}", "label": "b" if number < 5 else "a"} for number in range(10)]
     task = read(lines(tmp_path / "a.jsonl", *rows), max_train=3)
     assert (task.labels, [record.label for record in task.train]) == (("a", "b"), [1, 1, 1])
-    assert "one_class" in [notice.kind for notice in task.notices]
 
 
 def test_records_with_an_empty_target_are_dropped_and_counted(tmp_path):
@@ -175,9 +174,9 @@ def test_records_with_an_empty_target_are_dropped_and_counted(tmp_path):
     task = read(lines(tmp_path / "a.jsonl", *rows))
     assert [record.segments[0].text for record in task.train] == ["b"]
     assert task.counts == {"train": {"rows": 2}, "validation": {"rows": 2}}
-    assert [(notice.kind, notice.count, notice.where) for notice in task.notices if notice.kind == "dropped"] == [
-        ("dropped", 1, "train"),
-        ("dropped", 1, "validation"),
+    assert [(notice.kind, notice.count, notice.where, notice.places) for notice in task.notices] == [
+        ("empty_target", 1, "train", (f"{tmp_path}/a.jsonl:1",)),
+        ("empty_target", 1, "validation", (f"{tmp_path}/a.jsonl:1",)),
     ]
 
 

@@ -113,7 +113,6 @@ def test_a_mapping_names_each_split(tmp_path):
 def test_evaluation_on_train_is_on_the_training_records(tmp_path):
     task = read_task(TaskConfig(name="sst2", data=sst2(tmp_path, ROWS), max_eval=4), "train")
     assert (task.eval_split, texts(task.eval)) == ("train", texts(task.train)[:4])
-    assert not [notice for notice in task.notices if notice.kind == "overlap"]
 
 
 def test_evaluation_alone_needs_no_train_split(tmp_path):
@@ -173,13 +172,13 @@ def test_questions_on_one_paragraph_are_never_divided(tmp_path):
     assert not {record.group for record in task.train} & {record.group for record in task.eval}
 
 
-def test_duplicates_and_overlap_are_counted(tmp_path):
-    data = sst2(tmp_path, [("x", 1), ("x", 1), ("x", 0), ("y", 0), ("x", 1)], [("x", 1), ("x", 1), ("y", 1), ("z", 0)])
-    notices = {notice.kind: notice for notice in read_task(TaskConfig(name="sst2", data=data)).notices}
-    assert {kind: (notice.count, notice.where) for kind, notice in notices.items()} == {
-        "duplicate": (2, "train"),
-        "overlap": (2, "validation"),
-    }
+def test_near_copies_are_never_divided(tmp_path):
+    rows = [
+        (f"{text}{end}", 1) for text in ("A film", "two  plots", "Three", "IV", "5 warm hearts") for end in ("", " .", "!")
+    ]
+    for fraction in (0.2, 0.5, 0.8):
+        task = read_task(TaskConfig(name="sst2", data=sst2(tmp_path, rows), eval_fraction=fraction))
+        assert {text[:2] for text in texts(task.train)}.isdisjoint({text[:2] for text in texts(task.eval)})
 
 
 def test_classification_is_encoded_as_the_tokenizer_does_it(tmp_path, encoder):

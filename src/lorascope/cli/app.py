@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lorascope import __version__
+from lorascope.cli import data as data_commands
 from lorascope.cli import tables
+from lorascope.cli.console import Allow, AsJson, Override
+from lorascope.cli.console import print_json as _print_json
+from lorascope.cli.console import stderr as _stderr
+from lorascope.cli.console import stdout as _stdout
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
@@ -49,15 +53,10 @@ _QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
 _INTERRUPTED = 130
-# Results that nobody's terminal bounds may be as wide as they are.
-_PIPE_WIDTH = 2000
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(data_commands.app)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
-Override = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key, e.g. train.learning_rate=1e-4.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Adapters = Annotated[
     list[Path] | None,
     typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
@@ -144,11 +143,15 @@ def run(
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    if allow:
+        permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
+        study = study.model_copy(update={"task": permitted})
     if dry_run:
         document = _plan_document(study, trials)
         _print_json(document) if as_json else tables.print_plan(_stdout(), document)
@@ -415,11 +418,6 @@ def _workload(study: Study) -> tuple[Workload, TaskType, int, str | None]:
     return planning.workload(encoded.train, len(raw.train)), raw.task_type, len(raw.labels), None
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    # ASCII, so that it is the same document in every locale.
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
 def _print_csv(document: dict[str, Any]) -> None:
     rows = []
     for trial in document["trials"]:
@@ -431,15 +429,6 @@ def _print_csv(document: dict[str, Any]) -> None:
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def _stdout() -> Console:
-    """The console for results; whole tables where nobody's terminal sets the width."""
-    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
-
-
-def _stderr() -> Console:
-    return Console(stderr=True)
 
 
 def _interrupt(*_: object) -> None:

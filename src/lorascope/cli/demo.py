@@ -41,26 +41,29 @@ def prepare_demo(directory: Path) -> Path:
     with atomic_directory(model) as unfinished:
         _make_model(unfinished)
     paths = {"model": model}
-    for split, size, seed in (("train", 800, 1), ("validation", 200, 2)):
+    rows = _sentences(1000, seed=1)
+    for split, of_split in (("train", rows[:800]), ("validation", rows[800:])):
         paths[split] = directory / f"{split}.jsonl"
-        lines = "".join(json.dumps(row) + "\n" for row in _sentences(size, seed))
-        write_atomically(paths[split], lines)
+        write_atomically(paths[split], "".join(json.dumps(row) + "\n" for row in of_split))
     quoted = {name: json.dumps(str(path)) for name, path in paths.items()}
     write_atomically(study, _STUDY.format(**quoted))
     return study
 
 
 def _sentences(count: int, seed: int) -> list[dict[str, str]]:
-    """Sentences such as ``the plot is warm yet never dull``: a link may deny the second word, so words alone do not tell."""
+    """Sentences such as ``the plot is warm yet never dull``: a link may deny the second word, so words alone do not tell.
+
+    All differ, so that none is evaluated that was trained on.
+    """
     draw = random.Random(seed)
-    rows: list[dict[str, str]] = []
+    rows: dict[str, str] = {}
     while len(rows) < count:
         label = draw.choice(("positive", "negative"))
         kind, other = (_GOOD, _BAD) if label == "positive" else (_BAD, _GOOD)
         link = draw.choice(_LINKS)
         second = draw.choice(kind if link == "and" else other)
-        rows.append({"text": f"{draw.choice(_SUBJECTS)} is {draw.choice(kind)} {link} {second}", "label": label})
-    return rows
+        rows[f"{draw.choice(_SUBJECTS)} is {draw.choice(kind)} {link} {second}"] = label
+    return [{"text": text, "label": label} for text, label in rows.items()]
 
 
 def _make_model(directory: Path) -> None:

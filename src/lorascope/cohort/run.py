@@ -20,13 +20,14 @@ import torch
 
 from lorascope import __version__
 from lorascope.adapter import stack_saved
-from lorascope.base_model import BaseModel, hardware, load_base, weights_checksum
+from lorascope.base_model import BaseModel, hardware, load_base, load_tokenizer, weights_checksum
 from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.kernels import Kernels, install_kernels
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone, steady_allocator
 from lorascope.config import BaseModelConfig, Study, TrainConfig, TrialConfig
+from lorascope.data.audit import audit, check_kinds
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
 from lorascope.evaluate import Decoded, Evaluation, evaluate
@@ -53,7 +54,8 @@ def run_study(
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
-    Everything that can be wrong with the study, the data or the base is found before the directory is made. Close the
+    Everything that can be wrong with the study, the data or the base is found before the directory is made: an error of the
+    data's audit that ``task.allow`` does not name stops the study there. Close the
     generator to interrupt the study: what is done stays done, and what was running is marked as interrupted.
 
     Args:
@@ -61,17 +63,20 @@ def run_study(
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
 
     Raises:
+        CheckFailed: the audit found an error in the data.
         LorascopeError: the study cannot be run at all, or the base model's weights changed. A trial that fails is recorded
             as failed and the study goes on.
     """
     if not resume:
         Store.refuse_existing(directory)
+    check_kinds(study.task.allow)
     raw = read_task(study.task, study.evaluate.split)
     skeletons = find_impossible(study, raw, trials, device)
     steady_allocator()
     loaded = trials[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
     task = _encoded(raw, base, study)
+    audited = _audit(study, trials, raw, task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
@@ -83,7 +88,7 @@ def run_study(
         trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
         yield StudyStarted(task, len(trials), len(pending), trial_steps)
         _describe(store, task, base, judge)
-        notices = [*_notices(task, base, loaded), *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
+        notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
         yield from _warn(store, [*notices, *_judge_notice(task, judge)])
         kernels: Kernels | None = None
         for group in groups:
@@ -107,6 +112,23 @@ def run_study(
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
     """The task in the base's tokens, and in the form that the base gives it."""
     return encode_task(replace(raw, task_type=base.task_type), base.tokenizer, study.task.max_length)
+
+
+def _audit(study: Study, trials: Sequence[TrialConfig], raw: RawTask, task: Task, base: BaseModel) -> list[Notice]:
+    """What is wrong with the data and may be, with every tokenizer of the study.
+
+    Raises:
+        CheckFailed: one finding is an error that the study does not allow.
+    """
+    raw = replace(raw, task_type=base.task_type)
+    found = [audit(raw, task, base.tokenizer, study.task.max_length)]
+    bases = {(trial.base.model, trial.base.revision): trial.base for trial in trials}
+    for other in list(bases.values())[1:]:
+        tokenizer = load_tokenizer(other)
+        found.append(audit(raw, encode_task(raw, tokenizer, study.task.max_length), tokenizer, study.task.max_length))
+    for each in found:
+        each.check(study.task.allow)
+    return list(dict.fromkeys(notice for each in found for notice in each.notices()))
 
 
 def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:

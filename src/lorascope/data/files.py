@@ -91,8 +91,8 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         splits[split], num_rows, blank = _generation(table, segments, speaker, sources[split])
         counts[split] = {"rows": num_rows}
         if blank:
-            message = f"{blank} {split} records have an empty target and were left out."
-            notices.append(Notice("dropped", blank, split, message))
+            message = f"{len(blank)} {split} records have an empty target and were left out (first: {blank[0]})."
+            notices.append(Notice("empty_target", len(blank), split, message, tuple(blank[:3])))
     shape = f"{formats} {name}" if speaker == SPEAKERS[0] else f"{formats} {name}, the {speaker}'s turns"
     return Reading("CAUSAL_LM", splits, shape, notices=tuple(notices), metric_names=("perplexity",), counts=counts)
 
@@ -114,10 +114,11 @@ def _shape(table: Table) -> str:
 
 def _generation(
     table: Table, segments: Callable[[Row], tuple[Segment, ...]], speaker: str, source: Source
-) -> tuple[list[Record], int, int]:
-    """The records that are used, how many rows there are, and how many are left out because all their targets are blank."""
+) -> tuple[list[Record], int, list[str]]:
+    """The records that are used, how many rows there are, and the places of those whose targets are all blank."""
     records: list[Record] = []
-    num_rows = num_blank = 0
+    blank: list[str] = []
+    num_rows = 0
     for index, row in enumerate(table.rows):
         num_rows += 1
         pieces = segments(row)
@@ -127,11 +128,11 @@ def _generation(
         if not targets:
             raise DataError(f"nothing here is to be learned: no {speaker} turn", where=row.where, fix="remove the record")
         if not any(target.strip() for target in targets):
-            num_blank += 1
+            blank.append(row.where)
             continue
         if source.wants(len(records)):
             records.append(Record(_identity(row, index), row.where, segments=pieces, answers=(targets[-1],)))
-    return records, num_rows, num_blank
+    return records, num_rows, blank
 
 
 def _exchanged(message: Segment) -> Segment:

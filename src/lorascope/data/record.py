@@ -17,12 +17,16 @@ from lorascope.config import TaskType
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that was done to the data and that people must be told: counted, placed, stored with the trial."""
+    """Something that was done to the data and that people must be told: counted, placed, stored with the trial.
+
+    ``where`` is a split, a file or a key; ``places`` are the first records concerned.
+    """
 
     kind: str
     count: int
     where: str
     message: str
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

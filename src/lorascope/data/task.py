@@ -1,14 +1,13 @@
 """Tasks from their configuration: ``read_task`` reads records, ``encode_task`` turns them into token ids.
 
-Knows which tasks there are, how an evaluation split is held out, and what is counted about every dataset. Does not know
-file formats (``table``), places (``source``) or prompts (``prompt``). Importing it loads neither torch nor
+Knows which tasks there are and how an evaluation split is held out. Does not know file formats (``table``), places
+(``source``), prompts (``prompt``) or what is wrong with data (``audit``). Importing it loads neither torch nor
 ``datasets``. Floor: data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from lorascope.data.dialogue import TUTORING_PUBLISHED, TUTORING_SPEAKERS, read_
 from lorascope.data.files import FILE_PUBLISHED, SPEAKERS, read_file
 from lorascope.data.glue import GLUE, read_glue
 from lorascope.data.nli import DIALOGUE_NLI_PUBLISHED, NLI_LABELS, SICK_PUBLISHED, read_dialogue_nli, read_sick
+from lorascope.data.overlap import letters
 from lorascope.data.persona import PERSONA_PUBLISHED, PERSONA_SPEAKERS, read_persona
 from lorascope.data.prompt import encode_pairs, encode_records
 from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
@@ -85,7 +85,8 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
     """Read a task's training records and those of the split to evaluate on.
 
     ``max_train`` and ``max_eval`` take the first records of their split. With ``eval_fraction`` the validation split is
-    held out of train by a hash of the records' text, whatever else the data hold; equal texts fall on the same side.
+    held out of train by a hash of the records' text, whatever else the data hold; texts that are equal but for case,
+    punctuation and whitespace fall on the same side.
 
     Args:
         config: the study's task section.
@@ -128,7 +129,6 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
     for name, records in ([("train", train)] if with_train else []) + [(split, evaluation)]:
         if not records:
             raise DataError(f"the {name} split is empty", where=_place(config, name), fix="give one that holds records")
-    notices += _census(train, evaluation, split)
     return RawTask(
         name=config.name,
         task_type=reading.task_type,
@@ -210,7 +210,7 @@ def _encode_classification(
     notices = []
     if long:
         message = f"{len(long)} {split} examples were cut to max_length {max_length} (first: {records[long[0]].where})."
-        notices.append(Notice("truncated", len(long), split, message))
+        notices.append(Notice("truncated", len(long), split, message, (records[long[0]].where,)))
     if blank:
         message = f"{len(blank)} {split} examples were dropped: their text has no tokens (first: {blank[0].where})."
         notices.append(Notice("dropped", len(blank), split, message))
@@ -257,27 +257,8 @@ def _hold_out(records: Sequence[Record], fraction: float) -> tuple[list[Record],
 
 
 def _group(record: Record) -> str:
-    texts = (record.text, record.text_pair or "", *(segment.text for segment in record.segments))
-    return record.group or "\0".join(texts)
-
-
-def _census(train: Sequence[Record], evaluation: Sequence[Record], split: str) -> list[Notice]:
-    """Duplicates in train, records of train that are evaluated too, and a train split of one class."""
-    notices = []
-    counts = Counter(record.content for record in train)
-    duplicates = len(train) - len(counts)
-    if duplicates:
-        message = f"{duplicates} of {len(train)} train records repeat an earlier one exactly."
-        notices.append(Notice("duplicate", duplicates, "train", message))
-    shared = sum(record.content in counts for record in evaluation) if split != "train" else 0
-    if shared:
-        message = f"{shared} of {len(evaluation)} {split} records occur in train too."
-        notices.append(Notice("overlap", shared, split, message))
-    classes = {record.label for record in train}
-    if len(classes) == 1 and None not in classes:
-        message = f"all {len(train)} train records in use have one label; max_train takes the first ones."
-        notices.append(Notice("one_class", len(train), "train", message))
-    return notices
+    # Near copies count as one: SST-2 holds many phrases with and without their full stop.
+    return record.group or "\0".join(letters(record))
 
 
 def _missing_split(split: str, config: TaskConfig) -> DataError:

@@ -1,0 +1,257 @@
+"""The audit finds what is planted, says where, and finds nothing in clean data; published data have no errors."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from lorascope.config import TaskConfig
+from lorascope.data.audit import audit
+from lorascope.data.task import encode_task, read_task
+
+MAX_LENGTH = 700
+WORDS = [
+    "".join(pair) for pair in zip(*[iter("".join(a + b for a in "bdfgklmnprst" for b in "aeiou") * 12)] * 4, strict=False)
+]
+WORDS = sorted({word[i:] + word[:i] + extra for word in WORDS for i in range(4) for extra in ("", "ba", "no", "ti")})
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATE_WITHOUT_END = TEMPLATE.replace("<|im_end|>", "")
+TEMPLATE_WITHOUT_GENERATION_PROMPT = TEMPLATE.partition("{% if add")[0]
+
+
+def words(draw, least, most):
+    return " ".join(draw.choices(WORDS, k=draw.randint(least, most)))
+
+
+class PromptCompletion:
+    """Rows of prompt and completion."""
+
+    faults = (
+        "long_answer", "cut_answer", "blank_answer", "no_end", "learns_prompt", "answer_not_learned", "duplicate",
+        "leaked", "leaked_in_capitals", "leaked_in_part",
+    )  # fmt: skip
+
+    def row(self, draw):
+        return {"prompt": f"Say, {words(draw, 14, 20)}.\n", "completion": words(draw, 3, 12)}
+
+    def blank_answer(self, row):
+        return row | {"completion": " \n"}
+
+    def long_answer(self, row, draw):
+        return row | {"completion": words(draw, 400, 400)}
+
+    def in_capitals(self, row):
+        return {key: f"{text.upper().replace(' ', '  ')}!" for key, text in row.items()}
+
+    def in_part(self, row, draw):
+        shared = " ".join(row["prompt"].split()[1:14])
+        return self.row(draw) | {"prompt": f"{words(draw, 3, 9)} {shared} {words(draw, 3, 9)}"}
+
+    def write(self, directory, splits):
+        for split, rows in splits.items():
+            (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return TaskConfig(name="file", data=str(directory), max_length=MAX_LENGTH)
+
+    def place(self, directory, split, index):
+        return f"{directory}/{split}.jsonl:{index + 1}"
+
+
+class Messages(PromptCompletion):
+    """Chats of two turns each, with a system prompt that all share."""
+
+    faults = (*PromptCompletion.faults, "template_without_end", "template_without_generation_prompt")
+
+    def row(self, draw):
+        system = "You are a patient teacher who answers every question of the pupil in short and plain words."
+        turns = [("system", system)]
+        for _ in range(2):
+            turns += [("user", f"Why {words(draw, 8, 14)}?"), ("assistant", f"{words(draw, 2, 10)}.")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    def _changed(self, row, change, turns):
+        messages = [dict(message) for message in row["messages"]]
+        for turn in turns:
+            messages[turn]["content"] = change(messages[turn]["content"])
+        return {"messages": messages}
+
+    def blank_answer(self, row):
+        return self._changed(row, lambda _: " ", [2])
+
+    def long_answer(self, row, draw):
+        return self._changed(row, lambda _: words(draw, 400, 400), [4])
+
+    def in_capitals(self, row):
+        return self._changed(row, lambda text: f"{text.upper()} …", [1, 2, 3, 4])
+
+    def in_part(self, row, draw):
+        return self._changed(self.row(draw), lambda _: f"{words(draw, 3, 9)} {self.shared(row)}", [3])
+
+    def shared(self, row):
+        return " ".join(" ".join(message["content"] for message in row["messages"][1:]).split()[2:15])
+
+
+class Squad(PromptCompletion):
+    """Paragraphs with two questions each."""
+
+    faults = tuple(fault for fault in PromptCompletion.faults if fault != "blank_answer")
+
+    def row(self, draw):
+        context, answer = words(draw, 30, 40), words(draw, 2, 4)
+        return {
+            "context": f"{context} {answer} {words(draw, 5, 9)}",
+            "question": f"Where {words(draw, 4, 8)}?",
+            "answer": answer,
+        }
+
+    def long_answer(self, row, draw):
+        return row | {"context": f"{words(draw, 400, 400)} {row['answer']}"}
+
+    def in_capitals(self, row):
+        return {key: f"{text.upper().replace(' ', '   ')}," for key, text in row.items()}
+
+    def in_part(self, row, draw):
+        other = self.row(draw)
+        return other | {"context": f"{other['context']} {' '.join(row['context'].split()[7:20])}"}
+
+    def write(self, directory, splits):
+        for split, rows in splits.items():
+            paragraphs = []
+            for index, row in enumerate(rows):
+                start = row["context"].index(row["answer"].rstrip(","))
+                answers = [{"text": row["answer"].rstrip(","), "answer_start": start}]
+                question = {"id": f"{split}{index}", "question": row["question"], "answers": answers}
+                more = {"id": f"{split}{index}b", "question": f"And then, {row['question']}", "answers": answers}
+                paragraphs.append({"context": row["context"], "qas": [question] if "alone" in row else [question, more]})
+            document = {"data": [{"paragraphs": paragraphs}]}
+            (directory / f"{PUBLISHED[split]}.json").write_text(json.dumps(document), encoding="utf-8")
+        return TaskConfig(name="squad", data=str(directory), max_length=MAX_LENGTH)
+
+    def place(self, directory, split, index):
+        return f"{directory}/{PUBLISHED[split]}.json, question {split}{index}"
+
+
+class TextLabel(PromptCompletion):
+    """Texts of two classes."""
+
+    faults = ("duplicate", "leaked", "leaked_in_capitals", "leaked_in_part")
+
+    def row(self, draw):
+        return {"text": words(draw, 14, 22), "label": draw.choice(("no", "yes"))}
+
+    def in_capitals(self, row):
+        return row | {"text": f'"{row["text"].title()}"'}
+
+    def in_part(self, row, draw):
+        return self.row(draw) | {"text": f"{words(draw, 3, 9)} {' '.join(row['text'].split()[1:14])}"}
+
+
+PUBLISHED = {"train": "train-v1.1", "validation": "dev-v1.1"}
+SHAPES = {"prompt/completion": PromptCompletion(), "messages": Messages(), "squad": Squad(), "text + label": TextLabel()}
+EXPECTED = {
+    "long_answer": "truncated_target", "cut_answer": "truncated_target", "blank_answer": "empty_target",
+    "no_end": "missing_end", "template_without_end": "missing_end", "learns_prompt": "wrong_mask",
+    "answer_not_learned": "wrong_mask", "template_without_generation_prompt": "wrong_mask", "duplicate": "duplicate",
+    "leaked": "overlap", "leaked_in_capitals": "overlap", "leaked_in_part": "overlap",
+}  # fmt: skip
+_ONCE = [(shape, fault) for shape, maker in SHAPES.items() for fault in maker.faults]
+PLANTED = [(shape, fault, seed) for seed in (1, 2) for shape, fault in _ONCE][:50]
+
+
+def corrupted(example, fault, draw):
+    """The example as a broken encoder would have made it."""
+    ids, mask, start = list(example.input_ids), list(example.is_target), example.prompt_length
+    if fault == "no_end":
+        return replace(example, input_ids=ids[:-1], is_target=mask[:-1])
+    if fault == "cut_answer":
+        kept = start + (len(ids) - 1 - start) // 2
+        end = ids[-1:] if draw.random() < 0.5 else []
+        ids = ids[:kept] + end
+        return replace(example, input_ids=ids, is_target=mask[:kept] + [True] * len(end))
+    if fault == "learns_prompt":
+        first = draw.choice((1, start - 6))
+        mask[first:start] = [True] * (start - first)
+    else:
+        last = draw.choice((start + 2, len(ids) - 1))
+        mask[start:last] = [False] * (last - start)
+    return replace(example, is_target=mask)
+
+
+def plant(splits, fault, maker, draw):
+    """Rows with one fault; where it is, as ``(split, index)``, and where the other one is that it shares something with."""
+    splits = {split: list(rows) for split, rows in splits.items()}
+    train, evaluation = splits["train"], splits["validation"]
+    index = draw.randrange(1, len(train))
+    if fault in ("long_answer", "blank_answer"):
+        row = train[index]
+        train[index] = maker.long_answer(row, draw) if fault == "long_answer" else maker.blank_answer(row)
+        return splits, ("train", index), None
+    if fault == "duplicate":
+        source = draw.randrange(index)
+        train[index] = train[source]
+        return splits, ("train", index), ("train", source)
+    place = draw.randrange(len(evaluation))
+    evaluation[place] = {
+        "leaked": lambda: train[index],
+        "leaked_in_capitals": lambda: maker.in_capitals(train[index]),
+        "leaked_in_part": lambda: maker.in_part(train[index], draw),
+    }[fault]()
+    return splits, ("validation", place), ("train", index)
+
+
+def audited(config, tokenizer, change=lambda task: task):
+    raw = read_task(config)
+    task = change(encode_task(raw, tokenizer, config.max_length))
+    return audit(raw, task, tokenizer, config.max_length)
+
+
+@pytest.mark.parametrize(("shape", "fault", "seed"), PLANTED)
+def test_every_planted_fault_is_found_in_its_place_and_clean_data_have_none(shape, fault, seed, tmp_path, causal, chat):
+    maker, draw = SHAPES[shape], random.Random(f"{shape} {fault} {seed}")
+    tokenizer = chat if shape == "messages" else causal
+    splits = {"train": [maker.row(draw) for _ in range(24)], "validation": [maker.row(draw) for _ in range(8)]}
+    config = maker.write(tmp_path, splits)
+    assert audited(config, tokenizer).findings == ()
+
+    kind = EXPECTED[fault]
+    if fault.startswith("template"):
+        templates = {"end": TEMPLATE_WITHOUT_END, "prompt": TEMPLATE_WITHOUT_GENERATION_PROMPT}
+        tokenizer.chat_template = templates[fault.rpartition("_")[2]]
+        findings = audited(config, tokenizer).findings
+        assert [(finding.kind, finding.count, finding.places[0]) for finding in findings] == [
+            (kind, 24, maker.place(tmp_path, "train", 0)),
+            (kind, 8, maker.place(tmp_path, "validation", 0)),
+        ]
+        return
+    if fault in ("cut_answer", "no_end", "learns_prompt", "answer_not_learned"):
+        index = draw.randrange(24)
+        of_row = 2 if shape == "squad" else 1
+
+        def change(task):
+            examples = list(task.train)
+            examples[of_row * index] = corrupted(examples[of_row * index], fault, draw)
+            return replace(task, train=examples)
+
+        findings = audited(config, tokenizer, change).findings
+        place, source = ("train", index), None
+    else:
+        planted, place, source = plant(splits, fault, maker, draw)
+        findings = audited(maker.write(tmp_path, planted), tokenizer).findings
+    assert [finding.kind for finding in findings] == [kind]
+    [finding] = findings
+    assert finding.split == place[0]
+    where = maker.place(tmp_path, *place)
+    expected = where if source is None else f"{where}, like {maker.place(tmp_path, *source)}"
+    assert finding.places[0] == expected
+    assert expected in finding.message
+
+
+def test_fifty_faults_are_planted_of_every_kind_and_in_every_shape():
+    assert len(set(PLANTED)) == 50
+    assert {shape for shape, _, _ in PLANTED} == set(SHAPES)
+    assert {EXPECTED[fault] for _, fault, _ in PLANTED} == {
+        "truncated_target", "empty_target", "missing_end", "wrong_mask", "duplicate", "overlap",
+    }  # fmt: skip
