@@ -11,6 +11,7 @@ from lorascope.data.audit import audit
 from lorascope.data.task import encode_task, read_task
 
 MAX_LENGTH = 700
+NUM_TRAIN, NUM_EVAL = 12, 5
 WORDS = [
     "".join(pair) for pair in zip(*[iter("".join(a + b for a in "bdfgklmnprst" for b in "aeiou") * 12)] * 4, strict=False)
 ]
@@ -212,7 +213,7 @@ def audited(config, tokenizer, change=lambda task: task):
 def test_every_planted_fault_is_found_in_its_place_and_clean_data_have_none(shape, fault, seed, tmp_path, causal, chat):
     maker, draw = SHAPES[shape], random.Random(f"{shape} {fault} {seed}")
     tokenizer = chat if shape == "messages" else causal
-    splits = {"train": [maker.row(draw) for _ in range(24)], "validation": [maker.row(draw) for _ in range(8)]}
+    splits = {"train": [maker.row(draw) for _ in range(NUM_TRAIN)], "validation": [maker.row(draw) for _ in range(NUM_EVAL)]}
     config = maker.write(tmp_path, splits)
     assert audited(config, tokenizer).findings == ()
 
@@ -222,12 +223,12 @@ def test_every_planted_fault_is_found_in_its_place_and_clean_data_have_none(shap
         tokenizer.chat_template = templates[fault.rpartition("_")[2]]
         findings = audited(config, tokenizer).findings
         assert [(finding.kind, finding.count, finding.places[0]) for finding in findings] == [
-            (kind, 24, maker.place(tmp_path, "train", 0)),
-            (kind, 8, maker.place(tmp_path, "validation", 0)),
+            (kind, NUM_TRAIN, maker.place(tmp_path, "train", 0)),
+            (kind, NUM_EVAL, maker.place(tmp_path, "validation", 0)),
         ]
         return
     if fault in ("cut_answer", "no_end", "learns_prompt", "answer_not_learned"):
-        index = draw.randrange(24)
+        index = draw.randrange(NUM_TRAIN)
         of_row = 2 if shape == "squad" else 1
 
         def change(task):

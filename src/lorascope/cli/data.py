@@ -198,7 +198,10 @@ def _audit(inspected: Inspected) -> Audit:
 
 
 def _audit_document(inspected: Inspected, found: Audit) -> dict[str, Any]:
-    findings = [asdict(finding) | {"allowed": finding.kind in inspected.allow} for finding in found.findings]
+    findings = [
+        asdict(finding) | {"summary": finding.summary, "allowed": finding.kind in inspected.allow}
+        for finding in found.findings
+    ]
     return {
         "splits": [asdict(figures) for figures in found.figures],
         "findings": [{key: value for key, value in finding.items() if key != "told"} for finding in findings],
@@ -261,8 +264,12 @@ def _print_findings(console: Console, document: Mapping[str, Any]) -> None:
     styles = {"error": "bold red", "warning": "yellow", "allowed": "dim"}
     for finding in document["findings"]:
         word = "allowed" if finding["allowed"] and finding["severity"] == "error" else finding["severity"]
-        cells = (finding["kind"], finding["split"], finding["message"])
-        table.add_row(Text(word, styles[word]), *map(Text, cells))
+        told = Text(finding["summary"])
+        for place in finding["places"]:
+            told.append(f"\n{place}", "dim")
+        if finding["places"] and finding["count"] > len(finding["places"]):
+            told.append("\n…", "dim")
+        table.add_row(Text(word, styles[word]), Text(finding["kind"]), Text(finding["split"]), told)
     console.print(table)
 
 
@@ -287,7 +294,7 @@ def _print_examples(console: Console, document: Mapping[str, Any]) -> None:
             legend.append(sample, style).append(" ")
         legend.append("✂ cut", "bold red")
     else:
-        legend.append("given|given[+learned|learned+]; <<special>>; {N tokens cut}")
+        legend.append("given|given[+learned|learned+]; {N tokens cut}")
     console.print(legend, soft_wrap=True)
     for example in document["examples"]:
         head = Text.assemble("\n", (example["split"], "bold"), f" {example['id']}  {example['where']}")
@@ -314,14 +321,11 @@ def _coloured(example: Mapping[str, Any]) -> Text:
 def _plain(example: Mapping[str, Any]) -> str:
     """The tokens without colours: ``a|b[+c|d+]``."""
     pieces = []
-    number = 0
     for is_target, members in groupby(example["tokens"], key=lambda token: token["is_target"]):
         texts = []
         for token in members:
             cut = f"{{{token['num_cut']:,} tokens cut}}" if token["num_cut"] else ""
-            shown = visible(token["text"])
-            texts.append(cut + (f"<<{shown}>>" if token["is_special"] else shown))
-            number += 1
+            texts.append(cut + visible(token["text"]))
         pieces.append(f"[+{'|'.join(texts)}+]" if is_target else "|".join(texts))
     after = f"{{{example['num_cut_after']:,} tokens cut}}" if example["num_cut_after"] else ""
     return "".join(pieces) + after

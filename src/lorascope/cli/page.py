@@ -83,10 +83,9 @@ _PAGE = """<!doctype html>
 {% for finding in findings %}
 {% set word = "allowed" if finding.allowed and finding.severity == "error" else finding.severity %}
 <tr><td class="{{ word }}">{{ word }}</td><td>{{ finding.kind }}</td><td>{{ finding.split }}</td>
-<td>{{ finding.message }}{% if finding.places | length > 1 %}<div class="faint place">
-{% for place in finding.places %}{{ place }}{{ " · " if not loop.last }}{% endfor %}
-{{- " · …" if finding.count > finding.places | length }}</div>
-{% endif %}</td></tr>
+<td>{{ finding.summary }}
+{%- for place in finding.places %}<div class="faint place">{{ place }}</div>{% endfor %}
+{%- if finding.places and finding.count > finding.places | length %}<div class="faint">…</div>{% endif %}</td></tr>
 {% endfor %}</table></div>
 {% elif notices and findings is not defined %}
 <h2>Notices</h2>

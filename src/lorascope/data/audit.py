@@ -81,6 +81,11 @@ class Finding:
     message: str
     told: bool = False
 
+    @property
+    def summary(self) -> str:
+        """The message without places."""
+        return self.message.partition(" (first: ")[0].rstrip(".") if self.places else self.message.rstrip(".")
+
 
 @dataclass(frozen=True)
 class SplitFigures:
@@ -125,7 +130,7 @@ class Audit:
             others = len(refused) - 1
             more = f" (and {others} more error{'s' if others > 1 else ''})" if others else ""
             raise CheckFailed(
-                f"{first.kind}: {first.message.rstrip('.')}{more}",
+                f"{first.kind}: {first.summary}{more}",
                 where=first.places[0] if first.places else first.split,
                 fix=f"correct the data, or accept this with --allow {' --allow '.join(kinds)} "
                 f"or task.allow: [{', '.join(kinds)}]",
@@ -237,7 +242,6 @@ class _TokenCheck:
         self._max_length = max_length
         self._told = told
         self._special = special_ids(tokenizer)
-        self._ends = _ends(tokenizer, self._special)
 
     def findings(self, records: Sequence[Record], examples: Sequence[Example], split: str) -> Iterator[Finding]:
         """What is wrong with a split's examples."""
@@ -286,8 +290,10 @@ class _TokenCheck:
         targets = [_targets_of(example) for _, example in pairs]
         given = self._texts(targets)
         expected = [_squeezed("".join(s.text for s in record.segments if s.is_target)) for record, _ in pairs]
+        closing = [_closing_tokens(example) for _, example in pairs]
+        ends = self._ends(closing)
         faults: list[str | None] = []
-        for (record, example), ids, text, wanted in zip(pairs, targets, given, expected, strict=True):
+        for (record, example), last, text, wanted in zip(pairs, closing, given, expected, strict=True):
             fault = None
             if text != wanted:
                 fault = self._mismatch(record, example, text, wanted)
@@ -295,10 +301,18 @@ class _TokenCheck:
                 fault = "empty_target"
             if fault is None and not self._is_in_place(record, example):
                 fault = "wrong_mask"
-            if fault is None and ids[-1] not in self._ends:
+            if fault is None and not ends.issuperset(last):
                 fault = "missing_end"
             faults.append(fault)
         return faults
+
+    def _ends(self, closing: Sequence[Sequence[int]]) -> set[int]:
+        """The tokens that may close a target: the tokenizer's end token, and the special one that a chat template writes."""
+        ends = set() if self._tokenizer.eos_token_id is None else {int(self._tokenizer.eos_token_id)}
+        if self._tokenizer.chat_template:
+            written = Counter(token for of_example in closing for token in of_example if token in self._special)
+            ends.update(token for token, _ in written.most_common(1))
+        return ends
 
     def _mismatch(self, record: Record, example: Example, text: str, wanted: str) -> str | None:
         """What kind of difference there is between target tokens and answer; None where it is none."""
@@ -348,20 +362,6 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(added.union(tokenizer.all_special_ids))
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, special: Collection[int]) -> set[int]:
-    """The tokens that may close a target: the tokenizer's end token, and the first special one after a template's answer."""
-    ends = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    if tokenizer.chat_template:
-        probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        try:
-            whole = str(tokenizer.apply_chat_template(probe, tokenize=False))
-        except Exception:  # jinja2's errors, and whatever a template raises; encoding says so where it matters
-            return ends
-        after: list[int] = tokenizer(whole.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
-        ends.update([token for token in after if token in special][:1])
-    return ends
-
-
 def paired(records: Sequence[Record], examples: Sequence[Example]) -> tuple[list[tuple[Record, Example]], list[Record]]:
     """Each example with its record, and the records that have none; both lists are in the order read."""
     if len(records) == len(examples):
@@ -392,6 +392,13 @@ def _runs(is_target: Sequence[bool]) -> Iterator[tuple[int, int]]:
         if marked:
             yield start, start + length
         start += length
+
+
+def _closing_tokens(example: Example) -> list[int]:
+    """The last token of every target."""
+    if example.target_ids is not None:
+        return example.target_ids[-1:]
+    return [example.input_ids[stop - 1] for _, stop in _runs(example.is_target or [])]
 
 
 def _squeezed(text: str) -> str:

@@ -111,9 +111,8 @@ def _cuts(full: Sequence[int], kept: Sequence[int]) -> dict[int, int]:
 
 
 def token_text(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the token stands for; bytes that are no character on their own as the vocabulary writes them."""
-    piece = str(tokenizer.convert_ids_to_tokens(token))
+    """What the token stands for; a part of a character is shown as the replacement character."""
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    if piece.startswith("▁"):
-        return " " + text.lstrip(" ")  # SentencePiece decoders take a first space away
-    return piece if "\N{REPLACEMENT CHARACTER}" in text else text
+    # SentencePiece decoders take a first space away.
+    starts_word = str(tokenizer.convert_ids_to_tokens(token)).startswith("▁") and not text.startswith(" ")
+    return f" {text}" if starts_word else text
