@@ -9,6 +9,7 @@ import pytest
 from lorascope.config import TaskConfig
 from lorascope.data.audit import audit
 from lorascope.data.task import encode_task, read_task
+from lorascope.errors import CheckFailed, UsageError
 
 MAX_LENGTH = 700
 NUM_TRAIN, NUM_EVAL = 12, 5
@@ -256,3 +257,83 @@ def test_fifty_faults_are_planted_of_every_kind_and_in_every_shape():
     assert {EXPECTED[fault] for _, fault, _ in PLANTED} == {
         "truncated_target", "empty_target", "missing_end", "wrong_mask", "duplicate", "overlap",
     }  # fmt: skip
+
+
+def records_audited(config, **changes):
+    raw = replace(read_task(config), **changes)
+    return audit(raw, None, None, config.max_length)
+
+
+@pytest.mark.parametrize(("num_eval", "severity"), [(99, "error"), (100, "warning")])
+def test_leakage_is_an_error_above_one_in_a_hundred(num_eval, severity, tmp_path):
+    draw, maker = random.Random(3), SHAPES["text + label"]
+    train = [maker.row(draw) for _ in range(6)]
+    evaluation = [maker.row(draw) for _ in range(num_eval - 1)]
+    config = maker.write(tmp_path, {"train": train, "validation": [*evaluation, train[2]]})
+    [finding] = records_audited(config).findings
+    assert (finding.kind, finding.severity, finding.count) == ("overlap", severity, 1)
+
+
+def test_an_error_stops_unless_its_kind_is_allowed(tmp_path):
+    draw, maker = random.Random(4), SHAPES["text + label"]
+    train = [maker.row(draw) for _ in range(6)]
+    config = maker.write(tmp_path, {"train": train, "validation": [train[5], *(maker.row(draw) for _ in range(6))]})
+    found = records_audited(config)
+    with pytest.raises(CheckFailed, match=r"validation\.jsonl:1, like .*train\.jsonl:6: overlap: 1 of 7 .*--allow overlap"):
+        found.check([])
+    found.check(["overlap"])
+    assert [notice.kind for notice in found.notices()] == ["overlap"]
+    with pytest.raises(UsageError, match="did you mean 'overlap'"):
+        found.check(["overlp"])
+
+
+def test_evaluation_on_train_is_no_leakage(tmp_path):
+    draw, maker = random.Random(5), SHAPES["text + label"]
+    config = maker.write(tmp_path, {"train": [maker.row(draw) for _ in range(9)]})
+    found = audit(read_task(config, "train"), None, None, config.max_length)
+    assert ([figures.split for figures in found.figures], found.findings) == (["train"], ())
+
+
+def test_equal_inputs_with_other_answers_and_missing_classes_are_told(tmp_path):
+    rows = [{"text": f"text {number}", "label": "a"} for number in range(4)]
+    write = SHAPES["text + label"].write
+    config = write(tmp_path, {"train": [*rows, {"text": "text 1", "label": "b"}], "validation": [{"text": "z", "label": "a"}]})
+    three = config.model_copy(update={"labels": ["a", "b", "c"]})
+    assert [(finding.kind, finding.count, finding.severity) for finding in records_audited(three).findings] == [
+        ("conflict", 1, "warning"),
+        ("label_missing", 1, "warning"),
+    ]
+    few = config.model_copy(update={"max_train": 3})
+    assert [finding.kind for finding in records_audited(few).findings] == ["one_class"]
+
+
+def test_texts_that_a_tokenizer_does_not_know_are_told(tmp_path, encoder):
+    rows = [{"text": "the cat", "label": "a"}, {"text": "Ωμέγα", "label": "b"}]
+    config = SHAPES["text + label"].write(tmp_path, {"train": rows, "validation": [{"text": "a dog", "label": "a"}]})
+    [finding] = audited(config, encoder).findings
+    assert (finding.kind, finding.places) == ("no_tokens", (f"{tmp_path}/train.jsonl:2",))
+
+
+def test_figures_count_tokens_and_targets(tmp_path, causal):
+    draw, maker = random.Random(6), SHAPES["prompt/completion"]
+    config = maker.write(tmp_path, {"train": [maker.row(draw) for _ in range(9)], "validation": [maker.row(draw)]})
+    task = encode_task(read_task(config), causal, config.max_length)
+    train = audited(config, causal).figures[0]
+    lengths = [len(example.input_ids) for example in task.train]
+    assert (train.num_examples, train.num_tokens, train.longest_tokens) == (9, sum(lengths), max(lengths))
+    assert train.num_target_tokens == sum(sum(example.is_target) for example in task.train)
+    for low, high, count in train.lengths:
+        assert count == sum(low <= length <= high for length in lengths)
+    assert sum(count for _, _, count in train.lengths) == 9
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("task", "data", "fraction"),
+    [("rte", "rte", None), ("mrpc", "mrpc/msr_paraphrase_train.txt", 0.1), ("squad", "squad/dev-v1.1.json", 0.1)],
+)
+def test_published_data_have_no_errors(task, data, fraction, shared_data):
+    config = TaskConfig(name=task, data=f"{shared_data}/{data}", eval_fraction=fraction)
+    found = records_audited(config)
+    assert [finding for finding in found.findings if finding.severity == "error"] == []
+    assert "overlap" in {finding.kind for finding in found.findings}  # shared phrases, told as a warning
