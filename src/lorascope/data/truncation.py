@@ -213,7 +213,8 @@ def notices_of(tally: Tally, split: str, max_length: int, training: bool) -> lis
         count = getattr(tally, counter)
         if count:
             first = tally.places.get(counter)
-            notices.append(Notice(kind, count, split, f"{count} {split} {message}{f' (first: {first})' if first else ''}."))
+            told = f"{count} {split} {message}{f' (first: {first})' if first else ''}."
+            notices.append(Notice(kind, count, split, told, (first,) if first else ()))
 
     note("truncated", "truncated", f"examples were cut to max_length {max_length}, losing {tally.tokens} prompt tokens")
     if not training:
