@@ -151,7 +151,7 @@ def _inspect(
     if place is None:
         reason = "the checks of tokens need --base or --tokenizer"
         return Inspected(raw, None, None, config.max_length, reason, allowed)
-    from lorascope.base_model import load_tokenizer
+    from lorascope.base_model import load_tokenizer, read_config, task_type_of
 
     wanted = base if base is not None and tokenizer is None else validate(BaseModelConfig, {"model": place}, "--tokenizer")
     try:
@@ -160,6 +160,8 @@ def _inspect(
         if tokenizer is not None or study_file is None:
             raise
         return Inspected(raw, None, None, config.max_length, str(error), allowed)
+    if base is not None:
+        raw = replace(raw, task_type=task_type_of(read_config(base), raw.task_type))
     return Inspected(raw, encode_task(raw, loaded, config.max_length), loaded, config.max_length, None, allowed)
 
 

@@ -120,7 +120,7 @@ def _audit(study: Study, trials: Sequence[TrialConfig], raw: RawTask, task: Task
     Raises:
         CheckFailed: one finding is an error that the study does not allow.
     """
-    found = [audit(raw, task, base.tokenizer, study.task.max_length)]
+    found = [audit(replace(raw, task_type=task.task_type), task, base.tokenizer, study.task.max_length)]
     bases = {(trial.base.model, trial.base.revision): trial.base for trial in trials}
     for other in list(bases.values())[1:]:
         tokenizer = load_tokenizer(other)

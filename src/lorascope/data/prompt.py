@@ -74,7 +74,7 @@ def encode_records(
         if fitted is None:
             continue
         _count_rendering(tally, record, fitted)
-        candidates, num_apart = encoder.candidates(record, fitted)
+        candidates, num_apart = ([], 0) if training else encoder.candidates(record, fitted)
         if num_apart:
             tally.add("seams", record)
         within = _within(candidates, max_length - fitted.prompt_length, record, tally)
@@ -104,6 +104,8 @@ def encode_pairs(
     """
     end = end_token(tokenizer)
     single = [one for record in records for one in _one_target_each(record)]
+    if training:  # candidates are ranked, not learned
+        single = [replace(record, candidates=()) for record in single]
     texts = [text.strip() for record in single for text in (record.segments[-1].text, *record.candidates)]
     ids_of = tokenise(texts, tokenizer)
     tally = Tally()
