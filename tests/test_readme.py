@@ -69,11 +69,12 @@ def test_the_readmes_study_and_its_commands_run(shared_data, tmp_path, monkeypat
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_study_that_can_be_planned(path, tmp_path, model_directory):
-    family = "bert" if yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2") else "gpt2"
+    classifies = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2")
+    family = "bert" if classifies else "t5" if "t5" in path.stem else "gpt2"
     positions = ["task.max_length=64"]
     document = json.loads(call("plan", str(path), "--json", *overrides(f"base.model={model_directory(family)}", *positions)))
     assert document["trials"]
-    assert all(trial["trainable_params"] > 0 for trial in document["trials"])
+    assert all((trial["trainable_params"] > 0) == bool(trial["config"]["targets"]) for trial in document["trials"])
 
 
 @pytest.mark.shared_data
@@ -96,25 +97,98 @@ def test_the_sick_example_trains_an_adapter_that_is_a_judge(shared_data, tmp_pat
     assert judge.facts["check"]["accuracy"] == trial["metrics"]["accuracy"]
 
 
-@pytest.mark.shared_data
-def test_the_squad_example_runs_on_the_model_that_the_other_example_makes(shared_data, tmp_path, monkeypatch):
+def seeded_gpt2(shared_data, directory, monkeypatch):
+    """A GPT-2 of one layer with the real tokenizer, made by the other example."""
     script = ROOT / "examples" / "seeded_gpt2.py"
-    arguments = ["--tokenizer", shared_data / "tokenizers" / "gpt2", "--out", tmp_path / "model", "--layers", 1, "--width", 64]
+    arguments = ["--tokenizer", shared_data / "tokenizers" / "gpt2", "--out", directory, "--layers", 1, "--width", 64]
     monkeypatch.setattr("sys.argv", [str(script), *map(str, arguments)])
     runpy.run_path(str(script), run_name="__main__")
+    return directory
+
+
+def run_example(name, out, *settings):
+    study = str(ROOT / "examples" / f"{name}.yaml")
+    document = json.loads(call("run", study, "--out", str(out), "--json", *overrides(*settings)))
+    assert [trial["status"] for trial in document["trials"]] == ["done"] * 2
+    return document
+
+
+@pytest.mark.shared_data
+def test_the_squad_example_runs_on_the_model_that_the_other_example_makes(shared_data, tmp_path, monkeypatch):
     squad = shared_data / "squad"
-    settings = overrides(
-        f"base.model={tmp_path / 'model'}",
+    document = run_example(
+        "squad-gpt2-small",
+        tmp_path / "run",
+        f"base.model={seeded_gpt2(shared_data, tmp_path / 'model', monkeypatch)}",
         f"task.data.train={squad / 'train-v1.1.subset11877.json'}",
         f"task.data.validation={squad / 'dev-v1.1.json'}",
         "task.max_train=8",
         "task.max_eval=4",
         "train.epochs=1",
     )
-    study = str(ROOT / "examples" / "squad-gpt2-small.yaml")
-    document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
-    assert [trial["status"] for trial in document["trials"]] == ["done"] * 2
     assert {"exact_match", "f1", "eval_loss", "perplexity"} <= set(document["trials"][0]["metrics"])
+
+
+@pytest.mark.shared_data
+def test_the_persona_example_has_every_metric_and_four_decodings(shared_data, tmp_path, monkeypatch):
+    judge = tmp_path / "judge"
+    sick = f"task.data={shared_data / 'sick' / 'SICK.txt'}"
+    settings = overrides(f"base.model={minilm()}", sick, *SMALL)
+    example = str(ROOT / "examples" / "judge-sick.yaml")
+    (trained,) = json.loads(call("run", example, "--out", str(judge), "--json", *settings))["trials"]
+    document = run_example(
+        "persona-small",
+        tmp_path / "run",
+        f"base.model={seeded_gpt2(shared_data, tmp_path / 'model', monkeypatch)}",
+        f"task.data.train={shared_data / 'personachat' / 'valid_self_original.txt'}",
+        f"evaluate.judge.model={judge / trained['adapter']}",
+        f"evaluate.judge.check.data={shared_data / 'sick' / 'SICK.txt'}",
+        "evaluate.judge.check.max_eval=48",
+        "task.max_train=16",
+        "task.max_eval=3",
+        "train.max_steps=2",
+    )
+    asked = {"rouge_l", "token_f1", "distinct_1", "distinct_2", "hits_at_1", "c_score", "perplexity"}
+    for trial in document["trials"]:
+        assert asked <= set(trial["metrics"])
+        labels = ["greedy", "temperature T=0.7 ×3", "top_k k=40 ×3", "nucleus p=0.9 ×3"]
+        assert [one["label"] for one in trial["decoding"]] == labels
+        assert all("self_bleu" in one["metrics"] for one in trial["decoding"][1:])
+    assert document["judge"]["check"]["accuracy"] == trained["metrics"]["accuracy"]
+    assert "c_score is judged by" in call("results", str(tmp_path / "run"))
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("speaker", ["teacher", "student"])
+def test_the_tutoring_example_measures_whether_turns_end(speaker, shared_data, tmp_path, monkeypatch):
+    document = run_example(
+        "teacher-student-small",
+        tmp_path / "run",
+        f"base.model={seeded_gpt2(shared_data, tmp_path / 'model', monkeypatch)}",
+        f"task.data.train={shared_data / 'mathdial' / 'test.jsonl'}",
+        f"task.speaker={speaker}",
+        "task.max_train=8",
+        "task.max_eval=3",
+        "train.max_steps=2",
+    )
+    assert all(0.0 <= trial["metrics"]["turn_end"] <= 1.0 for trial in document["trials"])
+
+
+@pytest.mark.shared_data
+def test_the_squad_v2_example_runs_on_a_t5(shared_data, tmp_path, model_directory):
+    document = run_example(
+        "squad-v2-t5",
+        tmp_path / "run",
+        f"base.model={model_directory('t5')}",
+        f"task.data.train={shared_data / 'squad' / 'dev-v2.0.rebuilt.json'}",
+        f"task.data.validation={shared_data / 'squad' / 'dev-v2.0.rebuilt.json'}",
+        "task.allow=[overlap]",
+        "task.max_train=8",
+        "task.max_eval=6",
+        "train.max_steps=2",
+    )
+    split = {"has_ans_f1", "no_ans_f1", "best_f1", "best_f1_threshold"}
+    assert all(split <= set(trial["metrics"]) for trial in document["trials"])
 
 
 def test_every_file_that_the_readmes_tree_names_exists_and_no_module_is_missing():

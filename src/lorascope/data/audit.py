@@ -18,7 +18,7 @@ stored with the study.
     duplicate, conflict, label_missing, one_class, no_tokens,          always
     dropped, truncated, answer_lost, first_token, misplaced_answer
 
-None of the published data that were measured has an error (docs/decisions/0006). Does not know files or models. Floor: data.
+None of the published data that were measured has an error (docs/decisions/0005). Does not know files or models. Floor: data.
 """
 
 from __future__ import annotations
