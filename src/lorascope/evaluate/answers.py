@@ -123,11 +123,12 @@ def _scored(
         _add(scores, "turn_end", [[_ends_turn(one) for one in of_example] for of_example in texts.answers])
     if judge is not None and any(example.persona for example in task.eval):
         _add(scores, "c_score", (yield from _c_scores(judge, texts, task.eval)))
+    metrics = {name: scores.metrics[name] for name in sorted(scores.metrics, key=lambda name: name in _DIVERSITY)}
     flat = [one for of_example in texts.answers for one in of_example]
     evaluation.decoded.append(
         Decoded(
             texts.decoding,
-            scores.metrics,
+            metrics,
             sum(len(one.tokens) for one in flat) / len(flat),
             texts.answers_per_second,
             sum(not one.finished for one in flat),
@@ -135,7 +136,7 @@ def _scored(
     )
     if is_first:
         unasked = set(_DIVERSITY) - set(task.metric_names)
-        evaluation.metrics |= {name: value for name, value in scores.metrics.items() if name not in unasked}
+        evaluation.metrics |= {name: value for name, value in metrics.items() if name not in unasked}
         evaluation.predictions = [
             _prediction(example, of_example, values, rows.get(example.id, {}))
             for example, of_example, values in zip(task.eval, texts.samples, scores.per_example, strict=True)
