@@ -43,6 +43,10 @@ class DataError(LorascopeError):
     exit_code = 2
 
 
+class MissingSplit(DataError):
+    """The data hold no such split."""
+
+
 class ModelError(LorascopeError):
     """A base model, tokenizer or target name that cannot be used."""
 

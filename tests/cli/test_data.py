@@ -195,3 +195,14 @@ def test_help_and_records_need_no_torch(generation):
     for arguments in (["data", "--help"], ["data", "preview", "--task", "file", "--data", str(generation)]):
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
         assert done.stderr == "False"
+
+
+@pytest.mark.parametrize("kept", [("train",), ("validation",), ("test",), ("train", "validation")])
+def test_without_a_split_named_whatever_splits_there_are_are_shown(kept, cli, tmp_path):
+    for split in kept:
+        lines = "".join(json.dumps(row) + "\n" for row in (ROWS[:5] if split == "train" else ROWS[5:]))
+        (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    document = json.loads(cli("data", "preview", "--task", "file", "--data", tmp_path, "--json").out)
+    assert set(document["counts"]) == set(kept)
+    named = cli("data", "preview", "--task", "file", "--data", tmp_path, "--split", "validation")
+    assert (named.code == 0) == (set(kept) == {"train", "validation"})

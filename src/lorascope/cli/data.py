@@ -17,7 +17,7 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stdout, v
 from lorascope.config import BaseModelConfig, TaskConfig, load_study, parse_override, validate
 from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
-from lorascope.errors import ModelError, UsageError
+from lorascope.errors import MissingSplit, ModelError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,12 +140,12 @@ def _inspect(
     allow: Sequence[str] | None = None,
 ) -> Inspected:
     """Read the data of a study file, or those that the flags name."""
-    from lorascope.data.task import encode_task, read_task
+    from lorascope.data.task import encode_task
 
     config, base, split = (
         _from_study(study_file, overrides, flags) if study_file is not None else _from_flags(overrides, flags)
     )
-    raw = read_task(config, split)
+    raw = _read(config, split)
     place = tokenizer or (base.model if base is not None else None)
     allowed = tuple(dict.fromkeys([*config.allow, *(allow or [])]))
     if place is None:
@@ -176,7 +176,25 @@ def _from_study(
     return study.task, study.base, study.evaluate.split
 
 
-def _from_flags(overrides: Sequence[str] | None, flags: Mapping[str, Any]) -> tuple[TaskConfig, BaseModelConfig | None, str]:
+def _read(config: TaskConfig, split: str | None) -> RawTask:
+    """The train split and ``split``; for None, whichever splits there are."""
+    from lorascope.data.task import read_task
+
+    if split is not None:
+        return read_task(config, split)
+    missing: MissingSplit | None = None
+    for wanted, with_train in (("validation", True), ("train", True), ("validation", False), ("test", False)):
+        try:
+            return read_task(config, wanted, with_train=with_train)
+        except MissingSplit as error:
+            missing = missing or error
+    assert missing is not None
+    raise missing
+
+
+def _from_flags(
+    overrides: Sequence[str] | None, flags: Mapping[str, Any]
+) -> tuple[TaskConfig, BaseModelConfig | None, str | None]:
     if flags["task"] is None or flags["data"] is None:
         raise UsageError("no data to look at", where="lorascope data", fix="give a study file, or --task and --data")
     if overrides:
@@ -188,9 +206,8 @@ def _from_flags(overrides: Sequence[str] | None, flags: Mapping[str, Any]) -> tu
     config = validate(TaskConfig, values, "lorascope data")
     base = None if flags["base"] is None else validate(BaseModelConfig, {"model": flags["base"]}, "--base")
     # A lone file is a training split, and there is nothing else to look at.
-    default = "train" if Path(flags["data"]).expanduser().is_file() else "validation"
-    split = flags["split"] or default
-    if split not in ("train", "validation", "test"):
+    split = flags["split"] or ("train" if Path(flags["data"]).expanduser().is_file() else None)
+    if split not in ("train", "validation", "test", None):
         raise UsageError(f"no split {split!r}", where="--split", fix="use train, validation or test")
     return config, base, split
 

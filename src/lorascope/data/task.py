@@ -23,7 +23,7 @@ from lorascope.data.prompt import encode_pairs, encode_records
 from lorascope.data.record import Example, Notice, RawTask, Reading, Record, Segment, Task, checksum
 from lorascope.data.source import Published, Source, locate
 from lorascope.data.squad import SQUAD_PUBLISHED, read_squad
-from lorascope.errors import DataError, UsageError, did_you_mean
+from lorascope.errors import DataError, MissingSplit, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -261,11 +261,11 @@ def _group(record: Record) -> str:
     return record.group or "\0".join(letters(record))
 
 
-def _missing_split(split: str, config: TaskConfig) -> DataError:
+def _missing_split(split: str, config: TaskConfig) -> MissingSplit:
     if split == "train":
-        return DataError("no train split", where=_place(config, split), fix="name one: data: {train: …}")
+        return MissingSplit("no train split", where=_place(config, split), fix="name one: data: {train: …}")
     carve = "set task.eval_fraction to hold one out of train, or " if split == "validation" else ""
-    return DataError(
+    return MissingSplit(
         f"no {split} split to evaluate on", where=_place(config, split), fix=f"{carve}name one: data: {{{split}: …}}"
     )
 
