@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.config import TaskConfig
+from lorascope.data.dialogue import DIALOGUE_METRICS
 from lorascope.data.files import SHAPES
-from lorascope.data.task import read_task
+from lorascope.data.task import encode_task, read_task
 from lorascope.errors import DataError, UsageError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -35,19 +36,42 @@ def read(train, validation=None, **more):
 
 
 @pytest.mark.parametrize(
-    ("row", "shape", "texts"),
+    ("row", "shape", "texts", "metric_names"),
     [
-        ({"messages": CHAT}, "messages", ["hi", "hello"]),
-        ({"conversations": SHAREGPT}, "sharegpt", ["hi", "hello"]),
-        ({"prompt": "2+2=", "completion": "4"}, "prompt/completion", ["2+2=", "4"]),
+        ({"messages": CHAT}, "messages", ["hi", "hello"], DIALOGUE_METRICS),
+        ({"conversations": SHAREGPT}, "sharegpt", ["hi", "hello"], DIALOGUE_METRICS),
+        ({"prompt": "2+2=", "completion": "4"}, "prompt/completion", ["2+2=", "4"], ("perplexity",)),
     ],
 )
-def test_generation_shapes_are_told_from_the_columns(tmp_path, row, shape, texts):
+def test_generation_shapes_are_told_from_the_columns(tmp_path, row, shape, texts, metric_names):
     task = read(lines(tmp_path / "a.jsonl", row))
     assert task.shape == f"JSONL {shape}"
-    assert (task.task_type, task.generates, task.metric_names) == ("CAUSAL_LM", False, ("perplexity",))
+    assert (task.task_type, task.metric_names) == ("CAUSAL_LM", metric_names)
     assert [segment.text for segment in task.train[0].segments] == texts
     assert [segment.is_target for segment in task.train[0].segments] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*CHAT, {"role": "user", "content": "bye"}, {"role": "assistant", "content": "see you"}, CHAT[0]]},
+        {"conversations": [*SHAREGPT, {"from": "human", "value": "bye"}, {"from": "gpt", "value": "see you"}, SHAREGPT[0]]},
+    ],
+)
+def test_the_last_reply_of_a_chat_is_generated_from_all_before_it(tmp_path, row, chat):
+    task = encode_task(read(lines(tmp_path / "a.jsonl", row)), chat, 64)
+    assert task.generates
+    assert "turn_end" in task.metric_names
+    [example] = task.eval
+    assert example.answers == ("see you",)
+    assert chat.decode(example.input_ids[: example.prompt_length]).endswith("bye<|im_end|>\n<|im_start|>assistant\n")
+    assert chat.decode(example.input_ids[example.prompt_length :]).startswith("see you<|im_end|>")
+
+
+def test_text_that_is_continued_is_not_generated(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]
+    tasks = [read(lines(tmp_path / f"{number}.jsonl", row)) for number, row in enumerate(rows)]
+    assert [(task.generates, task.metric_names) for task in tasks] == [(False, ("perplexity",))] * 2
 
 
 def test_alpaca_is_worded_as_published_with_and_without_input(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.config import TaskConfig
+from lorascope.data.dialogue import DIALOGUE_METRICS
 from lorascope.data.task import read_task
 from lorascope.errors import DataError, UsageError
 
@@ -137,7 +138,7 @@ def test_hub_rows_are_read_as_files_are(tmp_path):
 def test_what_is_scored_and_that_replies_are_generated(tmp_path):
     task = read(parlai(tmp_path))
     assert (task.task_type, task.generates) == ("CAUSAL_LM", True)
-    assert task.metric_names == ("rouge_l", "token_f1", "distinct_1", "distinct_2")
+    assert task.metric_names == DIALOGUE_METRICS
 
 
 def test_both_personas_are_stated_where_the_file_tells_both(tmp_path):

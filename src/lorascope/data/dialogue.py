@@ -25,7 +25,7 @@ from lorascope.data.source import SPLIT_ALIASES, Published, Source
 from lorascope.data.table import Row
 from lorascope.errors import DataError
 
-DIALOGUE_METRICS = ("rouge_l", "token_f1", "distinct_1", "distinct_2")
+DIALOGUE_METRICS = ("rouge_l", "token_f1", "distinct_1", "distinct_2", "turn_end")
 TUTORING_PUBLISHED = Published(
     {
         split: tuple(f"{alias}.{suffix}" for alias in aliases for suffix in ("jsonl", "csv", "json", "parquet"))
@@ -145,9 +145,8 @@ def read_tutoring(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         counts[split] = {"dialogues": num_dialogues, "replies": len(splits[split])}
         notices += _tutoring_notices(findings, split, speaker)
     shape = f"MathDial {'/'.join(formats)}, the {speaker}'s turns"
-    metric_names = (*DIALOGUE_METRICS, "turn_end")
     return Reading(
-        "CAUSAL_LM", splits, shape, notices=tuple(notices), generates=True, metric_names=metric_names, counts=counts
+        "CAUSAL_LM", splits, shape, notices=tuple(notices), generates=True, metric_names=DIALOGUE_METRICS, counts=counts
     )
 
 

@@ -1,7 +1,9 @@
 """The user's own data in the known shapes: messages, prompt/completion, alpaca, sharegpt, text + label.
 
 The shape is told from the columns and recorded for people to see; columns that fit no shape or two are refused rather
-than guessed at. Does not know tokenizers: chat messages stay messages until ``prompt`` renders them. Floor: data.
+than guessed at. The last turn that is learned of a chat is what evaluation generates and scores; text that is merely
+continued has a perplexity only. Does not know tokenizers: chat messages stay messages until ``prompt`` renders them.
+Floor: data.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorascope.config import TaskConfig
+from lorascope.data.dialogue import DIALOGUE_METRICS
 from lorascope.data.record import Notice, Reading, Record, Segment
 from lorascope.data.source import SPLIT_ALIASES, Published, Source
 from lorascope.data.table import Row, Table, checked_text
@@ -47,10 +50,15 @@ ALPACA_INTRODUCTION_WITH_INPUT = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Columns that together say what a table holds, and how a row becomes segments (None: text + label)."""
+    """Columns that together say what a table holds, how a row becomes segments (None: text + label), and what is measured.
+
+    The sides of a chat, and only they, take turns: ``task.speaker`` chooses one, whose replies are generated.
+    """
 
     columns: tuple[str, ...]
     segments: Callable[[Row], tuple[Segment, ...]] | None
+    metric_names: tuple[str, ...]
+    is_chat: bool = False
 
 
 def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
@@ -73,7 +81,7 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
                 where=tables[split].where,
                 fix="use one shape",
             )
-    if config.speaker is not None and name not in ("messages", "sharegpt"):
+    if config.speaker is not None and not SHAPES[name].is_chat:
         raise UsageError(f"data of the shape {name} have no speakers", where="task.speaker", fix="remove the key")
     speaker = config.speaker or SPEAKERS[0]
     formats = "/".join(dict.fromkeys(table.format for table in tables.values()))
@@ -83,7 +91,8 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         read = {split: _labelled(table, labels, sources[split]) for split, table in tables.items()}
         splits = {split: records for split, (records, _) in read.items()}
         counts = {split: {"rows": num_rows} for split, (_, num_rows) in read.items()}
-        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=("accuracy",), counts=counts)
+        metric_names = SHAPES[name].metric_names
+        return Reading("SEQ_CLS", splits, f"{formats} {name}", labels, metric_names=metric_names, counts=counts)
     if config.labels is not None:
         raise DataError(f"data of the shape {name} have no labels", where="task.labels", fix="remove the key")
     splits, counts, notices = {}, {}, []
@@ -94,7 +103,15 @@ def read_file(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
             message = f"{len(blank)} {split} records have an empty target and were left out (first: {blank[0]})."
             notices.append(Notice("empty_target", len(blank), split, message, tuple(blank[:3])))
     shape = f"{formats} {name}" if speaker == SPEAKERS[0] else f"{formats} {name}, the {speaker}'s turns"
-    return Reading("CAUSAL_LM", splits, shape, notices=tuple(notices), metric_names=("perplexity",), counts=counts)
+    return Reading(
+        "CAUSAL_LM",
+        splits,
+        shape,
+        notices=tuple(notices),
+        generates=SHAPES[name].is_chat,
+        metric_names=SHAPES[name].metric_names,
+        counts=counts,
+    )
 
 
 def _shape(table: Table) -> str:
@@ -262,9 +279,9 @@ def _label_names(tables: Mapping[str, Table], config: TaskConfig) -> tuple[str, 
 
 
 SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",), _messages),
-    "prompt/completion": Shape(("prompt", "completion"), _prompt_completion),
-    "alpaca": Shape(("instruction", "output"), _alpaca),
-    "sharegpt": Shape(("conversations",), _sharegpt),
-    "text + label": Shape(("text", "label"), None),
+    "messages": Shape(("messages",), _messages, DIALOGUE_METRICS, is_chat=True),
+    "prompt/completion": Shape(("prompt", "completion"), _prompt_completion, ("perplexity",)),
+    "alpaca": Shape(("instruction", "output"), _alpaca, ("perplexity",)),
+    "sharegpt": Shape(("conversations",), _sharegpt, DIALOGUE_METRICS, is_chat=True),
+    "text + label": Shape(("text", "label"), None, ("accuracy",)),
 }
