@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 
 import datasets
 import pytest
@@ -317,3 +318,18 @@ def test_any_turns_are_read_back_or_refused_with_a_data_error(tmp_path_factory, 
         assert any(not text.strip() for turns in dialogues for pair in turns for text in pair)
         return
     assert [record.answers[0] for record in task.train] == [reply.strip() for turns in dialogues for _, reply in turns]
+
+
+def test_a_long_text_file_is_read_line_by_line(tmp_path):
+    filler = " ".join(["word"] * 200)
+    text = "".join(f"1 your persona: i am {n} .\n2 {filler}\tyes {filler}\n" for n in range(3_000))
+    path = parlai(tmp_path, text)
+    config = TaskConfig(name="personachat", data={"validation": str(path)}, max_eval=5)
+    tracemalloc.start()
+    try:
+        task = read_task(config, with_train=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6 < path.stat().st_size / 5
+    assert (len(task.eval), task.counts["validation"]) == (5, {"dialogues": 3_000, "replies": 3_000})

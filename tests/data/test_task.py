@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.config import TaskConfig
+from lorascope.data.source import Source
 from lorascope.data.task import TASKS, encode_task, known_form, read_task
 from lorascope.errors import DataError, UsageError
 
@@ -283,3 +284,120 @@ def test_a_generation_task_is_encoded_for_the_model_that_it_is_for(tmp_path, enc
     assert pair.input_ids == encoder_decoder("the cat sat")["input_ids"]
     assert pair.target_ids == encoder_decoder("on the mat")["input_ids"]
     assert sum(causal.is_target) == len(pair.target_ids)
+
+
+SPEECH = "Teacher: (focus)Why?|EOM|Student: Because.|EOM|Teacher: (generic)Fine."
+LIMITED = {
+    "parlai": (
+        "personachat",
+        "a.txt",
+        "".join(f"1 your persona: i am {n} .\n2 hi {n}\tyo\n3 how ?\tso {n}\n" for n in range(4)),
+    ),
+    "synthetic": (
+        "personachat",
+        "a.csv",
+        "user 1 personas,user 2 personas,Best Generated Conversation\n"
+        + "".join(f'a,b {n},"User 1: hi\n[later]\nUser 2: yo {n}\nUser 1: so\nUser 2: no"\n' for n in range(4)),
+    ),
+    "both_splits": (
+        "personachat",
+        "a.json",
+        json.dumps(
+            {
+                split: [
+                    {"personality": [f"i {n}"], "utterances": [{"history": ["a"], "candidates": ["x", f"b {n}"]}]}
+                    for n in "abcd"
+                ]
+                for split in ("train", "valid")
+            }
+        ),
+    ),
+    "replies": (
+        "personachat",
+        "a.jsonl",
+        "".join(json.dumps({"personality": [n], "history": ["a"], "candidates": ["x", n]}) + "\n" for n in "abcd"),
+    ),
+    "tutoring": (
+        "teacher_student",
+        "a.jsonl",
+        "".join(
+            json.dumps({"conversation": SPEECH, "question": f"q {n}", "ground_truth": "1", "student_incorrect_solution": "2"})
+            + "\n"
+            for n in range(4)
+        ),
+    ),
+    "sick": (
+        "sick",
+        "a.txt",
+        "pair_ID\tsentence_A\tsentence_B\tentailment_judgment\n" + "".join(f"{n}\ta {n}\tb\tNEUTRAL\n" for n in range(6)),
+    ),
+    "sick_sets": (
+        "sick",
+        "a.txt",
+        "sentence_A\tsentence_B\tentailment_label\tSemEval_set\n"
+        + "".join(f"a {n}\tb\tNEUTRAL\t{part}\n" for n in range(4) for part in ("TRAIN", "TRIAL")),
+    ),
+    "nli_pairs": (
+        "dialogue_nli",
+        "a.jsonl",
+        json.dumps([{"sentence1": f"a {n}", "sentence2": "b", "label": "positive"} for n in range(5)]),
+    ),
+    "nli_items": (
+        "dialogue_nli",
+        "a.jsonl",
+        "".join(
+            json.dumps(
+                {
+                    "relevant_persona_sentence": f"i {n}",
+                    "candidates": {"label": ["x"], "neg": ["y", "y"], "rand": ["z"], "similar": []},
+                }
+            )
+            + "\n"
+            for n in range(3)
+        ),
+    ),
+    "squad": (
+        "squad",
+        "a.json",
+        json.dumps(
+            {
+                "data": [
+                    {
+                        "paragraphs": [
+                            {
+                                "context": f"Ada {n}",
+                                "qas": [
+                                    {"id": f"{n}a", "question": "q", "answers": [{"text": "Ada", "answer_start": 1}]},
+                                    {"id": f"{n}b", "question": "q", "answers": [], "is_impossible": True},
+                                ],
+                            }
+                        ]
+                    }
+                    for n in range(3)
+                ]
+            }
+        ),
+    ),
+    "squad_rows": (
+        "squad",
+        "a.jsonl",
+        "".join(
+            json.dumps({"id": str(n), "context": f"Ada {n // 2}", "question": "q", "answers": answers}) + "\n"
+            for n, answers in enumerate([{"text": ["Ada"], "answer_start": [1]}] * 4 + [{"text": [], "answer_start": []}])
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LIMITED)
+def test_a_limit_takes_the_first_records_and_leaves_what_is_told_of_the_whole(tmp_path, form):
+    name, file, text = LIMITED[form]
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    data = {"train": str(tmp_path / file), "validation": str(tmp_path / file)}
+    whole = read_task(TaskConfig(name=name, data=data))
+    task = read_task(TaskConfig(name=name, data=data, max_train=1, max_eval=3))
+    assert len(whole.train) > 3
+    assert (task.train, task.eval) == (whole.train[:1], whole.eval[:3])
+    assert (task.counts, task.notices, task.shape) == (whole.counts, whole.notices, whole.shape)
+    source = Source("train", data["train"], tmp_path / file, most=2)
+    assert len(TASKS[name].read({"train": source}, TaskConfig(name=name, data=data)).splits["train"]) == 2

@@ -137,12 +137,16 @@ def read_tutoring(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         table.require("conversation", *(column for column, _ in _STATED[speaker]))
         formats[table.format] = None
         findings = _Findings()
-        splits[split] = []
-        num_dialogues = 0
+        records: list[Record] = []
+        num_dialogues = num_replies = 0
         for index, row in enumerate(table.rows):
-            splits[split] += _tutoring_records(row, str(index), speaker, findings)
+            for record in _tutoring_records(row, str(index), speaker, findings):
+                num_replies += 1
+                if source.wants(len(records)):
+                    records.append(record)
             num_dialogues += 1
-        counts[split] = {"dialogues": num_dialogues, "replies": len(splits[split])}
+        splits[split] = records
+        counts[split] = {"dialogues": num_dialogues, "replies": num_replies}
         notices += _tutoring_notices(findings, split, speaker)
     shape = f"MathDial {'/'.join(formats)}, the {speaker}'s turns"
     return Reading(

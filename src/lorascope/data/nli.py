@@ -19,17 +19,17 @@ Does not know tokenizers. Floor: data.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from itertools import islice, pairwise
 from typing import Any
 
 from lorascope.config import TaskConfig
 from lorascope.data.record import Notice, Reading, Record
 from lorascope.data.source import DATA_SUFFIXES, SPLIT_ALIASES, Published, Source
-from lorascope.data.table import Row, Table, checked_text, parse_json, read_text
+from lorascope.data.table import Row, Table, checked_text
 from lorascope.errors import DataError, did_you_mean
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -112,57 +112,74 @@ def read_sick(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         DataError: a column is missing, a label is none of the three, or a split is not in the file.
     """
     splits: dict[str, list[Record]] = {}
+    counts: dict[str, dict[str, int]] = {}
     notices: list[Notice] = []
     shapes: dict[str, None] = {}
     for asked, source in sources.items():
         table = source.table()
-        parts, told_by = _sick_parts(table, _columns(table, config, {}), asked)
+        told_by, split_of = _told_splits(table, asked)
+        parts, num_rows = _used_pairs(table, _columns(table, config, {}), split_of, source)
         if told_by == "pair_ID":
-            sizes = ", ".join(f"{len(part)} {split}" for split, part in parts.items())
+            sizes = ", ".join(f"{count} {split}" for split, count in num_rows.items())
             message = f"the file has no column SemEval_set; its pair_ID starts again twice, which tells {sizes} pairs apart."
-            notices.append(Notice("split_by_order", sum(map(len, parts.values())), source.where, message))
+            notices.append(Notice("split_by_order", num_rows.total(), source.where, message))
         if asked not in parts:
             raise DataError(f"the file holds no {asked} pairs", where=source.where, fix="name another file")
-        splits.update({split: part for split, part in parts.items() if split == asked or split not in (*sources, *splits)})
+        taken = [split for split in parts if split == asked or split not in (*sources, *splits)]
+        splits.update({split: parts[split] for split in taken})
+        counts.update({split: {"rows": num_rows[split]} for split in taken})
         shapes[f"sick {table.format}{f', splits by {told_by}' if told_by else ''}"] = None
     # A file that is every split is read once for each, and says so once.
-    return _reading(splits, " and ".join(shapes), list(dict.fromkeys(notices)), _rows(splits))
+    return _reading(splits, " and ".join(shapes), list(dict.fromkeys(notices)), counts)
 
 
-def _sick_parts(table: Table, columns: _Columns, asked: str) -> tuple[dict[str, list[Record]], str | None]:
-    """The pairs by split, and the column that told the splits; None where all are the split asked for."""
-    records, sets, numbers = [], [], []
-    has_sets = "SemEval_set" in table.columns
-    for index, row in enumerate(table.rows):
-        records.append(columns.record(row, str(index)))
-        numbers.append(row.values.get("pair_ID"))
-        if has_sets:
-            sets.append(row.text("SemEval_set"))
-    if has_sets:
-        return _by_set(records, sets), "SemEval_set"
-    divided = _by_runs(records, numbers)
-    return ({asked: records}, None) if divided is None else (divided, "pair_ID")
+def _told_splits(table: Table, asked: str) -> tuple[str | None, Callable[[int, Row], str]]:
+    """The column that tells the splits, None where all are the one asked for; and the split of a row by number and row."""
+    if "SemEval_set" in table.columns:
+        return "SemEval_set", lambda _, row: _by_set(row)
+    runs = _runs([row.values.get("pair_ID") for row in islice(table.rows, sum(_SEMEVAL_SIZES) + 1)])
+    if runs is None:
+        return None, _always(asked)
+    starts, names = [start for start, _ in runs], [name for _, name in runs]
+    return "pair_ID", lambda index, _: names[bisect_right(starts, index) - 1]
 
 
-def _by_set(records: Sequence[Record], marks: Sequence[str]) -> dict[str, list[Record]]:
+def _always(split: str) -> Callable[[int, Row], str]:
+    return lambda _, __: split
+
+
+def _used_pairs(
+    table: Table, columns: _Columns, split_of: Callable[[int, Row], str], source: Source
+) -> tuple[dict[str, list[Record]], Counter[str]]:
+    """The pairs that are used, and how many there are, by split; the limit is that of the split asked for."""
     parts: dict[str, list[Record]] = {}
-    for record, mark in zip(records, marks, strict=True):
-        if mark.strip() not in _SEMEVAL_SETS:
-            raise DataError(f"SemEval_set is {mark!r}", where=record.where, fix=f"known: {', '.join(_SEMEVAL_SETS)}")
-        parts.setdefault(_SEMEVAL_SETS[mark.strip()], []).append(record)
-    return parts
+    num_rows: Counter[str] = Counter()
+    for index, row in enumerate(table.rows):
+        split, record = split_of(index, row), columns.record(row, str(index))
+        num_rows[split] += 1
+        part = parts.setdefault(split, [])
+        if split != source.split or source.wants(len(part)):
+            part.append(record)
+    return parts, num_rows
 
 
-def _by_runs(records: Sequence[Record], marks: Sequence[Any]) -> dict[str, list[Record]] | None:
-    """The three files of SemEval, told by rising numbers and their sizes; None for anything else."""
-    if len(records) != sum(_SEMEVAL_SIZES) or not all(str(mark).isdecimal() for mark in marks):
+def _by_set(row: Row) -> str:
+    mark = row.text("SemEval_set")
+    if mark.strip() not in _SEMEVAL_SETS:
+        raise DataError(f"SemEval_set is {mark!r}", where=row.where, fix=f"known: {', '.join(_SEMEVAL_SETS)}")
+    return _SEMEVAL_SETS[mark.strip()]
+
+
+def _runs(marks: Sequence[Any]) -> list[tuple[int, str]] | None:
+    """Where each of the three files of SemEval starts, told by rising numbers and their sizes; None for anything else."""
+    if len(marks) != sum(_SEMEVAL_SIZES) or not all(str(mark).isdecimal() for mark in marks):
         return None
     numbers = [int(mark) for mark in marks]
-    starts = [0, *(index for index in range(1, len(numbers)) if numbers[index] <= numbers[index - 1]), len(numbers)]
-    parts = [records[start:end] for start, end in pairwise(starts)]
-    if sorted(map(len, parts)) != sorted(_SEMEVAL_SIZES):
+    starts = [0, *(index for index in range(1, len(numbers)) if numbers[index] <= numbers[index - 1])]
+    sizes = [end - start for start, end in pairwise([*starts, len(numbers)])]
+    if sorted(sizes) != sorted(_SEMEVAL_SIZES):
         return None
-    return {_SEMEVAL_SIZES[len(part)]: list(part) for part in parts}
+    return [(start, _SEMEVAL_SIZES[size]) for start, size in zip(starts, sizes, strict=True)]
 
 
 def read_dialogue_nli(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
@@ -179,18 +196,16 @@ def read_dialogue_nli(sources: Mapping[str, Source], config: TaskConfig) -> Read
         tables = list(_tables(source))
         evaluation = [{"candidates", "relevant_persona_sentence"} <= set(table.columns) for table in tables]
         if all(evaluation):
-            items = [row for table in tables for row in table.rows]
-            splits[split], more = _ranked_pairs(items, split)
+            splits[split], counts[split], more = _ranked_pairs((row for table in tables for row in table.rows), source)
             notices += more
-            counts[split] = {"items": len(items), "rows": len(splits[split])}
             shapes[f"dialogue_nli evaluation {tables[0].format}"] = None
             continue
         [table] = tables if len(tables) == 1 else [tables[evaluation.index(False)]]
         if len(tables) > 1:
             raise DataError("not an evaluation file", where=table.where, fix="name the split's file instead of its directory")
         columns = _columns(table, config, _DIALOGUE_NAMES)
-        splits[split] = [columns.record(row, str(index)) for index, row in enumerate(table.rows)]
-        counts[split] = {"rows": len(splits[split])}
+        parts, num_rows = _used_pairs(table, columns, _always(split), source)
+        splits[split], counts[split] = parts[split], {"rows": num_rows[split]}
         shapes[f"dialogue_nli {table.format}"] = None
     return _reading(splits, " and ".join(shapes), notices, counts)
 
@@ -208,27 +223,16 @@ def _tables(source: Source) -> Iterator[Table]:
             fix="name one file, or a directory that holds the files of one split",
         )
     for file in files:
-        yield _list_table(file) or Source(source.split, str(file), file).table()
+        yield Source(source.split, str(file), file).table()
 
 
-def _list_table(path: Path) -> Table | None:
-    """The published ``.jsonl`` files are one JSON list; None for one object a line."""
-    text = read_text(path)
-    if not text.lstrip().startswith("["):
-        return None
-    rows = [Row(f"{path}, item {number}", item) for number, item in enumerate(parse_json(text, path), 1)]
-    for row in rows:
-        if not isinstance(row.values, dict):
-            raise DataError("no JSON object", where=row.where, fix="write one object a pair")
-    if not rows:
-        raise DataError("the file holds no rows", where=str(path), fix="give a file that holds data")
-    return Table(str(path), "JSON", tuple(dict.fromkeys(name for row in rows for name in row.values)), rows)
-
-
-def _ranked_pairs(items: Iterable[Row], split: str) -> tuple[list[Record], list[Notice]]:
-    pairs: list[tuple[Row, str, str, int]] = []
+def _ranked_pairs(items: Iterable[Row], source: Source) -> tuple[list[Record], dict[str, int], list[Notice]]:
+    """The pairs that are used, how many items and pairs there are, and what was left out of all of them."""
+    pairs: list[tuple[str, str, str, int]] = []
     unused: Counter[str] = Counter()
+    num_items = 0
     for row in items:
+        num_items += 1
         sentence = row.text("relevant_persona_sentence")
         candidates = {kind: _replies(row, kind) for kind in ("label", "neg", "rand", "similar")}
         num_true = len(candidates["label"])
@@ -238,14 +242,14 @@ def _ranked_pairs(items: Iterable[Row], split: str) -> tuple[list[Record], list[
             ("neutral", candidates["rand"][:num_true]),
             ("contradiction", candidates["neg"]),
         ):
-            pairs += [(row, reply, sentence, NLI_LABELS.index(name)) for reply in replies]
+            pairs += [(row.where, reply, sentence, NLI_LABELS.index(name)) for reply in replies]
     labels_of: dict[tuple[str, str], set[int]] = {}
     for _, reply, sentence, label in pairs:
         labels_of.setdefault((reply, sentence), set()).add(label)
     records: list[Record] = []
     seen: set[tuple[str, str]] = set()
     num_contested = num_repeated = num_neutral = 0
-    for row, reply, sentence, label in pairs:
+    for where, reply, sentence, label in pairs:
         if len(labels_of[reply, sentence]) > 1:
             num_contested += 1
         elif (reply, sentence) in seen:
@@ -253,9 +257,10 @@ def _ranked_pairs(items: Iterable[Row], split: str) -> tuple[list[Record], list[
         else:
             seen.add((reply, sentence))
             num_neutral += label == NLI_LABELS.index("neutral")
-            records.append(Record(str(len(records)), row.where, reply, sentence, label, group=sentence))
+            if source.wants(len(records)):
+                records.append(Record(str(len(records)), where, reply, sentence, label, group=sentence))
     notices = [
-        Notice(kind, count, split, f"{count} {split} {message}.")
+        Notice(kind, count, source.split, f"{count} {source.split} {message}.")
         for kind, count, message in (
             (
                 "assumed_neutral",
@@ -268,7 +273,7 @@ def _ranked_pairs(items: Iterable[Row], split: str) -> tuple[list[Record], list[
         )
         if count
     ]
-    return records, notices
+    return records, {"items": num_items, "rows": len(seen)}, notices
 
 
 def _replies(row: Row, kind: str) -> list[str]:
@@ -288,10 +293,6 @@ def _columns(table: Table, config: TaskConfig, aliases: Mapping[str, str]) -> _C
     table.require(*texts, label)
     numbered = table.class_names.get(label) or config.labels
     return _Columns(*texts, label, tuple(numbered) if numbered else None, aliases)
-
-
-def _rows(splits: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
-    return {split: {"rows": len(records)} for split, records in splits.items()}
 
 
 def _reading(

@@ -32,7 +32,7 @@ from lorascope.config import TaskConfig
 from lorascope.data.dialogue import DIALOGUE_METRICS, Turn, joined, place_notice, reply_record, reply_records
 from lorascope.data.record import Notice, Reading, Record
 from lorascope.data.source import SPLIT_ALIASES, Published, Source
-from lorascope.data.table import Row, checked_text, parse_json, read_text
+from lorascope.data.table import Row, checked_text, parse_json, read_text, text_lines
 from lorascope.errors import DataError, UsageError
 
 PERSONA_SPEAKERS = ("user 2", "user 1")
@@ -103,13 +103,8 @@ def read_persona(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         for split, (dialogues, findings) in parts.items():
             if split != asked and (split in sources or split in splits):
                 continue
-            records: list[Record] = []
-            num_dialogues = 0
-            for index, dialogue in enumerate(dialogues):
-                records += _records(dialogue, str(index), findings)
-                num_dialogues += 1
-            splits[split] = records
-            counts[split] = {"dialogues": num_dialogues, "replies": len(records)}
+            # The limit is the asked split's; what a file holds beside it may be wanted whole.
+            splits[split], counts[split] = _read_records(dialogues, findings, source if split == asked else None)
             notices += _notices(findings, split)
     return Reading(
         "CAUSAL_LM",
@@ -120,6 +115,21 @@ def read_persona(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
         metric_names=DIALOGUE_METRICS,
         counts=counts,
     )
+
+
+def _read_records(
+    dialogues: Iterable[_Dialogue], findings: _Findings, source: Source | None
+) -> tuple[list[Record], dict[str, int]]:
+    """The records that are used, and how many dialogues and replies there are."""
+    records: list[Record] = []
+    num_dialogues = num_replies = 0
+    for index, dialogue in enumerate(dialogues):
+        for record in _records(dialogue, str(index), findings):
+            num_replies += 1
+            if source is None or source.wants(len(records)):
+                records.append(record)
+        num_dialogues += 1
+    return records, {"dialogues": num_dialogues, "replies": num_replies}
 
 
 _Parts = dict[str, tuple[Iterable[_Dialogue], _Findings]]
@@ -214,11 +224,11 @@ def _opening(turns: Sequence[Turn]) -> str:
 def _parlai(path: Path) -> Iterator[_Dialogue]:
     dialogue: _Dialogue | None = None
     previous = 0
-    for line_number, line in enumerate(read_text(path).split("\n"), 1):
+    for line_number, line in text_lines(path):
         if not line.strip():
             continue
         where = f"{path}:{line_number}"
-        found = re.match(r"([0-9]{1,9}) (.*)", line.removesuffix("\r"), re.DOTALL)
+        found = re.match(r"([0-9]{1,9}) (.*)", line, re.DOTALL)
         if found is None:
             raise DataError("the line does not begin with its number in the dialogue", where=where, fix="write 'N text'")
         number, rest = int(found[1]), found[2]

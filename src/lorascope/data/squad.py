@@ -11,8 +11,9 @@ Floor: data.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorascope.config import TaskConfig
@@ -38,16 +39,23 @@ class _Question:
 
 @dataclass
 class _Found:
-    """A split's questions, and how many paragraphs and articles held them (a file of rows has no articles)."""
+    """A split's questions as far as they are used, and what it holds of all kinds (a file of rows has no articles)."""
 
     form: str
-    questions: list[_Question]
-    num_paragraphs: int
+    source: Source
+    questions: list[_Question] = field(default_factory=list)
+    num_questions: int = 0
+    num_unanswerable: int = 0
+    num_misplaced: int = 0
+    num_paragraphs: int = 0
     num_articles: int | None = None
 
-    @property
-    def num_unanswerable(self) -> int:
-        return sum(not question.answers for question in self.questions)
+    def add(self, question: _Question) -> None:
+        self.num_questions += 1
+        self.num_unanswerable += not question.answers
+        self.num_misplaced += _misplaced(question)
+        if self.source.wants(len(self.questions)):
+            self.questions.append(question)
 
     @property
     def shape(self) -> str:
@@ -55,7 +63,7 @@ class _Found:
 
     @property
     def counts(self) -> dict[str, int]:
-        counts = {"questions": len(self.questions), "paragraphs": self.num_paragraphs}
+        counts = {"questions": self.num_questions, "paragraphs": self.num_paragraphs}
         if self.num_articles is not None:
             counts["articles"] = self.num_articles
         return counts | ({"unanswerable": self.num_unanswerable} if self.num_unanswerable else {})
@@ -74,10 +82,9 @@ def read_squad(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     for split, source in sources.items():
         official = source.path is not None and source.path.suffix.lower() == ".json"
         found[split] = _official(source) if official else _rows(source)
-        questions = found[split].questions
-        if not questions:
+        if not found[split].num_questions:
             raise DataError("the file holds no questions", where=source.where, fix="give one that holds data")
-        misplaced = sum(_misplaced(question) for question in questions)
+        misplaced = found[split].num_misplaced
         if misplaced:
             message = f"{misplaced} {split} questions have an answer_start that does not point at the answer's text."
             notices.append(Notice("misplaced_answer", misplaced, source.where, message))
@@ -103,16 +110,16 @@ def _official(source: Source) -> _Found:
     assert source.path is not None
     document = parse_json(read_text(source.path), source.path)
     articles = _list(document, "data", source.where)
-    questions: list[_Question] = []
-    num_paragraphs = 0
+    found = _Found("official JSON", source, num_articles=len(articles))
     for number, article in enumerate(articles):
         where = f"{source.where}, article {number}"
         for position, paragraph in enumerate(_list(article, "paragraphs", where)):
             place = f"{where}, paragraph {position}"
             context = checked_text(_value(paragraph, "context", place), "context", place)
-            questions += [_question(item, context, place, source.where) for item in _list(paragraph, "qas", place)]
-            num_paragraphs += 1
-    return _Found("official JSON", questions, num_paragraphs, len(articles))
+            for item in _list(paragraph, "qas", place):
+                found.add(_question(item, context, place, source.where))
+            found.num_paragraphs += 1
+    return found
 
 
 def _question(item: Any, context: str, place: str, file: str) -> _Question:
@@ -131,7 +138,8 @@ def _rows(source: Source) -> _Found:
     """Questions of rows ``{"id", "context", "question", "answers": {"text": […], "answer_start": […]}}``."""
     table = source.table()
     table.require("id", "context", "question", "answers")
-    questions: list[_Question] = []
+    found = _Found(_form(source), source)
+    contexts: set[bytes] = set()
     for row in table.rows:
         answers = row.values.get("answers")
         texts = _list(answers, "text", row.where)
@@ -139,8 +147,11 @@ def _rows(source: Source) -> _Found:
         if len(texts) != len(starts):
             raise DataError(f"{len(texts)} answers but {len(starts)} positions", where=row.where, fix="correct the row")
         pairs = _checked_answers(tuple(zip(texts, starts, strict=True)), row.where)
-        questions.append(_Question(row.text("id"), row.where, row.text("context"), row.text("question"), pairs))
-    return _Found(_form(source), questions, len({question.context for question in questions}))
+        question = _Question(row.text("id"), row.where, row.text("context"), row.text("question"), pairs)
+        found.add(question)
+        contexts.add(hashlib.sha256(question.context.encode()).digest())
+    found.num_paragraphs = len(contexts)
+    return found
 
 
 def _checked_answers(pairs: tuple[tuple[Any, Any], ...], where: str) -> tuple[tuple[str, int], ...]:

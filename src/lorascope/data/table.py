@@ -109,12 +109,23 @@ def read_text(path: Path) -> str:
         return _decoded(file.read().removeprefix(codecs.BOM_UTF8), path, 1)
 
 
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The file's lines with their numbers and without their ends, read one at a time.
+
+    Raises:
+        DataError: the file cannot be read, is empty, is not UTF-8, or holds a line beyond ``LONGEST_LINE_BYTES``.
+    """
+    _refuse_empty(path)
+    for number, line in _lines(path):
+        yield number, _without_end(line)
+
+
 def read_table(path: Path) -> Table:
     """Read a file by its suffix.
 
     TSV (``.tsv``, ``.txt``) is read with quoting off, one line a row, as GLUE publishes it; CSV has quotes.
-    ``.json`` is a list of objects, or an object a line. The columns of JSON are the keys of all its objects, which takes
-    one pass over the file.
+    ``.json`` and ``.jsonl`` are a list of objects or an object a line: both are published under either name. The columns of
+    JSON are the keys of all its objects, which takes one pass over the file.
 
     Raises:
         DataError: the file cannot be read, holds no rows, or is malformed as far as it was read here.
@@ -123,7 +134,7 @@ def read_table(path: Path) -> Table:
         ".tsv": _read_tsv,
         ".txt": _read_tsv,
         ".csv": _read_csv,
-        ".jsonl": _read_json_lines,
+        ".jsonl": _read_json,
         ".json": _read_json,
         ".parquet": _read_parquet,
     }
@@ -280,11 +291,6 @@ def _long_csv_fields() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(limit)
-
-
-def _read_json_lines(path: Path) -> Table:
-    _refuse_empty(path)
-    return _json_table(path, "JSONL", _json_line_rows)
 
 
 def _read_json(path: Path) -> Table:
