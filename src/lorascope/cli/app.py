@@ -24,10 +24,7 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Override
-from lorascope.cli.console import print_json as _print_json
-from lorascope.cli.console import stderr as _stderr
-from lorascope.cli.console import stdout as _stdout
+from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
@@ -128,9 +125,9 @@ def plan(
     study, trials = _study_and_trials(study_file, overrides, shard, None)
     document = _plan_document(study, trials)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        tables.print_plan(_stdout(), document)
+        tables.print_plan(stdout(), document)
 
 
 @app.command()
@@ -154,15 +151,15 @@ def run(
         study = study.model_copy(update={"task": permitted})
     if dry_run:
         document = _plan_document(study, trials)
-        _print_json(document) if as_json else tables.print_plan(_stdout(), document)
+        print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
     directory = out or Path("runs") / study.name
     document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        tables.print_results(_stdout(), document)
-        _stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
+        tables.print_results(stdout(), document)
+        stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
     failed = sum(trial["status"] == "failed" for trial in document["trials"])
     if failed:
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
@@ -182,11 +179,11 @@ def results(
     with ExitStack() as opened:
         document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
     if as_json:
-        _print_json(document)
+        print_json(document)
     elif as_csv:
         _print_csv(document)
     else:
-        tables.print_results(_stdout(), document)
+        tables.print_results(stdout(), document)
 
 
 @app.command()
@@ -241,15 +238,15 @@ def evaluate(
         write_atomically(predictions, "".join(lines))
     document = {"adapter": str(adapter), **facts, "metrics": evaluation.metrics}
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         for warning in facts["warnings"]:
-            _stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         for name, value in evaluation.metrics.items():
             typer.echo(f"{name} {value:.4f}")
         row = {"trial": adapter.name, "decoding": facts["decoding"]}
-        tables.print_decodings(_stdout(), {"study": str(adapter), "trials": [row]})
-        tables.print_judge(_stdout(), facts["judge"])
+        tables.print_decodings(stdout(), {"study": str(adapter), "trials": [row]})
+        tables.print_judge(stdout(), facts["judge"])
 
 
 def _decoding(text: str) -> dict[str, Any]:
@@ -289,10 +286,10 @@ def demo(
 
     document = run_and_report(study, expand(study), out / "study", resume=True)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    tables.print_results(_stdout(), document)
-    console = _stderr()
+    tables.print_results(stdout(), document)
+    console = stderr()
     console.print(f"study file: {study_file}", markup=False, highlight=False)
     console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
 
@@ -310,7 +307,7 @@ def run_and_report(
     from lorascope.cli.progress import StudyProgress
     from lorascope.store import Store, results_document
 
-    with StudyProgress(_stderr()) as progress:
+    with StudyProgress(stderr()) as progress:
         from lorascope.cohort.run import run_study
 
         chosen = _device(device)
