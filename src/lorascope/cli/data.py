@@ -30,7 +30,10 @@ Data = Annotated[str | None, typer.Option("--data", help="A file, a directory or
 Base = Annotated[str | None, typer.Option("--base", help="The base model, for its tokenizer.")]
 Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer's directory, in place of the base's.")]
 Split = Annotated[str | None, typer.Option("--split", help="The split to evaluate on: train, validation or test.")]
-Speaker = Annotated[str | None, typer.Option("--speaker", help="Whose turns are learned: teacher or student.")]
+Speaker = Annotated[
+    str | None,
+    typer.Option("--speaker", help="Whose turns are learned: teacher or student, user 1 or user 2, assistant or user."),
+]
 Labels = Annotated[str | None, typer.Option("--labels", help="The classes in order, for example negative,positive.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, help="Most tokens of an example; 512 by default.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs no network here too.")]

@@ -21,17 +21,12 @@ from dataclasses import dataclass, field, replace
 
 from lorascope.config import TaskConfig
 from lorascope.data.record import Notice, Reading, Record, Segment
-from lorascope.data.source import SPLIT_ALIASES, Published, Source
+from lorascope.data.source import Published, Source, published_names
 from lorascope.data.table import Row
 from lorascope.errors import DataError
 
 DIALOGUE_METRICS = ("rouge_l", "token_f1", "distinct_1", "distinct_2", "turn_end")
-TUTORING_PUBLISHED = Published(
-    {
-        split: tuple(f"{alias}.{suffix}" for alias in aliases for suffix in ("jsonl", "csv", "json", "parquet"))
-        for split, aliases in SPLIT_ALIASES.items()
-    }
-)
+TUTORING_PUBLISHED = Published(published_names("{}.jsonl", "{}.csv", "{}.json", "{}.parquet"))
 TUTORING_SPEAKERS = ("teacher", "student")
 _SYSTEM = {
     "teacher": "You are a teacher. Help the student to find and correct the mistake.",

@@ -16,16 +16,11 @@ from typing import Any
 from lorascope.config import TaskConfig
 from lorascope.data.dialogue import DIALOGUE_METRICS
 from lorascope.data.record import Notice, Reading, Record, Segment
-from lorascope.data.source import SPLIT_ALIASES, Published, Source
+from lorascope.data.source import Published, Source, published_names
 from lorascope.data.table import Row, Table, checked_text
 from lorascope.errors import DataError, UsageError, did_you_mean
 
-FILE_PUBLISHED = Published(
-    {
-        split: tuple(f"{alias}.{suffix}" for alias in aliases for suffix in ("jsonl", "json", "csv", "tsv", "parquet"))
-        for split, aliases in SPLIT_ALIASES.items()
-    }
-)
+FILE_PUBLISHED = Published(published_names("{}.jsonl", "{}.json", "{}.csv", "{}.tsv", "{}.parquet"))
 SPEAKERS = ("assistant", "user")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {

@@ -24,23 +24,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, cast, get_args
 
-from lorascope.config import TaskConfig
+from lorascope.config import NLIClass, TaskConfig
 from lorascope.data.record import Notice, Reading, Record
-from lorascope.data.source import DATA_SUFFIXES, SPLIT_ALIASES, Published, Source
+from lorascope.data.source import DATA_SUFFIXES, Published, Source, published_names
 from lorascope.data.table import Row, Table, checked_text
 from lorascope.errors import DataError, did_you_mean
 
-NLI_LABELS = ("entailment", "neutral", "contradiction")
-
-
-def _plain(alias: str) -> tuple[str, ...]:
-    return tuple(f"{alias}{suffix}" for suffix in DATA_SUFFIXES)
+NLI_LABELS: tuple[NLIClass, ...] = get_args(NLIClass)
 
 
 def _published(names: Mapping[str, tuple[str, ...]], folder: str | None = None) -> Published:
-    plain = {split: tuple(name for alias in aliases for name in _plain(alias)) for split, aliases in SPLIT_ALIASES.items()}
+    plain = published_names(*(f"{{}}{suffix}" for suffix in DATA_SUFFIXES))
     return Published({split: (*names[split], *plain[split]) for split in plain}, folder=folder)
 
 
@@ -102,7 +98,7 @@ def _number(name: Any, aliases: Mapping[str, str], where: str) -> int:
     label = aliases.get(text, text)
     if label not in NLI_LABELS:
         raise DataError(f"label {name!r} is none of the three", where=where, fix=did_you_mean(text, [*NLI_LABELS, *aliases]))
-    return NLI_LABELS.index(label)
+    return NLI_LABELS.index(cast("NLIClass", label))
 
 
 def read_sick(sources: Mapping[str, Source], config: TaskConfig) -> Reading:

@@ -31,25 +31,20 @@ from typing import Any
 from lorascope.config import TaskConfig
 from lorascope.data.dialogue import DIALOGUE_METRICS, Turn, joined, place_notice, reply_record, reply_records
 from lorascope.data.record import Notice, Reading, Record
-from lorascope.data.source import SPLIT_ALIASES, Published, Source
+from lorascope.data.source import SPLIT_ALIASES, Published, Source, published_names
 from lorascope.data.table import Row, checked_text, parse_json, read_text, text_lines
 from lorascope.errors import DataError, UsageError
 
 PERSONA_SPEAKERS = ("user 2", "user 1")
 _BOTH_SPLITS = "personachat_self_original.json"
-
-
-def _names(alias: str) -> tuple[str, ...]:
-    texts = [f"{alias}_{persona}.txt" for persona in ("self_original", "self_revised", "both_original", "both_revised")]
-    return (*texts, f"Synthetic-Persona-Chat_{alias}.csv", *(f"{alias}.{suffix}" for suffix in _SUFFIXES))
-
-
-_SUFFIXES = ("txt", "jsonl", "json", "csv", "parquet")
+_NAMES = published_names(
+    *(f"{{}}_{persona}.txt" for persona in ("self_original", "self_revised", "both_original", "both_revised")),
+    "Synthetic-Persona-Chat_{}.csv",
+    *(f"{{}}.{suffix}" for suffix in ("txt", "jsonl", "json", "csv", "parquet")),
+)
+_OTHER_TEXTS = published_names("{}_*.txt")
 PERSONA_PUBLISHED = Published(
-    {
-        split: (*(name for alias in aliases for name in _names(alias)), _BOTH_SPLITS, *(f"{alias}_*.txt" for alias in aliases))
-        for split, aliases in SPLIT_ALIASES.items()
-    },
+    {split: (*names, _BOTH_SPLITS, *_OTHER_TEXTS[split]) for split, names in _NAMES.items()},
     config_name="full",
     collections=("personachat_truecased",),
 )

@@ -112,7 +112,8 @@ class Example:
     Attributes:
         is_target: CAUSAL_LM: per token, True where the token itself is to be predicted; None for the other types.
         label: SEQ_CLS: the class's number.
-        prompt_length: CAUSAL_LM: tokens before the last target, which is what generation is fed; 0 for SEQ_CLS.
+        prompt_length: what generation is fed. CAUSAL_LM: the tokens before the last target; SEQ_2_SEQ_LM: all that the
+            encoder reads; 0 for SEQ_CLS.
         token_type_ids: for pairs, where the tokenizer gives them.
         target_ids: SEQ_2_SEQ_LM: what the decoder is to produce, the end token included; None for the other types.
         persona: sentences that a judge compares a reply with.

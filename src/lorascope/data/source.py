@@ -71,6 +71,14 @@ class Published:
     folder: str | None = None
 
 
+def published_names(*patterns: str) -> dict[str, tuple[str, ...]]:
+    """File names by split: each name that the split goes by, in each pattern (``{}_original.txt``), the preferred first."""
+    return {
+        split: tuple(pattern.format(alias) for alias in aliases for pattern in patterns)
+        for split, aliases in SPLIT_ALIASES.items()
+    }
+
+
 def locate(data: str | Mapping[Any, str], splits: Sequence[str], published: Published) -> dict[str, Source]:
     """The source of each of ``splits`` that ``data`` holds; splits that it lacks are left out.
 
