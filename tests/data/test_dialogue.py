@@ -160,7 +160,7 @@ def test_an_unknown_speaker_and_labels_are_refused(tmp_path):
     path = lines(tmp_path / "a.jsonl", ROW)
     with pytest.raises(UsageError, match=r"task\.speaker: unknown speaker 'pupil'; known: 'teacher', 'student'"):
         read(path, speaker="pupil")
-    with pytest.raises(DataError, match=r"task\.labels: dialogues have no labels"):
+    with pytest.raises(DataError, match=r"task\.labels: teacher_student has no labels"):
         read(path, labels=["a", "b"])
 
 

@@ -300,7 +300,7 @@ def test_synthetic_data_without_a_persona_are_refused_by_line(tmp_path):
 
 
 def test_labels_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"task\.labels: dialogues have no labels"):
+    with pytest.raises(DataError, match=r"task\.labels: personachat has no labels"):
         read(parlai(tmp_path), labels=["a", "b"])
 
 

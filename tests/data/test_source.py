@@ -6,7 +6,7 @@ import tracemalloc
 import datasets
 import pytest
 
-from lorascope.data.source import Published, locate
+from lorascope.data.source import Published, locate, published_names
 from lorascope.errors import DataError
 
 PUBLISHED = Published({"train": ("train*.json",), "validation": ("dev*.json",)}, "rte", ("glue",))
@@ -170,3 +170,10 @@ def test_an_empty_dataset_is_a_data_error(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": labelled().select([])}))
     with pytest.raises(DataError, match="someone/empty train: the dataset holds no rows"):
         locate("someone/empty", ["train"], PUBLISHED)["train"].table()
+
+
+def test_published_names_are_each_alias_in_each_pattern_the_preferred_first():
+    names = published_names("{}_original.txt", "Chat_{}.csv")
+    assert names["train"] == ("train_original.txt", "Chat_train.csv")
+    assert names["validation"][:4] == ("validation_original.txt", "Chat_validation.csv", "dev_original.txt", "Chat_dev.csv")
+    assert list(names) == ["train", "validation", "test"]

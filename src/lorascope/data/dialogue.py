@@ -120,8 +120,6 @@ def read_tutoring(sources: Mapping[str, Source], config: TaskConfig) -> Reading:
     Raises:
         DataError: a column is missing, or a turn names no speaker.
     """
-    if config.labels is not None:
-        raise DataError("dialogues have no labels", where="task.labels", fix="remove the key")
     speaker = config.speaker or TUTORING_SPEAKERS[0]
     splits: dict[str, list[Record]] = {}
     counts: dict[str, dict[str, int]] = {}

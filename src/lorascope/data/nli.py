@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from lorascope.config import NLIClass, TaskConfig
 from lorascope.data.record import Notice, Reading, Record
@@ -98,7 +98,7 @@ def _number(name: Any, aliases: Mapping[str, str], where: str) -> int:
     label = aliases.get(text, text)
     if label not in NLI_LABELS:
         raise DataError(f"label {name!r} is none of the three", where=where, fix=did_you_mean(text, [*NLI_LABELS, *aliases]))
-    return NLI_LABELS.index(cast("NLIClass", label))
+    return NLI_LABELS.index(label)
 
 
 def read_sick(sources: Mapping[str, Source], config: TaskConfig) -> Reading:

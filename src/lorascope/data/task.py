@@ -50,6 +50,7 @@ class TaskReader:
     Attributes:
         form: task type and number of labels; None where the data tell them.
         speakers: sides of a dialogue that ``task.speaker`` may name, the default first.
+        takes_labels: ``task.labels`` may name classes.
         one_file_many_splits: a file may hold splits beside the one that it was given for.
     """
 
@@ -57,6 +58,7 @@ class TaskReader:
     published: Published
     form: tuple[TaskType, int] | None
     speakers: tuple[str, ...] = ()
+    takes_labels: bool = False
     one_file_many_splits: bool = False
 
 
@@ -65,19 +67,19 @@ _PAIRS: tuple[TaskType, int] = ("SEQ_CLS", len(NLI_LABELS))
 
 
 def _glue(name: str) -> TaskReader:
-    return TaskReader(read_glue, GLUE[name].published, ("SEQ_CLS", len(GLUE[name].labels)))
+    return TaskReader(read_glue, GLUE[name].published, ("SEQ_CLS", len(GLUE[name].labels)), takes_labels=True)
 
 
 TASKS: dict[str, TaskReader] = {
     "sst2": _glue("sst2"),
     "mrpc": _glue("mrpc"),
     "rte": _glue("rte"),
-    "sick": TaskReader(read_sick, SICK_PUBLISHED, _PAIRS, one_file_many_splits=True),
-    "dialogue_nli": TaskReader(read_dialogue_nli, DIALOGUE_NLI_PUBLISHED, _PAIRS),
+    "sick": TaskReader(read_sick, SICK_PUBLISHED, _PAIRS, takes_labels=True, one_file_many_splits=True),
+    "dialogue_nli": TaskReader(read_dialogue_nli, DIALOGUE_NLI_PUBLISHED, _PAIRS, takes_labels=True),
     "squad": TaskReader(read_squad, SQUAD_PUBLISHED, _GENERATION),
     "personachat": TaskReader(read_persona, PERSONA_PUBLISHED, _GENERATION, PERSONA_SPEAKERS, one_file_many_splits=True),
     "teacher_student": TaskReader(read_tutoring, TUTORING_PUBLISHED, _GENERATION, TUTORING_SPEAKERS),
-    "file": TaskReader(read_file, FILE_PUBLISHED, None, SPEAKERS),
+    "file": TaskReader(read_file, FILE_PUBLISHED, None, SPEAKERS, takes_labels=True),
 }
 
 
@@ -97,22 +99,10 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
         UsageError: the task or the speaker is unknown.
         DataError: the data cannot be read as what they were said to be, or a split is missing or empty.
     """
-    if config.name not in TASKS:
-        raise UsageError(f"unknown task {config.name!r}", where="task.name", fix=did_you_mean(config.name, list(TASKS)))
-    reader = TASKS[config.name]
-    _check_speaker(config, reader)
     holds_out = config.eval_fraction is not None and split == "validation"
     needs_train = with_train or holds_out or split == "train"
     needed = [*(["train"] if needs_train else []), *([split] if split != "train" and not holds_out else [])]
-    sources = locate(config.data, needed, reader.published)
-    for name in needed:
-        if name not in sources and not (sources and reader.one_file_many_splits):
-            raise _missing_split(name, config)
-    most = {name: _most(name, split, config, with_train) for name in needed}
-    reading = reader.read({name: replace(source, most=most[name]) for name, source in sources.items()}, config)
-    for name in needed:
-        if name not in reading.splits:
-            raise _missing_split(name, config)
+    reading = _read(config, {name: _most(name, split, config, with_train) for name in needed})
     notices = list(reading.notices)
     train = reading.splits.get("train", [])
     held_out: list[Record] = []
@@ -145,7 +135,26 @@ def read_task(config: TaskConfig, split: str = "validation", *, with_train: bool
     )
 
 
-def _check_speaker(config: TaskConfig, reader: TaskReader) -> None:
+def _read(config: TaskConfig, most: Mapping[str, int | None]) -> Reading:
+    """What the task's reader finds of the splits that are needed, each with the number of its records in use."""
+    if config.name not in TASKS:
+        raise UsageError(f"unknown task {config.name!r}", where="task.name", fix=did_you_mean(config.name, list(TASKS)))
+    reader = TASKS[config.name]
+    _check_keys(config, reader)
+    sources = locate(config.data, list(most), reader.published)
+    for name in most:
+        if name not in sources and not (sources and reader.one_file_many_splits):
+            raise _missing_split(name, config)
+    reading = reader.read({name: replace(source, most=most[name]) for name, source in sources.items()}, config)
+    for name in most:
+        if name not in reading.splits:
+            raise _missing_split(name, config)
+    return reading
+
+
+def _check_keys(config: TaskConfig, reader: TaskReader) -> None:
+    if config.labels is not None and not reader.takes_labels:
+        raise DataError(f"{config.name} has no labels", where="task.labels", fix="remove the key")
     if config.speaker is None or config.speaker in reader.speakers:
         return
     if not reader.speakers:
