@@ -104,10 +104,12 @@ def test_several_decodings_get_a_table_of_their_own_and_one_does_not():
 
 
 def test_a_c_score_names_its_judge_and_how_often_it_is_right():
-    judge = {"model": "some/nli", "adapter": None, "check": None}
-    assert "c_score is judged by some/nli: its accuracy was not measured" in printed(
-        tables.print_results, [row(1)], judge=judge
-    )
+    judge = {"model": "some/nli", "adapter": None, "revision": None, "check": None}
+    scored = row(1, metrics={"c_score": 0.5})
+    text = printed(tables.print_results, [scored], judge=judge)
+    assert "c_score is judged by some/nli: its accuracy was not measured" in text
+    assert "judged" not in printed(tables.print_results, [row(1)], judge=judge)
     check = {"accuracy": 0.8125, "num_examples": 4927, "task": "sick", "split": "test"}
-    text = printed(tables.print_results, [row(1)], judge={**judge, "adapter": "an/adapter", "check": check})
-    assert "some/nli with an/adapter: accuracy 0.8125 on 4,927 examples of sick (test)" in text
+    told = {**judge, "adapter": "an/adapter", "revision": "0123456789abcdef", "check": check}
+    text = printed(tables.print_results, [scored], judge=told)
+    assert "some/nli at 0123456789ab with an/adapter: accuracy 0.8125 on 4,927 examples of sick (test)" in text

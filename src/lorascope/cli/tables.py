@@ -65,7 +65,8 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
     print_decodings(console, document)
-    print_judge(console, document["judge"])
+    if "c_score" in metrics:
+        print_judge(console, document["judge"])
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -98,7 +99,8 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     """Whose opinion a C-score is, and how often it is right."""
     if judge is None:
         return
-    name = judge["model"] if judge["adapter"] is None else f"{judge['model']} with {judge['adapter']}"
+    name = judge["model"] if judge["revision"] is None else f"{judge['model']} at {judge['revision'][:12]}"
+    name = name if judge["adapter"] is None else f"{name} with {judge['adapter']}"
     check = judge["check"]
     known = (
         "its accuracy was not measured (give evaluate.judge.check)"
