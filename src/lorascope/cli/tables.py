@@ -62,7 +62,8 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
         "ex/s": [number_text(trial["solo_examples_per_second"], 1) for trial in trials],
         "memory": [bytes_text(trial["solo_peak_memory_bytes"]) for trial in trials],
     }
-    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
+    # A column is whole or absent: half a number looks like another one.
+    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
     print_decodings(console, document)
     if "c_score" in metrics:
@@ -91,7 +92,7 @@ def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
         "unfinished": [str(one["unfinished"]) for _, one in rows],
     }
     title = f"{document['study']}: {counted(len({one['label'] for _, one in rows}), 'decoding')}"
-    dispensable = ("unfinished", *reversed(metrics[2:]))
+    dispensable = ("unfinished", *reversed(metrics))
     _print_table(console, title, columns, {"decoding"}, dispensable)
 
 
