@@ -117,7 +117,8 @@ def test_a_c_score_names_its_judge_and_how_often_it_is_right():
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_a_number_is_shown_whole_or_its_column_is_named_as_left_out(width):
-    metrics = {name: 1000.0 + index / 7 for index, name in enumerate(["rouge_l", "token_f1", "perplexity", "hits_at_1", "c_score"])}
+    names = ("rouge_l", "token_f1", "perplexity", "hits_at_1", "c_score")
+    metrics = {name: 1000.0 + index / 7 for index, name in enumerate(names)}
     both = [decoded(label, **metrics) for label in ("greedy", "nucleus p=0.9 T=0.7 ×4")]
     text = printed(tables.print_results, [row(1, metrics=metrics, decoding=both)], width)
     assert max(map(len, text.splitlines())) <= width
