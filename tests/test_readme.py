@@ -156,6 +156,15 @@ def test_the_persona_example_has_every_metric_and_four_decodings(shared_data, tm
         assert all("self_bleu" in one["metrics"] for one in trial["decoding"][1:])
     assert document["judge"]["check"]["accuracy"] == trained["metrics"]["accuracy"]
     assert "c_score is judged by" in call("results", str(tmp_path / "run"))
+    # The same by `evaluate`, one adapter at a time.
+    first = document["trials"][0]
+    persona = ["--task", "personachat", "--data", str(shared_data / "personachat"), "--max-eval", "2"]
+    ways = ["--decode", "greedy", "--decode", "nucleus,top_p=0.9,samples=2"]
+    judged = ["--judge", str(judge / trained["adapter"])]
+    found = json.loads(call("evaluate", str(tmp_path / "run" / first["adapter"]), *persona, *ways, *judged, "--json"))
+    assert [one["label"] for one in found["decoding"]] == ["greedy", "nucleus p=0.9 ×2"]
+    assert {"c_score", "hits_at_1"} <= set(found["metrics"])
+    assert any("the judge was not tried on labelled pairs" in warning for warning in found["warnings"])
 
 
 @pytest.mark.shared_data
@@ -171,7 +180,11 @@ def test_the_tutoring_example_measures_whether_turns_end(speaker, shared_data, t
         "task.max_eval=3",
         "train.max_steps=2",
     )
-    assert all(0.0 <= trial["metrics"]["turn_end"] <= 1.0 for trial in document["trials"])
+    for trial in document["trials"]:
+        lines = (tmp_path / "run" / "trials" / trial["trial"] / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        ended = [json.loads(line)["turn_end"] for line in lines]
+        assert trial["metrics"]["turn_end"] == sum(ended) / 3
+        assert trial["decoding"][0]["unfinished"] >= ended.count(0.0)
 
 
 @pytest.mark.shared_data

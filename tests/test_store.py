@@ -760,5 +760,14 @@ def test_a_study_begun_before_decodings_were_kept_has_none_and_can_be_resumed(tm
 
 def test_the_judge_of_a_study_stands_in_its_results(store: Store) -> None:
     assert results_document([store])["judge"] is None
-    store.set_info("judge", {"model": "some/nli", "check": None})
-    assert results_document([store])["judge"] == {"model": "some/nli", "check": None}
+    store.set_info("judge", {"model": "some/nli", "checksum": "a", "check": None})
+    assert results_document([store])["judge"] == {"model": "some/nli", "checksum": "a", "check": None}
+
+
+def test_shards_that_different_judges_scored_are_refused(study: Study, tmp_path: Path) -> None:
+    with shard(tmp_path / "a", study, "done") as one, shard(tmp_path / "b", study, "done") as other:
+        one.set_info("judge", {"checksum": "a"})
+        assert results_document([one, other])["judge"] == {"checksum": "a"}
+        other.set_info("judge", {"checksum": "b"})
+        with pytest.raises(UsageError, match="judged by different models"):
+            results_document([one, other])

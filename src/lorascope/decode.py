@@ -23,6 +23,7 @@ from lorascope.base_model import BaseModel
 from lorascope.config import DecodingConfig
 from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example
+from lorascope.data.tokens import special_ids
 from lorascope.data.tree import Forest, cut
 from lorascope.lora import streams
 from lorascope.lora.attention import PrefixCache, blocks_of, steered
@@ -57,17 +58,22 @@ def generate(
         prompt is read once for all samples of a batch where prefixes are shared.
     """
     answer = _with_trees if follows_trees(base, examples, stack.num_slots) else _with_padding
-    ends = end_tokens(base)
+    ends = end_tokens(base, examples)
     questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
-    for rows, tokens in answer(stack, base, questions, decoding, max(1, batch_tokens // stack.num_slots)):
+    for rows, tokens in answer(stack, base, questions, decoding, max(1, batch_tokens // stack.num_slots), ends):
         yield rows, [[_answer(base, ids, ends) for ids in of_slot] for of_slot in tokens]
 
 
-def end_tokens(base: BaseModel) -> list[int]:
-    """Ids that end an answer: the tokenizer's end token and those of the model's own generation config."""
+def end_tokens(base: BaseModel, examples: Sequence[Example] = ()) -> list[int]:
+    """Ids that end an answer: the tokenizer's, those of the model's own generation config, and what targets end with.
+
+    A chat template may close a turn with another special token than the tokenizer's end token; that is then what is learned.
+    """
     declared = getattr(base.model.generation_config, "eos_token_id", None)
     ends = {base.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
-    return sorted(int(end) for end in ends if end is not None)
+    closing = {example.target_ids[-1] if example.target_ids else example.input_ids[-1] for example in examples}
+    taught = closing & special_ids(base.tokenizer) if any(example.num_targets for example in examples) else set()
+    return sorted(int(end) for end in {*ends, *taught} if end is not None)
 
 
 class TokenChoice:
@@ -123,20 +129,27 @@ class TokenChoice:
 
 
 def _with_trees(
-    stack: Stack, base: BaseModel, questions: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+    stack: Stack,
+    base: BaseModel,
+    questions: Sequence[Example],
+    decoding: DecodingConfig,
+    most_tokens: int,
+    ends: Sequence[int],
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     for forest in cut(questions, range(len(questions)), None, most_tokens, tokens_to_come=decoding.max_new_tokens):
         choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in forest.rows])
-        yield forest.rows, _decode_forest(stack, base, forest, choice, decoding.max_new_tokens)
+        yield forest.rows, _decode_forest(stack, base, forest, choice, decoding.max_new_tokens, ends)
 
 
-def _decode_forest(stack: Stack, base: BaseModel, forest: Forest, choice: TokenChoice, most_new: int) -> list[list[list[int]]]:
+def _decode_forest(
+    stack: Stack, base: BaseModel, forest: Forest, choice: TokenChoice, most_new: int, end_ids: Sequence[int]
+) -> list[list[list[int]]]:
     """The new tokens of every slot's questions; what comes after a slot's own end token is another slot's waiting time."""
     num_slots, num_questions = stack.num_slots, len(forest.rows)
     blocks = blocks_of(forest.trees, forest.end_T, forest.num_tokens, base.model.dtype, base.device)
     dtype = torch.float32 if slow_bfloat16(next(base.model.parameters())) else base.model.dtype
     cache = PrefixCache(blocks, forest.end_T, forest.last_E, most_new, dtype)
-    ends = torch.tensor(end_tokens(base), device=base.device)
+    ends = torch.tensor(end_ids, device=base.device)
     ids_NT = torch.from_numpy(forest.input_ids_T).to(base.device).expand(num_slots, -1)
     position_T = torch.from_numpy(forest.position_T).to(base.device)
     last_E = torch.from_numpy(forest.last_E).to(base.device)
@@ -172,11 +185,16 @@ def _logits(
 
 
 def _with_padding(
-    stack: Stack, base: BaseModel, questions: Sequence[Example], decoding: DecodingConfig, most_tokens: int
+    stack: Stack,
+    base: BaseModel,
+    questions: Sequence[Example],
+    decoding: DecodingConfig,
+    most_tokens: int,
+    ends: Sequence[int],
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Transformers' ``generate`` on left-padded prompts, or on an encoder's right-padded inputs, where positions may count."""
     decodes = base.task_type == "SEQ_2_SEQ_LM"
-    settings = _settings(base, decoding)
+    settings = _settings(base, decoding, ends)
     lengths = [question.prompt_length + decoding.max_new_tokens for question in questions]
     for rows in evaluation_batches(lengths, most_tokens):
         batch = collate(questions, rows, base.pad_id, side="right" if decodes else "left")
@@ -216,14 +234,14 @@ class _OnlyChosen(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, chosen.reshape(-1, 1), 0.0)
 
 
-def _settings(base: BaseModel, decoding: DecodingConfig) -> GenerationConfig:
+def _settings(base: BaseModel, decoding: DecodingConfig, ends: Sequence[int]) -> GenerationConfig:
     """Nothing is taken from the model's generation config but its end tokens: its sampling defaults are not asked for."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=decoding.max_new_tokens,
         pad_token_id=base.pad_id,
-        eos_token_id=end_tokens(base) or None,
+        eos_token_id=list(ends) or None,
         decoder_start_token_id=base.start_id if base.task_type == "SEQ_2_SEQ_LM" else None,
     )
 

@@ -192,7 +192,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
     facts: dict[str, Any] = {
         "model": source.model,
         "adapter": directory,
-        "revision": source.revision,
+        "revision": source.revision or getattr(base.model.config, "_commit_hash", None),
         "labels": list(labels),
         "checksum": _checksum(base, stack),
         "check": None,

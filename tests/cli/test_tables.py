@@ -104,10 +104,28 @@ def test_several_decodings_get_a_table_of_their_own_and_one_does_not():
 
 
 def test_a_c_score_names_its_judge_and_how_often_it_is_right():
-    judge = {"model": "some/nli", "adapter": None, "check": None}
-    assert "c_score is judged by some/nli: its accuracy was not measured" in printed(
-        tables.print_results, [row(1)], judge=judge
-    )
+    judge = {"model": "some/nli", "adapter": None, "revision": None, "check": None}
+    scored = row(1, metrics={"c_score": 0.5})
+    text = printed(tables.print_results, [scored], judge=judge)
+    assert "c_score is judged by some/nli: its accuracy was not measured" in text
+    assert "judged" not in printed(tables.print_results, [row(1)], judge=judge)
     check = {"accuracy": 0.8125, "num_examples": 4927, "task": "sick", "split": "test"}
-    text = printed(tables.print_results, [row(1)], judge={**judge, "adapter": "an/adapter", "check": check})
-    assert "some/nli with an/adapter: accuracy 0.8125 on 4,927 examples of sick (test)" in text
+    told = {**judge, "adapter": "an/adapter", "revision": "0123456789abcdef", "check": check}
+    text = printed(tables.print_results, [scored], judge=told)
+    assert "some/nli at 0123456789ab with an/adapter: accuracy 0.8125 on 4,927 examples of sick (test)" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_number_is_shown_whole_or_its_column_is_named_as_left_out(width):
+    names = ("rouge_l", "token_f1", "perplexity", "hits_at_1", "c_score")
+    metrics = {name: 1000.0 + index / 7 for index, name in enumerate(names)}
+    both = [decoded(label, **metrics) for label in ("greedy", "nucleus p=0.9 T=0.7 ×4")]
+    text = printed(tables.print_results, [row(1, metrics=metrics, decoding=both)], width)
+    assert max(map(len, text.splitlines())) <= width
+    main, _, decodings = text.partition("2 decodings")
+    for part in (main, decodings):
+        left_out = part.partition("no room for: ")[2]
+        for name, value in metrics.items():
+            assert (f"{value:.4f}" in part) != (name in left_out)
+    assert "01234561-s42" in main
+    assert "query" in main

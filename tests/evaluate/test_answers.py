@@ -10,8 +10,10 @@ import torch
 from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig, DecodingConfig, EvaluateConfig
 from lorascope.data.task import Example, Task
-from lorascope.decode import generate
+from lorascope.decode import end_tokens, generate
+from lorascope.errors import RunError
 from lorascope.evaluate import evaluate
+from lorascope.evaluate.likelihood import ranks_gold_first
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 from lorascope.metrics import score_texts
@@ -93,11 +95,62 @@ def test_a_hit_is_a_gold_reply_that_the_plain_model_finds_likeliest_per_token(pa
     (evaluation,), steps = result_of(evaluate(stack, base, task_of(examples), EvaluateConfig(decoding=[GREEDY])))
     stack.detach()
     losses = [[loss_by_transformers(base, example, ids) for ids in example.candidate_ids] for example in examples]
-    hits = [of_example[-1] == min(of_example) for of_example in losses]
+    hits = [of_example[-1] < min(of_example[:-1]) for of_example in losses]
     assert [row["hit"] for row in evaluation.predictions] == hits
     assert evaluation.metrics["hits_at_1"] == sum(hits) / len(hits)
     assert 0 < sum(hits) < len(hits), "with hits only, or none, the test shows little"
     assert "ranking candidates" in {step.stage for step in steps}
+
+
+def test_a_tie_is_no_hit_and_the_gold_reply_among_the_others_is_no_rival():
+    one = Example("e", [5, 6], [False, True], None, 1, candidate_ids=((7,), (6,)))
+    assert not ranks_gold_first([1.0, 1.0], one)
+    assert ranks_gold_first([1.5, 1.0], one)
+    assert ranks_gold_first([1.0, 1.0, 2.0, 1.0], replace(one, candidate_ids=((6,), (6,), (7,), (6,))))
+
+
+def test_an_unanswerable_question_is_answered_by_the_word_that_is_learned(base, monkeypatch):
+    from lorascope.decode import Answer
+    from lorascope.evaluate import answers
+
+    examples = [
+        replace(one, candidate_ids=((9, 2),), answers=gold) for one, gold in zip(examples_for(2), ((), ("a b",)), strict=True)
+    ]
+    texts = [Answer("Unanswerable.", True), Answer("unanswerable", True)]
+    monkeypatch.setattr(answers, "generate", lambda *_: iter([([0, 1], [texts])]))
+    (evaluation,), _ = evaluated(base, task_of(examples, "squad_v2"), num_slots=1)
+    figures = {name: evaluation.metrics[name] for name in ("no_ans_exact_match", "no_ans_f1", "has_ans_exact_match", "f1")}
+    assert figures == {"no_ans_exact_match": 100.0, "no_ans_f1": 100.0, "has_ans_exact_match": 0.0, "f1": 50.0}
+    assert [row["prediction"] for row in evaluation.predictions] == ["Unanswerable.", "unanswerable"]
+
+
+def test_examples_of_one_id_keep_their_own_figures(base):
+    examples = [replace(one, id="same", candidate_ids=((9, 2),)) for one in examples_for(4)]
+    (evaluation,), _ = evaluated(base, task_of(examples, "rouge_l"), num_slots=1)
+    rows = evaluation.predictions
+    assert len({row["no_answer_probability"] for row in rows}) == 4
+    assert len({row["loss"] for row in rows}) == 4
+
+
+def test_an_answer_ends_with_the_special_token_that_closes_the_targets(base):
+    base.tokenizer.add_special_tokens({"additional_special_tokens": ["the"]})
+    end = base.tokenizer.convert_tokens_to_ids("the")
+    examples = [replace(one, input_ids=[*one.input_ids[:-1], end]) for one in examples_for(2)]
+    assert end in end_tokens(base, examples)
+    assert end not in end_tokens(base, examples_for(2))
+    assert end not in end_tokens(base)
+
+
+def test_a_judge_that_fails_costs_its_score_and_nothing_else(base):
+    class Failing(Counting):
+        def c_scores(self, replies, personas):
+            raise RunError("memory ran out at a single pair")
+
+    examples = examples_for(2, persona=("i cook .",))
+    (evaluation,), _ = evaluated(base, task_of(examples, "rouge_l"), judge=Failing(), num_slots=1)
+    assert "c_score" not in evaluation.metrics
+    assert "rouge_l" in evaluation.metrics
+    assert evaluation.warnings == ["greedy max 5: no C-score, for the judge failed (memory ran out at a single pair)"]
 
 
 def test_a_lone_candidate_gets_its_probability_and_no_rank(base):
@@ -169,12 +222,17 @@ def test_a_turn_ends_with_its_end_token_and_before_the_next_speaker(base, monkey
     from lorascope.decode import Answer
     from lorascope.evaluate import answers
 
-    texts = [Answer("fine .", True), Answer("fine .", False), Answer("fine .\nUser: and you ?", True)]
-    examples = examples_for(3)
-    monkeypatch.setattr(answers, "generate", lambda *_: iter([([0, 1, 2], [texts])]))
+    texts = [
+        Answer("fine .", True),
+        Answer("fine .", False),
+        Answer("fine .\nUser: and you ?", True),
+        Answer("Teacher: hm", True),
+    ]
+    examples = examples_for(4)
+    monkeypatch.setattr(answers, "generate", lambda *_: iter([([0, 1, 2, 3], [texts])]))
     (evaluation,), _ = evaluated(base, task_of(examples, "turn_end"), num_slots=1)
-    assert evaluation.metrics["turn_end"] == pytest.approx(1 / 3)
-    assert [row["turn_end"] for row in evaluation.predictions] == [1.0, 0.0, 0.0]
+    assert evaluation.metrics["turn_end"] == pytest.approx(1 / 4)
+    assert [row["turn_end"] for row in evaluation.predictions] == [1.0, 0.0, 0.0, 0.0]
 
 
 class Counting:

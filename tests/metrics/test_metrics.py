@@ -61,8 +61,14 @@ def test_self_bleu_is_there_only_where_a_prompt_has_several_samples():
     alone = score_texts(names, [["a b"], ["a c"]], [[], []])
     assert (alone.metrics, alone.per_example) == ({"distinct_1": 0.75}, [{}, {}])
     pairs = score_texts(names, [["a b c d", "a b c d"], ["a", "b"]], [[], []])
-    assert pairs.metrics == pytest.approx({"distinct_1": 0.4, "self_bleu": 50.0})
+    assert pairs.metrics == pytest.approx({"distinct_1": 0.8, "self_bleu": 50.0})
     assert [row["self_bleu"] for row in pairs.per_example] == pytest.approx([100.0, 0.0])
+
+
+def test_more_samples_of_the_same_kind_do_not_make_texts_less_distinct():
+    once, thrice = [["a b"], ["c d"]], [["a b"] * 3, ["c d"] * 3]
+    names = ("distinct_1", "distinct_2")
+    assert score_texts(names, thrice, [[], []]).metrics == score_texts(names, once, [[], []]).metrics
 
 
 @given(datasets())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.cli.console import Allow, AsJson, Override, print_json, stdout, visible
+from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout, visible
 from lorascope.config import BaseModelConfig, TaskConfig, load_study, parse_override, validate
 from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
@@ -92,14 +93,14 @@ def preview(
     document = inspected.document() | _audit_document(inspected, _audit(inspected))
     document = {key: document[key] for key in document if key not in ("findings", "allowed", "passed")}
     document["examples"] = _examples(inspected, num_examples)
-    if html is not None:
-        _write_page(html, document)
     if as_json:
         print_json(document)
     else:
         _print_head(stdout(), document)
         _print_notices(stdout(), document)
         _print_examples(stdout(), document)
+    if html is not None:
+        _write_page(html, document)
 
 
 @app.command("audit")
@@ -124,14 +125,14 @@ def audit_command(
     inspected = _inspect(study_file, overrides, flags | {"speaker": speaker, "labels": labels}, tokenizer, allow)
     found = _audit(inspected)
     document = inspected.document() | _audit_document(inspected, found)
-    if html is not None:
-        _write_page(html, document | {"examples": _examples(inspected, 3)})
     if as_json:
         print_json(document)
     else:
         _print_head(stdout(), document)
         _print_findings(stdout(), document)
         _print_lengths(stdout(), document)
+    if html is not None:
+        _write_page(html, document | {"examples": _examples(inspected, 3)})
     found.check(inspected.allow)
 
 
@@ -148,7 +149,8 @@ def _inspect(
     config, base, split = (
         _from_study(study_file, overrides, flags) if study_file is not None else _from_flags(overrides, flags)
     )
-    raw = _read(config, split)
+    with _stage(f"reading {config.name}"):
+        raw = _read(config, split)
     place = tokenizer or (base.model if base is not None else None)
     allowed = tuple(dict.fromkeys([*config.allow, *(allow or [])]))
     if place is None:
@@ -165,7 +167,11 @@ def _inspect(
         return Inspected(raw, None, None, config.max_length, str(error), allowed)
     if base is not None:
         raw = replace(raw, task_type=task_type_of(read_config(base), raw.task_type))
-    return Inspected(raw, encode_task(raw, loaded, config.max_length), loaded, config.max_length, None, allowed)
+    # Where train is all that is looked at, it is encoded once.
+    alone = raw.eval_split == "train"
+    with _stage(f"encoding {len(raw.train) + (0 if alone else len(raw.eval)):,} records"):
+        encoded = encode_task(replace(raw, eval=[]) if alone else raw, loaded, config.max_length)
+    return Inspected(raw, encoded, loaded, config.max_length, None, allowed)
 
 
 def _from_study(
@@ -199,7 +205,7 @@ def _from_flags(
     overrides: Sequence[str] | None, flags: Mapping[str, Any]
 ) -> tuple[TaskConfig, BaseModelConfig | None, str | None]:
     if flags["task"] is None or flags["data"] is None:
-        raise UsageError("no data to look at", where="lorascope data", fix="give a study file, or --task and --data")
+        raise UsageError("no data to look at", where="data", fix="give a study file, or --task and --data")
     if overrides:
         raise UsageError("there is no study file to override", where="--set", fix="use the options instead")
     labels = None if flags["labels"] is None else [name.strip() for name in flags["labels"].split(",")]
@@ -215,8 +221,17 @@ def _from_flags(
     return config, base, split
 
 
+@contextmanager
+def _stage(text: str) -> Iterator[None]:
+    """Says on a terminal what takes its time."""
+    console = stderr()
+    with console.status(f"{text} …") if console.is_terminal else nullcontext():
+        yield
+
+
 def _audit(inspected: Inspected) -> Audit:
-    return audit(inspected.raw, inspected.task, inspected.tokenizer, inspected.max_length)
+    with _stage("auditing"):
+        return audit(inspected.raw, inspected.task, inspected.tokenizer, inspected.max_length)
 
 
 def _audit_document(inspected: Inspected, found: Audit) -> dict[str, Any]:
@@ -256,7 +271,7 @@ def _print_head(console: Console, document: Mapping[str, Any]) -> None:
         title.append(f", labels {' '.join(document['labels'])}")
     console.print(title, soft_wrap=True)
     for split, counts in document["counts"].items():
-        told = ", ".join(f"{count:,} {unit}" for unit, count in counts.items())
+        told = ", ".join(f"{count:,} {unit.removesuffix('s') if count == 1 else unit}" for unit, count in counts.items())
         console.print(f"{split} holds {told}", markup=False, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("split", no_wrap=True)

@@ -62,10 +62,12 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
         "ex/s": [number_text(trial["solo_examples_per_second"], 1) for trial in trials],
         "memory": [bytes_text(trial["solo_peak_memory_bytes"]) for trial in trials],
     }
-    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
+    # A column is whole or absent: half a number looks like another one.
+    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
     print_decodings(console, document)
-    print_judge(console, document["judge"])
+    if "c_score" in metrics:
+        print_judge(console, document["judge"])
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -90,7 +92,7 @@ def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
         "unfinished": [str(one["unfinished"]) for _, one in rows],
     }
     title = f"{document['study']}: {counted(len({one['label'] for _, one in rows}), 'decoding')}"
-    dispensable = ("unfinished", *reversed(metrics[2:]))
+    dispensable = ("unfinished", *reversed(metrics))
     _print_table(console, title, columns, {"decoding"}, dispensable)
 
 
@@ -98,7 +100,8 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     """Whose opinion a C-score is, and how often it is right."""
     if judge is None:
         return
-    name = judge["model"] if judge["adapter"] is None else f"{judge['model']} with {judge['adapter']}"
+    name = judge["model"] if judge["revision"] is None else f"{judge['model']} at {judge['revision'][:12]}"
+    name = name if judge["adapter"] is None else f"{name} with {judge['adapter']}"
     check = judge["check"]
     known = (
         "its accuracy was not measured (give evaluate.judge.check)"

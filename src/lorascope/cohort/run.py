@@ -54,8 +54,7 @@ def run_study(
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
-    Everything that can be wrong with the study, the data or the base is found before the directory is made: an error of the
-    data's audit that ``task.allow`` does not name stops the study there. Close the
+    Everything that can be wrong with the study, the data or the base is found before the directory is made. Close the
     generator to interrupt the study: what is done stays done, and what was running is marked as interrupted.
 
     Args:
@@ -63,7 +62,7 @@ def run_study(
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
 
     Raises:
-        CheckFailed: the audit found an error in the data.
+        CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
         LorascopeError: the study cannot be run at all, or the base model's weights changed. A trial that fails is recorded
             as failed and the study goes on.
     """
@@ -80,7 +79,7 @@ def run_study(
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
     with Store.create(directory, study, resume=resume) as store:
         store.add_trials(trials)
-        _check_unchanged(store, loaded, task, base)
+        _check_unchanged(store, loaded, task, base, judge)
         status = {row.trial: row.status for row in store.trials()}
         pending = [trial for trial in trials if status[trial.trial] not in FINAL]
         groups = form_groups(pending, skeletons)
@@ -165,12 +164,13 @@ def _next_cohort(store: Store) -> int:
     return 1 + max((int(number[1]) for number in numbers if number), default=0)
 
 
-def _check_unchanged(store: Store, config: BaseModelConfig, task: Task, base: BaseModel) -> None:
-    """A study goes on only with the data and the base of the trials that have ended.
+def _check_unchanged(store: Store, config: BaseModelConfig, task: Task, base: BaseModel, judge: Judge | None) -> None:
+    """A study goes on only with the data, the base and the judge of the trials that have ended.
 
     Raises:
         StoreError: one of them has changed since.
     """
+    judged_by = store.info("judge")
     for row in store.trials():
         if row.status not in FINAL:
             continue
@@ -179,12 +179,14 @@ def _check_unchanged(store: Store, config: BaseModelConfig, task: Task, base: Ba
             what = "data"
         elif same_base and row.base_checksum not in (None, base.checksum):
             what = "base model's weights"
+        elif judge is not None and judged_by is not None and judged_by["checksum"] != judge.facts["checksum"]:
+            what = "judge"
         else:
             continue
         raise StoreError(
             f"the {what} changed since trial {row.trial} ended",
             where=str(store.directory),
-            fix="put them back to go on, or choose another directory with --out",
+            fix="put it back to go on, or choose another directory with --out",
         )
 
 
@@ -210,14 +212,15 @@ def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Not
 
 
 def _judge_notice(task: Task, judge: Judge | None) -> list[Notice]:
-    """What a judge cannot do here, or what none can do without one."""
+    """How far the judge is to be believed, what it cannot do here, or what is not to be had without one."""
     num_personas = sum(bool(example.persona) for example in task.eval)
     if judge is None and num_personas:
         message = f"no C-score for {num_personas} replies to a persona: name an NLI model under evaluate.judge"
         return [Notice("judge", num_personas, "evaluate.judge", message)]
+    notes = [] if judge is None else list(judge.notes)
     if judge is not None and not num_personas:
-        return [Notice("judge", 1, "evaluate.judge", "no example has a persona: the judge has nothing to compare with")]
-    return []
+        notes.append("no example has a persona: the judge has nothing to compare with")
+    return [Notice("judge", 1, "evaluate.judge", note) for note in notes]
 
 
 def _notices(task: Task, base: BaseModel, config: BaseModelConfig) -> list[Notice]:
@@ -319,13 +322,16 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
         _check_frozen(stack, base)
         peak = meter.peak_bytes()
         yield from _warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
-        if judge is not None:
-            yield from _warn(store, [Notice("judge", 1, "evaluate.judge", warning) for warning in judge.warnings])
+        if judge is not None and judge.num_truncated:
+            message = f"cohort {cohort.name}: {judge.num_truncated} pairs were cut to the judge's {judge.max_length} tokens"
+            yield from _warn(store, [Notice("judge", judge.num_truncated, "evaluate.judge", message)])
+            judge.num_truncated = 0
         for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
             if num_steps:
                 store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)
             store.update(slot.name, peak_memory_bytes=peak)
-            yield from _warn(store, _unfinished(evaluation.decoded, task.eval_split), slot.name)
+            told = [Notice("evaluation", 1, task.eval_split, warning) for warning in evaluation.warnings]
+            yield from _warn(store, [*told, *_unfinished(evaluation.decoded, task.eval_split)], slot.name)
             yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
     finally:
         stack.detach()

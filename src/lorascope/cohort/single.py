@@ -72,6 +72,7 @@ def evaluate_adapter(
         "warnings": [*(notice.message for notice in encoded.notices), *base.warnings],
     }
     facts["decoding"] = [one.record() for one in evaluation.decoded]
+    facts["warnings"] += [*evaluation.warnings, *(judge.warnings if judge is not None else [])]
     facts["warnings"] += [f"{one.decoding.label}: {one.unfinished_message}" for one in evaluation.decoded if one.unfinished]
     return evaluation, facts
 

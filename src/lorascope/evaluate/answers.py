@@ -6,6 +6,7 @@ Floor: ``evaluate``.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -13,19 +14,22 @@ from typing import Any
 
 from lorascope.base_model import BaseModel
 from lorascope.config import DecodingConfig, EvaluateConfig
+from lorascope.data.squad import NO_ANSWER
 from lorascope.data.task import Example, Task
 from lorascope.decode import Answer, generate
+from lorascope.errors import ModelError, RunError
 from lorascope.evaluate.likelihood import candidate_losses, ranks_gold_first
 from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep
 from lorascope.judge import Judge, pairs_of
 from lorascope.lora.stack import Stack
 from lorascope.metrics import TextScores, score_texts
+from lorascope.metrics.squad import normalise_answer
 
 Steps = Generator[EvaluationStep, None, None]
 # Compared in the table of decodings, whatever the task asks for.
 _DIVERSITY = ("distinct_1", "distinct_2", "self_bleu")
-# How a plain chat prompt names speakers: a reply that goes on with one has not stopped at the end of its turn.
-_NEXT_SPEAKER = ("\nUser:", "\nAssistant:")
+# How prompts and dialogues name speakers: a reply with a line of another's has not stopped at the end of its turn.
+_SPEAKER = re.compile(r"^(user|assistant|system|teacher|student)( \d)?:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def rank(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig, ev
 
     ``no_answer_probability`` enters the predictions' rows; SQuAD v2.0's thresholds are looked for among its values.
     """
-    examples = [example for example in task.eval if example.candidate_ids]
+    ranked = [number for number, example in enumerate(task.eval) if example.candidate_ids]
+    examples = [task.eval[number] for number in ranked]
     if not examples:
         return
     table = yield from candidate_losses(stack, base, examples, settings)
@@ -55,10 +60,10 @@ def rank(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig, ev
             evaluation.finite = False
         if not evaluation.finite:
             continue
-        rows = {row["id"]: row for row in evaluation.predictions}
+        rows = _rows(evaluation, task)
         hits = []
-        for example, of_example in zip(examples, losses, strict=True):
-            row = rows.get(example.id, {})
+        for number, example, of_example in zip(ranked, examples, losses, strict=True):
+            row = rows[number]
             if len(of_example) == 1:
                 row["no_answer_probability"] = math.exp(-of_example[0])
             else:
@@ -77,13 +82,19 @@ def answer(
     judge: Judge | None,
 ) -> Steps:
     """Generate in every way asked for, and add metrics and texts to the evaluations."""
-    losses = [{row["id"]: row for row in evaluation.predictions} for evaluation in evaluations]
+    losses = [_rows(evaluation, task) for evaluation in evaluations]
     for position, decoding in enumerate(settings.decoding):
         texts = yield from _generated(stack, base, task.eval, decoding, settings)
         for evaluation, of_slot, rows in zip(evaluations, texts, losses, strict=True):
             if not evaluation.finite:
                 continue
             yield from _scored(evaluation, of_slot, task, rows, judge, is_first=position == 0)
+
+
+def _rows(evaluation: Evaluation, task: Task) -> list[dict[str, Any]]:
+    """What is known of each example so far; nothing of one without a target token. By position: ids may repeat."""
+    rows = iter(evaluation.predictions)
+    return [next(rows, {}) if example.num_targets else {} for example in task.eval]
 
 
 def _generated(
@@ -108,21 +119,16 @@ def _generated(
 
 
 def _scored(
-    evaluation: Evaluation, texts: _Texts, task: Task, rows: dict[str, dict[str, Any]], judge: Judge | None, *, is_first: bool
+    evaluation: Evaluation, texts: _Texts, task: Task, rows: list[dict[str, Any]], judge: Judge | None, *, is_first: bool
 ) -> Steps:
-    absent = [rows.get(example.id, {}).get("no_answer_probability") for example in task.eval]
-    known = [value for value in absent if value is not None]
-    names = [name for name in task.metric_names if name != "turn_end"]
-    scores = score_texts(
-        [*names, *(name for name in _DIVERSITY if name not in names)],
-        texts.samples,
-        [example.answers for example in task.eval],
-        known if len(known) == len(absent) else None,
-    )
+    scores = _text_scores(texts, task, [row.get("no_answer_probability") for row in rows])
     if "turn_end" in task.metric_names:
         _add(scores, "turn_end", [[_ends_turn(one) for one in of_example] for of_example in texts.answers])
     if judge is not None and any(example.persona for example in task.eval):
-        _add(scores, "c_score", (yield from _c_scores(judge, texts, task.eval)))
+        try:
+            _add(scores, "c_score", (yield from _c_scores(judge, texts, task.eval)))
+        except (ModelError, RunError) as error:  # the trained adapters and their other scores are not the judge's to lose
+            evaluation.warnings.append(f"{texts.decoding.label}: no C-score, for the judge failed ({error})")
     metrics = {name: scores.metrics[name] for name in sorted(scores.metrics, key=lambda name: name in _DIVERSITY)}
     flat = [one for of_example in texts.answers for one in of_example]
     evaluation.decoded.append(
@@ -138,12 +144,28 @@ def _scored(
         unasked = set(_DIVERSITY) - set(task.metric_names)
         evaluation.metrics |= {name: value for name, value in metrics.items() if name not in unasked}
         evaluation.predictions = [
-            _prediction(example, of_example, values, rows.get(example.id, {}))
-            for example, of_example, values in zip(task.eval, texts.samples, scores.per_example, strict=True)
+            _prediction(example, of_example, values, row)
+            for example, of_example, values, row in zip(task.eval, texts.samples, scores.per_example, rows, strict=True)
         ]
     else:
         for row, of_example in zip(evaluation.predictions, texts.samples, strict=True):
             row.setdefault("further", {})[texts.decoding.label] = of_example
+
+
+def _text_scores(texts: _Texts, task: Task, no_answer_probabilities: Sequence[float | None]) -> TextScores:
+    """The task's metrics of texts, and how diverse these are."""
+    samples = texts.samples
+    if "squad_v2" in task.metric_names:
+        # The official evaluator knows an empty answer where the model has learned to say that there is none.
+        samples = [["" if normalise_answer(text) == NO_ANSWER else text for text in of_example] for of_example in samples]
+    known = [value for value in no_answer_probabilities if value is not None]
+    names = [name for name in task.metric_names if name != "turn_end"]
+    return score_texts(
+        [*names, *(name for name in _DIVERSITY if name not in names)],
+        samples,
+        [example.answers for example in task.eval],
+        known if len(known) == len(task.eval) else None,
+    )
 
 
 def _prediction(example: Example, samples: list[str], scores: dict[str, float], row: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def _prediction(example: Example, samples: list[str], scores: dict[str, float], 
 
 
 def _ends_turn(one: Answer) -> float:
-    return float(one.finished and not any(mark in one.text for mark in _NEXT_SPEAKER))
+    return float(one.finished and _SPEAKER.search(one.text) is None)
 
 
 def _c_scores(judge: Judge, texts: _Texts, examples: Sequence[Example]) -> Generator[EvaluationStep, None, list[list[float]]]:

@@ -86,9 +86,14 @@ def _with_candidate(example: Example, ids: Sequence[int]) -> Example:
 
 
 def ranks_gold_first(losses: Sequence[float], example: Example) -> bool:
-    """Whether no candidate has a smaller loss per token than the last one, which is the gold reply."""
+    """Whether the last candidate, which is the gold reply, has the smallest loss per token; a tie is no hit.
+
+    A candidate of the very same tokens is the gold reply too.
+    """
+    gold = example.candidate_ids[-1]
     means = [loss / len(ids) for loss, ids in zip(losses, example.candidate_ids, strict=True)]
-    return means[-1] <= min(means)
+    others = [mean for mean, ids in zip(means, example.candidate_ids, strict=True) if ids != gold]
+    return means[-1] < min(others, default=math.inf)
 
 
 def loss_passes(stack: Stack, base: BaseModel, examples: Sequence[Example], settings: EvaluateConfig) -> LossPasses:

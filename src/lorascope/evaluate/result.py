@@ -61,6 +61,7 @@ class Evaluation:
         finite: False where a loss or logit was no number; then there are no metrics to rank.
         decoded: one for each way of decoding; the scores of the first are among ``metrics``.
         batch_tokens: of the batches that fitted into memory.
+        warnings: what else must be told.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Evaluation:
     finite: bool = True
     decoded: list[Decoded] = field(default_factory=list)
     batch_tokens: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 EvaluationRun = Generator[EvaluationStep, None, list[Evaluation]]

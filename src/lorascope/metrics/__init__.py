@@ -122,7 +122,7 @@ def score_texts(
     ``exact_match``, ``f1``       SQuAD v1.1, percentages; ``squad_exact_match``, ``squad_f1``
     ``squad_v2``                  SQuAD v2.0, percentages under several names; ``squad_v2_figures``
     ``rouge_l``, ``token_f1``     longest common subsequence, and words in common, with the best gold text, 0..1
-    ``distinct_1``, ``_2``        different n-grams over all n-grams, 0..1; ``distinct_n``
+    ``distinct_1``, ``_2``        different n-grams over all n-grams of one sample of each prompt, 0..1; ``distinct_n``
     ``self_bleu``                 likeness of a prompt's samples, 0..100; absent where each prompt has one sample
     ============================  ================================================================================
 
@@ -147,7 +147,9 @@ def score_texts(
     per_text: dict[str, list[float]] = {}
     for metric in metric_names:
         if metric in _DISTINCT:
-            metrics[metric] = distinct_n(texts, _DISTINCT[metric])
+            # Sets of one size: three samples of every prompt repeat more than one does, whatever the model.
+            sets = [[prompt[number] for prompt in samples] for number in range(num_samples)]
+            metrics[metric] = sum(distinct_n(one, _DISTINCT[metric]) for one in sets) / num_samples
         elif metric == "self_bleu":
             if num_samples > 1:
                 per_text[metric] = [value for prompt in samples for value in self_bleu(prompt)]

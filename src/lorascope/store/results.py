@@ -98,10 +98,16 @@ def _check_same_inputs(one: Store, other: Store) -> None:
     """Shards that were trained on different data, or on different weights under one name, are no one study."""
     data = {row.data_checksum for store in (one, other) for row in store.trials()} - {None}
     bases = {(_base_of(row), row.base_checksum) for s in (one, other) for row in s.trials() if row.base_checksum is not None}
-    for what, differs in (("data", len(data) > 1), ("base weights", len(bases) > len({base for base, _ in bases}))):
+    judges = {judge["checksum"] for store in (one, other) if (judge := store.info("judge")) is not None}
+    differing = {
+        "trained on different data": len(data) > 1,
+        "trained on different base weights": len(bases) > len({base for base, _ in bases}),
+        "judged by different models": len(judges) > 1,
+    }
+    for what, differs in differing.items():
         if differs:
             where = f"{one.directory} and {other.directory}"
-            raise UsageError(f"trained on different {what}", where=where, fix="give shards that ran on the same ones")
+            raise UsageError(what, where=where, fix="give shards that ran on the same ones")
 
 
 def _base_of(row: TrialRow) -> tuple[Any, ...]:
