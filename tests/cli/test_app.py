@@ -295,6 +295,18 @@ def test_wrong_usage_is_one_line(cli, finished, study_file, data, tmp_path):
         ("export", finished / "trials" / "x", "--out", tmp_path / "x"): "nothing to export; add --script",
         ("evaluate", tmp_path, "--task", "file", "--data", data): "no PEFT adapter here",
         ("evaluate", tmp_path, "--task", "file"): "Missing option '--data'",
+        (
+            "evaluate",
+            tmp_path,
+            "--task",
+            "file",
+            "--data",
+            data,
+            "--decode",
+            "nucleus,top_p",
+        ): "--decode: 'top_p' has no value",
+        ("evaluate", tmp_path, "--task", "file", "--data", data, "--decode", "greedy,samples=2"): "samples has no effect",
+        ("evaluate", tmp_path, "--task", "file", "--data", data, "--judge-data", data): "there is no judge to measure",
     }.items():
         check_refused(cli(*arguments), what)
     check_refused(cli("run", study_file(), "--out", tmp_path / "file"), "cannot write", code=1)

@@ -216,8 +216,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score an adapter, ours or PEFT's own, on a task."""
-    from lorascope.cohort.single import evaluate_adapter
-
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     task_config = validate(
         TaskConfig,
@@ -225,9 +223,13 @@ def evaluate(
         "evaluate",
     )
     decodings = [{"max_new_tokens": max_new_tokens, **_decoding(text)} for text in decode or ["greedy"]]
+    if judge_data is not None and judge is None:
+        raise UsageError("there is no judge to measure", where="--judge-data", fix="give one with --judge")
     check = None if judge_data is None else {"data": judge_data}
     judge_values = None if judge is None else {"model": judge, "check": check}
     settings = validate(EvaluateConfig, {"split": split, "decoding": decodings, "judge": judge_values}, "evaluate")
+    from lorascope.cohort.single import evaluate_adapter
+
     evaluation, facts = evaluate_adapter(
         adapter, task_config, settings, base_model=base, dtype=dtype, quantization=quantization
     )
@@ -252,6 +254,9 @@ def evaluate(
 def _decoding(text: str) -> dict[str, Any]:
     """``"nucleus,top_p=0.9"`` as a study file writes it."""
     strategy, *settings = text.split(",")
+    bare = next((setting for setting in settings if "=" not in setting), None)
+    if bare is not None:
+        raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
     return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
 
 
