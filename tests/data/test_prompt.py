@@ -425,7 +425,7 @@ def test_an_encoder_reads_what_precedes_a_target_and_the_decoder_writes_it(encod
 
 def test_an_encoder_reads_a_dialogue_without_end_tokens_and_has_an_example_for_each_reply(encoder_decoder):
     record = conversation(*DIALOGUE[:5], answers=("ciao cat",), candidates=("a dog", "ciao cat"), persona=("i sat .",))
-    examples, _ = pairs(record, encoder_decoder)
+    examples, _ = pairs(record, encoder_decoder, training=False)
     assert [example.id for example in examples] == ["c.1", "c.2"]
     first, second = (encoder_decoder.decode(example.input_ids) for example in examples)
     assert first == "be kind\nUser: hi the cat\n</s>"

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorascope.data.overlap import Shared, contradicting, leaked, repeated
 from lorascope.data.record import Example, Notice, RawTask, Record, Task
+from lorascope.data.tokens import special_ids
 from lorascope.errors import CheckFailed, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -354,12 +355,6 @@ class _TokenCheck:
     def _texts(self, sequences: Sequence[list[int]]) -> list[str]:
         texts = self._tokenizer.batch_decode(list(sequences), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [_squeezed(text) for text in texts]
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that are marks rather than text."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added.union(tokenizer.all_special_ids))
 
 
 def paired(records: Sequence[Record], examples: Sequence[Example]) -> tuple[list[tuple[Record, Example]], list[Record]]:

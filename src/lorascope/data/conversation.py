@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorascope.data.record import Segment
+from lorascope.data.tokens import special_texts
 from lorascope.errors import DataError
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class Renderer:
     """Writes records as one tokenizer's model reads them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._ends = tuple({*tokenizer.all_special_tokens, *added})
+        self._ends = special_texts(tokenizer)
         self._template: ChatTemplate | None = None
         if tokenizer.chat_template:
             from lorascope.data.chat import ChatTemplate

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from lorascope.data.audit import paired, special_ids
+from lorascope.data.audit import paired
 from lorascope.data.record import Example, RawTask, Record, Task
 from lorascope.data.task import encode_task
+from lorascope.data.tokens import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

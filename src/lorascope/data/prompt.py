@@ -29,6 +29,7 @@ from lorascope.data.tokens import (
     end_token,
     first_at,
     special_ids,
+    special_texts,
     tokenise,
     widened,
     with_offsets,
@@ -171,7 +172,7 @@ class _Encoder:
         self._renderer = Renderer(tokenizer)
         self._beginning = beginning(tokenizer)
         self._special_ids = special_ids(tokenizer)
-        self._special_texts = tuple(text for text in tokenizer.convert_ids_to_tokens(sorted(self._special_ids)) if text)
+        self._special_texts = special_texts(tokenizer)
 
     def encode(self, records: Sequence[Record]) -> list[Encoded]:
         rendered = [self._renderer.render(taught(record.segments), record.where) for record in records]
