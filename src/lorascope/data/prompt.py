@@ -40,6 +40,8 @@ from lorascope.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNCUT = 10**9  # a max_length that cuts nothing
+
 
 def encode_records(
     records: Sequence[Record],
@@ -104,7 +106,7 @@ def encode_pairs(
         DataError: a question does not fit, or has no tokens.
     """
     end = end_token(tokenizer)
-    single = [one for record in records for one in _one_target_each(record)]
+    single = one_target_each(records)
     if training:  # candidates are ranked, not learned
         single = [replace(record, candidates=()) for record in single]
     texts = [text.strip() for record in single for text in (record.segments[-1].text, *record.candidates)]
@@ -144,8 +146,15 @@ def encode_pairs(
     return examples, notices_of(tally, split, max_length, training)
 
 
-def _one_target_each(record: Record) -> list[Record]:
-    """A record for each target, with what precedes it; the last has the candidates, and the identity if it is the only one."""
+def one_target_each(records: Sequence[Record]) -> list[Record]:
+    """The records as an encoder–decoder sees them: one for each target, with what precedes it.
+
+    A record's last target has its candidates, and its identity if it is the only one.
+    """
+    return [one for record in records for one in _by_target(record)]
+
+
+def _by_target(record: Record) -> list[Record]:
     indices = [index for index, segment in enumerate(record.segments) if segment.is_target]
     if len(indices) == 1:
         return [replace(record, segments=record.segments[: indices[0] + 1])]
