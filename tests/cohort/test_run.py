@@ -106,6 +106,19 @@ def test_a_squad_study_leaves_everything_behind(family, task_type, make_study, c
     assert evaluation.metrics == pytest.approx(rows[1].metrics, rel=1e-4)
 
 
+def test_an_encoder_decoder_learns_every_answer_of_a_conversation(make_study, carry_out, rows_of, tmp_path):
+    turns = [("user", "the movie"), ("assistant", "good"), ("user", "and the actor"), ("assistant", "bad")]
+    rows = [[(role, f"{text} {number}") for role, text in turns] for number in range(12)]
+    for split, some in (("train", rows[:8]), ("validation", rows[8:])):
+        messages = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in some]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in messages), encoding="utf-8")
+    study = make_study("t5", data={"data": str(tmp_path)})
+    events = carry_out(study, tmp_path / "run")
+    [row] = rows_of(tmp_path / "run")
+    assert (row.status, sum(isinstance(event, StepResult) for event in events)) == ("done", 2 * 16 / 4)
+    assert row.metrics["perplexity"] == pytest.approx(math.exp(row.metrics["eval_loss"]))
+
+
 def test_a_run_changes_nothing_about_the_base_on_disk(make_study, carry_out, rows_of, model_directory, tmp_path):
     before = snapshot(model_directory("bert"))
     study = make_study("bert", [{"bias": "all", "targets": "all-linear"}, {"method": "head"}])

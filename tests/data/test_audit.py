@@ -8,6 +8,7 @@ import pytest
 
 from lorascope.config import TaskConfig
 from lorascope.data.audit import audit
+from lorascope.data.marking import mark_examples
 from lorascope.data.task import encode_task, read_task
 from lorascope.errors import CheckFailed, UsageError
 
@@ -272,6 +273,91 @@ def test_leakage_is_an_error_above_one_in_a_hundred(num_eval, severity, tmp_path
     config = maker.write(tmp_path, {"train": train, "validation": [*evaluation, train[2]]})
     [finding] = records_audited(config).findings
     assert (finding.kind, finding.severity, finding.count) == ("overlap", severity, 1)
+
+
+def long_conversations(directory, seed, num_exchanges=6):
+    """Chats of several answers; a max_length that some of them exceed so far that their oldest exchanges go."""
+    draw, maker = random.Random(seed), SHAPES["messages"]
+    rows = []
+    for _ in range(8):
+        messages = maker.row(draw)["messages"]
+        for _ in range(draw.randint(0, num_exchanges)):
+            messages += maker.row(draw)["messages"][1:3]
+        # A dropped answer may be in the text that stays, be how the system prompt ends, or be given twice.
+        messages[2]["content"] = draw.choice(("so", "."))
+        if draw.random() < 0.3:
+            messages[1:1] = messages[1:3]
+        rows.append({"messages": messages})
+    config = maker.write(directory, {"train": rows[:5], "validation": rows[5:]})
+    return config.model_copy(update={"max_length": 420})
+
+
+@pytest.mark.parametrize("name", ["causal", "causal_with_bos", "chat", "metaspace"])
+def test_targets_that_go_with_the_oldest_exchanges_are_no_fault(name, tmp_path, request):
+    tokenizer = request.getfixturevalue(name)
+    for seed in range(3):
+        config = long_conversations(tmp_path, seed)
+        raw = read_task(config)
+        task = encode_task(raw, tokenizer, config.max_length)
+        assert "target_dropped" in {notice.kind for notice in task.notices}
+        found = audit(raw, task, tokenizer, config.max_length)
+        assert {(finding.kind, finding.severity) for finding in found.findings} <= {("truncated", "warning")}
+
+
+@pytest.mark.parametrize("fault", ["whole_answer", "half_an_answer", "question"])
+@pytest.mark.parametrize("name", ["causal", "chat"])
+def test_a_wrong_mask_in_a_conversation_that_was_cut_is_found(name, fault, tmp_path, request):
+    tokenizer = request.getfixturevalue(name)
+    config = long_conversations(tmp_path, 1)
+    whole = encode_task(read_task(config), tokenizer, 10**6)
+    cut_at = []
+
+    def change(task):
+        examples = list(task.train)
+        cut = [place for place, example in enumerate(examples) if len(example.input_ids) < len(whole.train[place].input_ids)]
+        cut_at.extend(cut)
+        example = examples[cut[-1]]
+        mask = list(example.is_target)
+        start = mask.index(True)
+        stop = mask.index(False, start)
+        assert True in mask[stop:]  # more than one answer stayed
+        if fault == "question":
+            mask[start - 9 : start - 4] = [True] * 5
+        else:
+            first = start if fault == "whole_answer" else (start + stop) // 2
+            mask[first:stop] = [False] * (stop - first)
+        examples[cut[-1]] = replace(example, is_target=mask)
+        return replace(task, train=examples)
+
+    findings = audited(config, tokenizer, change).findings
+    [finding] = [finding for finding in findings if finding.severity == "error"]
+    assert (finding.kind, finding.count, finding.split) == ("wrong_mask", 1, "train")
+    assert finding.places == (SHAPES["messages"].place(tmp_path, "train", cut_at[-1]),)
+
+
+@pytest.mark.parametrize("max_length", [420, 90])
+def test_an_encoder_decoders_examples_of_one_target_each_are_compared_with_their_own_answers(
+    max_length, tmp_path, encoder_decoder
+):
+    config = long_conversations(tmp_path, 2).model_copy(update={"max_length": max_length})
+    raw = replace(read_task(config), task_type="SEQ_2_SEQ_LM")
+    task = encode_task(raw, encoder_decoder, max_length)
+    found = audit(raw, task, encoder_decoder, max_length)
+    assert {(finding.kind, finding.severity) for finding in found.findings} <= {("truncated", "warning")}
+    assert [figures.num_records for figures in found.figures] == [len(raw.train), len(raw.eval)]
+    assert found.figures[0].num_examples == len(task.train) > len(raw.train)
+
+    marked = mark_examples(raw, task, encoder_decoder, 3)
+    assert [example.id for example in marked if example.split == "train"] == [f"{raw.train[0].id}.{n}" for n in (1, 2, 3)]
+    answers = [segment.text for segment in raw.train[0].segments if segment.is_target][:3]
+    learned = ["".join(token.text for token in example.tokens if token.is_target) for example in marked[:3]]
+    assert [text.removesuffix("</s>").strip() for text in learned] == answers
+
+    swapped = [task.train[0], replace(task.train[1], target_ids=task.train[2].target_ids), *task.train[2:]]
+    findings = audit(raw, replace(task, train=swapped), encoder_decoder, max_length).findings
+    assert [(f.kind, f.count, f.places) for f in findings if f.severity == "error"] == [
+        ("wrong_mask", 1, (raw.train[0].where,))
+    ]
 
 
 def test_an_error_stops_unless_its_kind_is_allowed(tmp_path):

@@ -39,9 +39,12 @@ def test_without_old_exchanges_system_and_target_stay_and_roles_alternate(roles)
 
 def test_the_plain_format_closes_every_turn_of_the_assistant_alike():
     history = plain_chat((*turns("sua"), *turns("ua")))
-    assert [segment.text for segment in history] == ["s0\nUser: u1\n", "Assistant:", " a2", "User: u0\n", "Assistant:", " a1"]
-    assert [segment.role for segment in history] == [None, None, "assistant", None, None, "assistant"]
-    assert [segment.cut for segment in history] == ["start", None, None, None, None, None]
+    assert [segment.text for segment in history] == [
+        *("s0\n", "User: u1\n", "Assistant:", " a2"),
+        *("User: u0\n", "Assistant:", " a1"),
+    ]
+    assert [segment.role for segment in history] == [None, None, None, "assistant", None, None, "assistant"]
+    assert [segment.cut for segment in history] == [None, "start", None, None, None, None, None]
 
 
 def test_an_encoder_reads_turns_as_lines_and_other_segments_as_they_are():

@@ -380,9 +380,68 @@ def test_targets_that_go_with_their_exchanges_are_counted(causal):
 
 
 def test_when_no_exchange_is_left_to_drop_the_start_of_the_rest_is_cut(causal):
-    expected, _ = encode(conversation(DIALOGUE[0], *DIALOGUE[-2:]), causal)
-    [example], _ = encode(conversation(*DIALOGUE), causal, len(expected[0].input_ids) - 3)
+    expected, _ = encode(conversation(*DIALOGUE[-2:]), causal)
+    [example], _ = encode(conversation(*DIALOGUE[1:]), causal, len(expected[0].input_ids) - 3)
     assert example.input_ids == expected[0].input_ids[3:]
+
+
+PERSONA = "your persona: i have a dog .\nyour persona: my cat ran to the mat ."
+LONG_TURN = "hm the cat sat " + "on the mat and ran " * 12 + "bye dog"
+
+
+def persona_dialogue():
+    """The last exchange alone is too long for what a test allows."""
+    old = [("user", "hi"), ("assistant", "yo")]
+    return replies(("system", PERSONA), *old, ("user", LONG_TURN), ("assistant", "the dog"), persona=("i have a dog .",))[-1]
+
+
+@pytest.mark.parametrize("prefix", ["", REFUSES_SYSTEM])
+@pytest.mark.parametrize("name", ["causal", "causal_with_bos", "chat", "metaspace"])
+def test_a_cut_begins_behind_the_system_message(name, prefix, request):
+    tokenizer = request.getfixturevalue(name)
+    if tokenizer.chat_template:
+        tokenizer.chat_template = prefix + tokenizer.chat_template
+    [alone], _ = encode(replies(("system", PERSONA), ("user", LONG_TURN), ("assistant", "the dog"))[0], tokenizer)
+    for excess in (1, 20):
+        [example], notices = encode(persona_dialogue(), tokenizer, len(alone.input_ids) - excess)
+        assert len(example.input_ids) == len(alone.input_ids) - excess
+        text, whole = tokenizer.decode(example.input_ids), tokenizer.decode(alone.input_ids)
+        assert PERSONA in text
+        head, tail = whole.split("hm the cat sat")
+        assert text.startswith(head.removesuffix("User: ").rstrip())  # nothing went before the turn
+        assert excess == 1 or "hm the" not in text
+        assert tail.endswith(text[-60:])
+        assert targets(example) == targets(alone)
+        assert "system_cut" not in dict(kinds(notices))
+
+
+def test_a_system_message_that_is_too_long_by_itself_is_not_cut_but_the_example_dropped(causal, chat):
+    for tokenizer in (causal, chat):
+        examples, notices = encode(persona_dialogue(), tokenizer, len(tokenizer(PERSONA)["input_ids"]) + 3)
+        assert (examples, kinds(notices)) == ([], [("dropped", 1)])
+
+
+def test_a_system_message_is_cut_where_the_turn_behind_it_is_not_found_and_that_is_told(chat):
+    said = "{{ message.content if message.role == 'system' else message.content | upper }}"
+    chat.chat_template = chat.chat_template.replace("{{ message.content }}", said)
+    record = persona_dialogue()
+    [whole], _ = encode(record, chat)
+    length = len(whole.input_ids) - 90
+    [example], notices = encode(record, chat, length)
+    assert PERSONA not in chat.decode(example.input_ids)
+    assert kinds(notices) == [("truncated", 1), ("system_cut", 1)]
+
+
+def test_an_encoders_cut_begins_behind_the_system_message(encoder_decoder):
+    [alone], _ = pairs(replies(("system", PERSONA), ("user", LONG_TURN), ("assistant", "the dog"))[0], encoder_decoder)
+    for excess in (1, 20):
+        [example], notices = pairs(persona_dialogue(), encoder_decoder, len(alone.input_ids) - excess)
+        num_system = len(encoder_decoder(PERSONA, add_special_tokens=False)["input_ids"])
+        assert example.input_ids[:num_system] == alone.input_ids[:num_system]
+        assert PERSONA in encoder_decoder.decode(example.input_ids)
+        kept = len(example.input_ids) - num_system - 1
+        assert example.input_ids[-kept:] == alone.input_ids[-kept:]
+        assert kinds(notices) == [("truncated", 1)]
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_with_bos", "chat", "metaspace"])
@@ -425,7 +484,7 @@ def test_an_encoder_reads_what_precedes_a_target_and_the_decoder_writes_it(encod
 
 def test_an_encoder_reads_a_dialogue_without_end_tokens_and_has_an_example_for_each_reply(encoder_decoder):
     record = conversation(*DIALOGUE[:5], answers=("ciao cat",), candidates=("a dog", "ciao cat"), persona=("i sat .",))
-    examples, _ = pairs(record, encoder_decoder)
+    examples, _ = pairs(record, encoder_decoder, training=False)
     assert [example.id for example in examples] == ["c.1", "c.2"]
     first, second = (encoder_decoder.decode(example.input_ids) for example in examples)
     assert first == "be kind\nUser: hi the cat\n</s>"
@@ -456,7 +515,8 @@ def test_an_encoders_long_dialogue_loses_its_oldest_exchanges(encoder_decoder):
     [example], notices = pairs(record, encoder_decoder, len(expected.input_ids))
     assert (example.input_ids, example.target_ids) == (expected.input_ids, expected.target_ids)
     assert kinds(notices) == [("truncated", 1)]
-    [example], _ = pairs(record, encoder_decoder, len(expected.input_ids) - 2)
+    [expected], _ = pairs(replies(*DIALOGUE[-2:])[0], encoder_decoder)
+    [example], _ = pairs(replies(*DIALOGUE[1:])[-1], encoder_decoder, len(expected.input_ids) - 2)
     assert example.input_ids == expected.input_ids[2:]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorascope.data.tokens import BATCH_TEXTS, beginning, end_token, first_at, special_ids, with_offsets
+from lorascope.data.tokens import BATCH_TEXTS, beginning, end_token, first_at, special_ids, special_texts, with_offsets
 from lorascope.errors import ModelError
 
 
@@ -15,6 +15,7 @@ def test_the_beginning_is_what_the_tokenizer_puts_before_a_text(causal, causal_w
 def test_special_ids_are_the_named_and_the_added_ones(chat, encoder):
     assert special_ids(chat) >= {chat.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")}
     assert chat.convert_tokens_to_ids("cat") not in special_ids(chat)
+    assert set(special_texts(chat)) == {"<s>", "</s>", "<|im_start|>", "<|im_end|>"}
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         end_token(encoder)
 

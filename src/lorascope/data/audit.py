@@ -26,12 +26,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress, groupby
+from dataclasses import dataclass, replace
+from itertools import compress, groupby, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
+from lorascope.config import TaskType
 from lorascope.data.overlap import Shared, contradicting, leaked, repeated
+from lorascope.data.prompt import UNCUT, encode_records, one_target_each
 from lorascope.data.record import Example, Notice, RawTask, Record, Task
+from lorascope.data.tokens import special_ids
 from lorascope.errors import CheckFailed, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -170,7 +173,7 @@ def audit(raw: RawTask, task: Task | None, tokenizer: PreTrainedTokenizerBase | 
     findings += _of_notices(notice for notice in own if notice.kind != "dropped")  # told below, with all places
     checker = _TokenCheck(tokenizer, max_length, {(notice.kind, notice.where) for notice in own})
     for split, records, examples in splits:
-        findings += checker.findings(records, examples, split)
+        findings += checker.findings(records, examples, split, task.task_type)
     return _sorted(findings, [_figures(split, len(records), examples) for split, records, examples in splits])
 
 
@@ -243,9 +246,11 @@ class _TokenCheck:
         self._told = told
         self._special = special_ids(tokenizer)
 
-    def findings(self, records: Sequence[Record], examples: Sequence[Example], split: str) -> Iterator[Finding]:
+    def findings(
+        self, records: Sequence[Record], examples: Sequence[Example], split: str, task_type: TaskType
+    ) -> Iterator[Finding]:
         """What is wrong with a split's examples."""
-        pairs, lost = paired(records, examples)
+        pairs, lost = paired(records, examples, task_type)
         told = ("dropped", split) in self._told
         if any(record.segments for record in records):
             yield from self._targets(pairs, lost, split, told)
@@ -262,6 +267,8 @@ class _TokenCheck:
         self, pairs: Sequence[tuple[Record, Example]], lost: Sequence[Record], split: str, told: bool
     ) -> Iterator[Finding]:
         faults: dict[str, list[str]] = {}
+        if ("target_dropped", split) in self._told:
+            pairs = self._without_dropped_targets(pairs)
         for (record, _), fault in zip(pairs, self._faults(pairs), strict=True):
             if fault is not None:
                 faults.setdefault(fault, []).append(record.where)
@@ -284,6 +291,25 @@ class _TokenCheck:
                 message = f"{len(places)} of {num_records} {split} examples {what}"
                 known = kind == "missing_end" and ("no_end", split) in self._told
                 yield _found(kind, "warning" if harmless else "error", split, places, message, known)
+
+    def _without_dropped_targets(self, pairs: Sequence[tuple[Record, Example]]) -> list[tuple[Record, Example]]:
+        """The pairs, their records without the targets that went with a conversation's oldest exchanges.
+
+        The example has the uncut record's tokens but for a stretch; the targets in it are gone, whatever the mask says.
+        Where the tokens around fit two stretches (an exchange said twice), the mask decides between these.
+        """
+        fewer = [index for index, (record, example) in enumerate(pairs) if _num_runs(example) < _num_targets(record)]
+        records = [pairs[index][0] for index in fewer]
+        whole, _ = encode_records(records, self._tokenizer, UNCUT, "train", training=True, generates=False)
+        kept = list(pairs)
+        for index, uncut in zip(fewer, whole, strict=True):
+            record, example = pairs[index]
+            places = [place for place, segment in enumerate(record.segments) if segment.is_target]
+            least, most = _num_gone(uncut, example)
+            gone = set(places[: min(max(least, len(places) - _num_runs(example)), most)])
+            segments = tuple(replace(s, is_target=False) if at in gone else s for at, s in enumerate(record.segments))
+            kept[index] = (replace(record, segments=segments), example)
+        return kept
 
     def _faults(self, pairs: Sequence[tuple[Record, Example]]) -> list[str | None]:
         """For each example what is wrong with its targets, or None."""
@@ -346,7 +372,7 @@ class _TokenCheck:
         if not runs:
             return False
         start, end = runs[-1]
-        if start != max(example.prompt_length, 1) or len(runs) > sum(segment.is_target for segment in record.segments):
+        if start != max(example.prompt_length, 1) or len(runs) > _num_targets(record):
             return False
         tail = example.input_ids[end:]
         return not tail or not self._texts([tail])[0]
@@ -356,14 +382,15 @@ class _TokenCheck:
         return [_squeezed(text) for text in texts]
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that are marks rather than text."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added.union(tokenizer.all_special_ids))
+def paired(
+    records: Sequence[Record], examples: Sequence[Example], task_type: TaskType
+) -> tuple[list[tuple[Record, Example]], list[Record]]:
+    """Each example with the record that it was made of, and the records that have none; both lists are in the order read.
 
-
-def paired(records: Sequence[Record], examples: Sequence[Example]) -> tuple[list[tuple[Record, Example]], list[Record]]:
-    """Each example with its record, and the records that have none; both lists are in the order read."""
+    An encoder–decoder's examples have one target each, and so do the records that come back with them.
+    """
+    if task_type == "SEQ_2_SEQ_LM":
+        records = one_target_each(records)
     if len(records) == len(examples):
         return list(zip(records, examples, strict=True)), []
     pairs, lost = [], []
@@ -376,6 +403,31 @@ def paired(records: Sequence[Record], examples: Sequence[Example]) -> tuple[list
         else:
             lost.append(record)
     return pairs, lost
+
+
+def _num_targets(record: Record) -> int:
+    return sum(segment.is_target for segment in record.segments)
+
+
+def _num_runs(example: Example) -> int:
+    return sum(1 for _ in _runs(example.is_target or []))
+
+
+def _num_gone(uncut: Example, example: Example) -> tuple[int, int]:
+    """How many of the uncut example's targets a stretch without which it is ``example`` holds, at least and at most."""
+    after = _num_common(reversed(uncut.input_ids), reversed(example.input_ids))
+    before = _num_common(uncut.input_ids, example.input_ids)
+    starts = [start for start, _ in _runs(uncut.is_target or [])]
+    least, most = (
+        sum(start < len(uncut.input_ids) - kept for start in starts)
+        for kept in (after, min(after, len(example.input_ids) - before))
+    )
+    return least, most
+
+
+def _num_common(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many tokens the two begin with alike."""
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
 
 
 def _targets_of(example: Example) -> list[int]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorascope.data.record import Segment
+from lorascope.data.tokens import special_texts
 from lorascope.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Rendered:
         system_moved: the system message stands in the first user message.
         opened: an empty user message was put before an assistant that begins.
         messages: what the template rendered, without the last target.
+        cuttable: the characters of the first piece that may go before its system message does; None where they are not known.
+        has_system: a system message stands in the first piece, and a cut of that piece begins with it unless ``cuttable``.
     """
 
     segments: tuple[Segment, ...]
@@ -49,14 +52,15 @@ class Rendered:
     system_moved: bool = False
     opened: bool = False
     messages: tuple[Message, ...] = ()
+    cuttable: tuple[int, int] | None = None
+    has_system: bool = False
 
 
 class Renderer:
     """Writes records as one tokenizer's model reads them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._ends = tuple({*tokenizer.all_special_tokens, *added})
+        self._ends = special_texts(tokenizer)
         self._template: ChatTemplate | None = None
         if tokenizer.chat_template:
             from lorascope.data.chat import ChatTemplate
@@ -85,7 +89,9 @@ class Renderer:
                 reason = reason or str(refusal)
                 continue
             messages = _messages(turns[: _last_target(turns)])
-            return Rendered(pieces, True, system_moved, opened, messages)
+            has_system = segments[0].role in SYSTEM_ROLES
+            cuttable = _behind_system(segments, pieces[0].text) if has_system else None
+            return Rendered(pieces, True, system_moved, opened, messages, cuttable, has_system)
         raise DataError(f"the chat template cannot render this conversation ({reason})", where=where, fix="reorder its turns")
 
     def target_text(self, rendered: Rendered, text: str, where: str) -> str:
@@ -165,15 +171,21 @@ def without_oldest(segments: tuple[Segment, ...], num_dropped: int) -> tuple[Seg
 
 
 def plain_chat(turns: Sequence[Segment]) -> tuple[Segment, ...]:
-    """What precedes the first reply is one segment, cut at its start; an end token follows each of role ``assistant``."""
-    segments: list[Segment] = []
+    """System messages at the top stay whole, what else precedes the first reply is cut at its start.
+
+    An end token follows each of role ``assistant``.
+    """
+    first = exchanges(turns)[0]
+    system = "".join(_line(turn) for turn in turns[:first])
+    segments: list[Segment] = [Segment(system)] if system else []
+    num_system = len(segments)
     lead = ""
-    for turn in turns:
+    for turn in turns[first:]:
         if turn.role != "assistant" and not turn.is_target:
             lead += _line(turn)
             continue
         if lead:
-            segments.append(Segment(lead, cut=None if segments else "start"))
+            segments.append(Segment(lead, cut=None if len(segments) > num_system else "start"))
             lead = ""
         segments += [Segment("Assistant:"), Segment(_said(turn.text), is_target=turn.is_target, role="assistant")]
     return tuple(segments)
@@ -184,6 +196,23 @@ def encoder_text(turns: Sequence[Segment]) -> str:
     if not is_chat(turns):
         return "".join(turn.text for turn in turns)
     return "".join(_line(turn) for turn in turns)
+
+
+def system_text(turns: Sequence[Segment]) -> str:
+    """The system messages at the top, as an encoder reads them."""
+    return encoder_text(turns[: exchanges(turns)[0]])
+
+
+def _behind_system(turns: Sequence[Segment], prompt: str) -> tuple[int, int] | None:
+    """Where the first message of a user stands in the prompt, behind the system messages; None where it does not."""
+    position = 0
+    for turn in turns[: exchanges(turns)[0] + 1]:
+        text = turn.text.strip()
+        start = prompt.find(text, position)
+        if start < 0 or turn.is_target:
+            return None
+        position = start + len(text)
+    return start, position
 
 
 def _line(turn: Segment) -> str:

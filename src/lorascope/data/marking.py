@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from lorascope.data.audit import paired, special_ids
+from lorascope.config import TaskType
+from lorascope.data.audit import paired
+from lorascope.data.prompt import UNCUT
 from lorascope.data.record import Example, RawTask, Record, Task
 from lorascope.data.task import encode_task
+from lorascope.data.tokens import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Longer than any text: what an example would be if nothing were cut.
-_UNCUT = 10**9
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class MarkedExample:
 
 def mark_examples(raw: RawTask, task: Task, tokenizer: PreTrainedTokenizerBase, num_examples: int) -> list[MarkedExample]:
     """The first ``num_examples`` of each split, with their masks."""
-    chosen = [("train", *_first(raw.train, task.train, num_examples))]
+    chosen = [("train", *_first(raw.train, task.train, task.task_type, num_examples))]
     if raw.eval_split != "train":
-        chosen.append((raw.eval_split, *_first(raw.eval, task.eval, num_examples)))
+        chosen.append((raw.eval_split, *_first(raw.eval, task.eval, task.task_type, num_examples)))
     records = [of_split for _, of_split, _ in chosen]
     few = replace(raw, train=records[0], eval=records[1] if len(records) > 1 else [], notices=[])
-    whole = encode_task(few, tokenizer, _UNCUT)
+    whole = encode_task(few, tokenizer, UNCUT)
     special = special_ids(tokenizer)
     marked = []
     for (split, of_split, examples), uncut in zip(chosen, (whole.train, whole.eval), strict=False):
@@ -83,8 +83,10 @@ def mark_records(raw: RawTask, num_records: int) -> list[MarkedExample]:
     return marked
 
 
-def _first(records: Sequence[Record], examples: Sequence[Example], count: int) -> tuple[list[Record], list[Example]]:
-    pairs = paired(records, examples)[0][:count]
+def _first(
+    records: Sequence[Record], examples: Sequence[Example], task_type: TaskType, count: int
+) -> tuple[list[Record], list[Example]]:
+    pairs = paired(records, examples, task_type)[0][:count]
     return [record for record, _ in pairs], [example for _, example in pairs]
 
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lorascope.data.conversation import Rendered, Renderer, encoder_text, is_chat, taught
+from lorascope.data.conversation import Rendered, Renderer, encoder_text, is_chat, system_text, taught
 from lorascope.data.record import Example, Notice, Record, Segment
 from lorascope.data.tokens import (
     Offsets,
@@ -29,6 +29,7 @@ from lorascope.data.tokens import (
     end_token,
     first_at,
     special_ids,
+    special_texts,
     tokenise,
     widened,
     with_offsets,
@@ -38,6 +39,8 @@ from lorascope.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+UNCUT = 10**9  # a max_length that cuts nothing
 
 
 def encode_records(
@@ -103,7 +106,7 @@ def encode_pairs(
         DataError: a question does not fit, or has no tokens.
     """
     end = end_token(tokenizer)
-    single = [one for record in records for one in _one_target_each(record)]
+    single = one_target_each(records)
     if training:  # candidates are ranked, not learned
         single = [replace(record, candidates=()) for record in single]
     texts = [text.strip() for record in single for text in (record.segments[-1].text, *record.candidates)]
@@ -143,8 +146,15 @@ def encode_pairs(
     return examples, notices_of(tally, split, max_length, training)
 
 
-def _one_target_each(record: Record) -> list[Record]:
-    """A record for each target, with what precedes it; the last has the candidates, and the identity if it is the only one."""
+def one_target_each(records: Sequence[Record]) -> list[Record]:
+    """The records as an encoder–decoder sees them: one for each target, with what precedes it.
+
+    A record's last target has its candidates, and its identity if it is the only one.
+    """
+    return [one for record in records for one in _by_target(record)]
+
+
+def _by_target(record: Record) -> list[Record]:
     indices = [index for index, segment in enumerate(record.segments) if segment.is_target]
     if len(indices) == 1:
         return [replace(record, segments=record.segments[: indices[0] + 1])]
@@ -171,7 +181,7 @@ class _Encoder:
         self._renderer = Renderer(tokenizer)
         self._beginning = beginning(tokenizer)
         self._special_ids = special_ids(tokenizer)
-        self._special_texts = tuple(text for text in tokenizer.convert_ids_to_tokens(sorted(self._special_ids)) if text)
+        self._special_texts = special_texts(tokenizer)
 
     def encode(self, records: Sequence[Record]) -> list[Encoded]:
         rendered = [self._renderer.render(taught(record.segments), record.where) for record in records]
@@ -221,6 +231,7 @@ class _Encoder:
                 ended &= bool(ids) and ids[-1] in self._special_ids
             if segment.cut is not None and cut is None:
                 cut = self._cut(segment, ids, len(input_ids))
+                cut = replace(cut, takes_system=rendered.has_system)
             input_ids += ids
             is_target += [segment.is_target] * len(ids)
         return Encoded(rendered, input_ids, is_target, prompt_length, cut, seam=seam, ended=ended)
@@ -246,6 +257,10 @@ class _Encoder:
                 prompt_length = first
             elif segment.cut is not None:
                 cut = self._cut(segment, ids[first:last], first)
+                if rendered.cuttable is not None:
+                    cut = _within_characters(cut, offsets, *rendered.cuttable)
+                elif rendered.has_system:
+                    cut = replace(cut, takes_system=True)
             position += len(segment.text)
         return Encoded(rendered, ids, is_target, prompt_length, cut, whole=True, ended=ended)
 
@@ -309,12 +324,16 @@ class _Reader:
                 yield Encoded(Rendered(record.segments), ids, [False] * len(ids), len(ids), cut)
 
     def _cut(self, record: Record, offsets: Offsets, is_special: list[int]) -> Cut | None:
-        """The tokens within the segment that may be cut; of a conversation, all of them, from the start."""
+        """The tokens within the segment that may be cut; of a conversation, all behind its system message, from the start."""
         before = record.segments[:-1]
         num_head = next((index for index, special in enumerate(is_special) if not special), len(is_special))
         inner = [widened(start, stop) for (start, stop), special in zip(offsets, is_special, strict=True) if not special]
         if is_chat(before):
-            return Cut(num_head, num_head + len(inner), "start", "", keep=1)
+            system = len(system_text(before))
+            # The line break before the next turn may be part of that turn's first token.
+            later = (index for index, (start, stop) in enumerate(inner) if stop > system and start >= system - 1)
+            first = next(later, len(inner)) if system else 0
+            return Cut(num_head + first, num_head + len(inner), "start", "", keep=1)
         position = 0
         for segment in before:
             if segment.cut is not None:
@@ -326,6 +345,12 @@ class _Reader:
                 return Cut(num_head + first, num_head + last, segment.cut, segment.text, keep, relative)
             position += len(segment.text)
         return None
+
+
+def _within_characters(cut: Cut, offsets: Offsets, start: int, stop: int) -> Cut:
+    """The cut of those tokens only that cover nothing but these characters; all of them may go."""
+    covering = [index for index, (first, last) in enumerate(offsets) if start <= first and last <= stop]
+    return replace(cut, start=covering[0], stop=covering[-1] + 1, keep=0) if covering else replace(cut, stop=cut.start)
 
 
 def _count_rendering(tally: Tally, record: Record, encoded: Encoded) -> None:

@@ -42,6 +42,11 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset([*tokenizer.all_special_ids, *added])
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What those tokens are in a text."""
+    return tuple(text for text in tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer))) if text)
+
+
 def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:

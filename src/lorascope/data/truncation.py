@@ -1,7 +1,8 @@
 """Records that are too long: what goes first, what has to be dropped, and what is counted.
 
 A conversation loses its oldest exchanges, as many as it takes; then tokens go from the one segment that says so
-(``Segment.cut``). Does not know how text becomes ids (``prompt``). Floor: data.
+(``Segment.cut``), behind the system message wherever that can be told apart. Does not know how text becomes ids
+(``prompt``). Floor: data.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Tally:
     dropped_answer: int = 0
     dropped_long: int = 0
     dropped_targets: int = 0
+    cut_systems: int = 0
     cut_targets: int = 0
     cut_candidates: int = 0
     unpredictable: int = 0
@@ -50,7 +52,8 @@ class Tally:
 class Cut:
     """The tokens ``[start, stop)`` that may go, from which side, and the text they are of; ``keep`` of them must stay.
 
-    ``offsets``: characters of the text that they cover, where that is known already.
+    ``offsets``: characters of the text that they cover, where that is known already; ``takes_system``: a system message is
+    among them.
     """
 
     start: int
@@ -59,6 +62,7 @@ class Cut:
     text: str
     keep: int = 0
     offsets: Offsets | None = None
+    takes_system: bool = False
 
     @property
     def most(self) -> int:
@@ -145,6 +149,8 @@ class Fitter:
             self._tally.add("answers_lost", record)
         fitted = shorter.shortened(excess)
         self._tally.add("truncated", record)
+        if excess > 0 and shorter.cut is not None and shorter.cut.takes_system:
+            self._tally.add("cut_systems", record)
         self._tally.tokens += self._measure(encoded) - self._measure(fitted)
         if num_targets_dropped:
             self._tally.add("dropped_targets", record, num_targets_dropped)
@@ -222,6 +228,9 @@ def notices_of(tally: Tally, split: str, max_length: int, training: bool) -> lis
     note("dropped", "dropped_answer", f"examples were dropped: max_length {max_length} cuts their answer away")
     note("dropped", "dropped_long", f"examples were dropped: they do not fit max_length {max_length} even when cut")
     note("target_dropped", "dropped_targets", f"targets went with the oldest exchanges, cut to max_length {max_length}")
+    note(
+        "system_cut", "cut_systems", "conversations lost text of their system message, for it is not found apart from the rest"
+    )
     note("target_cut", "cut_targets", f"targets were cut to max_length {max_length}")
     note("candidate_cut", "cut_candidates", f"candidates lost their end to max_length {max_length}")
     note("first_token", "unpredictable", "examples have an empty prompt, so their first token is not learned")
