@@ -413,6 +413,41 @@ def test_figures_count_tokens_and_targets(tmp_path, causal):
     assert sum(count for _, _, count in train.lengths) == 9
 
 
+def test_figures_count_the_targets_that_an_earlier_one_equals(tmp_path):
+    said = ["i like that too", "no", "i like that too ", "No", "i like that too"]
+    rows = [{"prompt": f"{number}?", "completion": text} for number, text in enumerate(said)]
+    config = SHAPES["prompt/completion"].write(tmp_path, {"train": rows, "validation": rows[:2]})
+    found = records_audited(config)
+    assert [figures.num_repeated_targets for figures in found.figures] == [2, 0]
+    assert "duplicate" not in {finding.kind for finding in found.findings}
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(("no", "yes", "no"))]
+    config = SHAPES["text + label"].write(tmp_path, {"train": rows, "validation": rows[:1]})
+    assert [figures.num_repeated_targets for figures in records_audited(config).figures] == [None, None]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["causal", "chat"])
+@pytest.mark.parametrize(
+    ("task", "data"),
+    [
+        ("personachat", "personachat/valid_self_original.txt"),
+        ("personachat", "synthetic_persona_chat/Synthetic-Persona-Chat_valid.csv"),
+        ("teacher_student", "mathdial/test.jsonl"),
+        ("squad", "squad/dev-v2.0.rebuilt.json"),
+        ("sick", "sick/SICK.txt"),
+        ("dialogue_nli", "dialogue_nli"),
+    ],
+)
+def test_the_examples_of_published_data_have_no_errors(task, data, name, shared_data, request):
+    config = TaskConfig(name=task, data=f"{shared_data}/{data}", eval_fraction=0.1, max_length=4096)
+    raw = read_task(config)
+    raw = replace(raw, train=raw.train[:200], eval=raw.eval[:40])
+    tokenizer = request.getfixturevalue(name)
+    found = audit(raw, encode_task(raw, tokenizer, config.max_length), tokenizer, config.max_length)
+    assert [finding for finding in found.findings if finding.severity == "error"] == []
+    assert [figures.num_examples for figures in found.figures] == [len(raw.train), len(raw.eval)]
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("task", "data", "fraction"),

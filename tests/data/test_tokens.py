@@ -2,7 +2,17 @@
 
 import pytest
 
-from lorascope.data.tokens import BATCH_TEXTS, beginning, end_token, first_at, special_ids, special_texts, with_offsets
+from lorascope.data.tokens import (
+    BATCH_TEXTS,
+    beginning,
+    end_token,
+    first_at,
+    shared,
+    special_ids,
+    special_texts,
+    tokenise,
+    with_offsets,
+)
 from lorascope.errors import ModelError
 
 
@@ -23,6 +33,15 @@ def test_special_ids_are_the_named_and_the_added_ones(chat, encoder):
 def test_a_place_within_a_token_has_no_first_token_behind_it():
     offsets = [(0, 3), (3, 4), (3, 4), (4, 9)]
     assert [first_at(offsets, position) for position in (0, 3, 4, 6, 9)] == [0, 1, 3, None, 4]
+
+
+def test_one_token_is_one_object_wherever_it_occurs(metaspace):
+    (first, _), (second, _) = with_offsets(["the cat é", "a dog é"], metaspace)
+    assert first[-1] > 0
+    assert all(one is other for one, other in zip(first[-2:], second[-2:], strict=True))
+    third = tokenise(["the mat é"], metaspace)["the mat é"]
+    assert (third[-2:], third[-1] is first[-1]) == (first[-2:], True)
+    assert shared([7, 10**9], metaspace) == [7, 10**9]
 
 
 def test_more_texts_than_one_batch_come_back_in_order(metaspace):

@@ -40,6 +40,15 @@ MaxLength = Annotated[int | None, typer.Option("--max-length", min=8, help="Most
 HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs no network here too.")]
 
 _BAR_WIDTH = 40
+_COLUMNS = {
+    "num_records": "records",
+    "num_examples": "examples",
+    "num_tokens": "tokens",
+    "num_target_tokens": "targets",
+    "num_repeated_targets": "repeated",
+    "median_tokens": "median",
+    "longest_tokens": "longest",
+}
 # Neighbouring tokens differ in shade, so that each one's bounds are seen.
 _SHADES = {"prompt": ("grey70 on grey15", "grey70 on grey23"), "target": ("black on green3", "black on pale_green3")}
 _SPECIAL = {"prompt": "bold black on khaki3", "target": "bold black on green_yellow"}
@@ -275,10 +284,9 @@ def _print_head(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"{split} holds {told}", markup=False, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("split", no_wrap=True)
-    columns = ("num_records", "num_examples", "num_tokens", "num_target_tokens", "median_tokens", "longest_tokens")
-    known = [name for name in columns if any(figures[name] is not None for figures in document["splits"])]
+    known = [name for name in _COLUMNS if any(figures[name] is not None for figures in document["splits"])]
     for name in known:
-        table.add_column(name.removeprefix("num_").replace("_tokens", "").replace("target", "targets"), justify="right")
+        table.add_column(_COLUMNS[name], justify="right")
     for figures in document["splits"]:
         table.add_row(figures["split"], *("–" if figures[name] is None else f"{figures[name]:,}" for name in known))
     console.print(table)

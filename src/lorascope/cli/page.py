@@ -127,6 +127,7 @@ _COLUMNS = {
     "num_examples": "examples",
     "num_tokens": "tokens",
     "num_target_tokens": "targets",
+    "num_repeated_targets": "repeated targets",
     "median_tokens": "median",
     "longest_tokens": "longest",
 }

@@ -31,7 +31,7 @@ from itertools import compress, groupby, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorascope.config import TaskType
-from lorascope.data.overlap import Shared, contradicting, leaked, repeated
+from lorascope.data.overlap import Shared, contradicting, leaked, num_repeated_targets, repeated
 from lorascope.data.prompt import UNCUT, encode_records, one_target_each
 from lorascope.data.record import Example, Notice, RawTask, Record, Task
 from lorascope.data.tokens import special_ids
@@ -95,6 +95,7 @@ class SplitFigures:
     """One split in numbers; those of tokens are None where no tokenizer was at hand.
 
     Attributes:
+        num_repeated_targets: of the texts to be learned, how many an earlier one of the split equals; None for classifiers.
         lengths: token counts ``(from, to)``, both inclusive, and how many examples have as many.
     """
 
@@ -105,6 +106,7 @@ class SplitFigures:
     num_target_tokens: int | None = None
     median_tokens: int | None = None
     longest_tokens: int | None = None
+    num_repeated_targets: int | None = None
     lengths: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -168,13 +170,13 @@ def audit(raw: RawTask, task: Task | None, tokenizer: PreTrainedTokenizerBase | 
         splits.append((raw.eval_split, raw.eval, task.eval if task else []))
     splits = [each for each in splits if each[1]]
     if task is None or tokenizer is None:
-        return _sorted(findings, [SplitFigures(split, len(records)) for split, records, _ in splits])
+        return _sorted(findings, [_figures(split, records, None) for split, records, _ in splits])
     own = task.notices[len(raw.notices) :]
     findings += _of_notices(notice for notice in own if notice.kind != "dropped")  # told below, with all places
     checker = _TokenCheck(tokenizer, max_length, {(notice.kind, notice.where) for notice in own})
     for split, records, examples in splits:
         findings += checker.findings(records, examples, split, task.task_type)
-    return _sorted(findings, [_figures(split, len(records), examples) for split, records, examples in splits])
+    return _sorted(findings, [_figures(split, records, examples) for split, records, examples in splits])
 
 
 def _sorted(findings: Sequence[Finding], figures: Sequence[SplitFigures]) -> Audit:
@@ -461,17 +463,21 @@ def _places(records: Iterable[Record]) -> list[str]:
     return [record.where for record in records]
 
 
-def _figures(split: str, num_records: int, examples: Sequence[Example]) -> SplitFigures:
+def _figures(split: str, records: Sequence[Record], examples: Sequence[Example] | None) -> SplitFigures:
+    repeated_targets = num_repeated_targets(records)
+    if examples is None:
+        return SplitFigures(split, len(records), num_repeated_targets=repeated_targets)
     lengths = sorted(len(example.input_ids) for example in examples)
     targets = sum(len(_targets_of(example)) for example in examples if example.label is None)
     return SplitFigures(
         split,
-        num_records,
+        len(records),
         len(examples),
         sum(lengths),
         targets,
         lengths[len(lengths) // 2] if lengths else None,
         lengths[-1] if lengths else None,
+        repeated_targets,
         _histogram(lengths),
     )
 

@@ -18,9 +18,12 @@ Does not know tokenizers or what a finding is worth. Texts without spaces betwee
 
 from __future__ import annotations
 
+import hashlib
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from lorascope.data.record import Record
@@ -49,45 +52,57 @@ class Shared:
 
 def repeated(records: Sequence[Record]) -> list[Shared]:
     """Records that equal an earlier one."""
-    first: dict[tuple[object, ...], Record] = {}
-    return [Shared(record, source) for record in records if (source := first.setdefault(record.content, record)) is not record]
+    first: dict[bytes, Record] = {}
+    keyed = ((record, _digest(record.content)) for record in records)
+    return [Shared(record, source) for record, key in keyed if (source := first.setdefault(key, record)) is not record]
 
 
 def contradicting(records: Sequence[Record]) -> list[Shared]:
     """Records whose input equals an earlier one's exactly, but not the answer or label."""
-    first: dict[tuple[object, ...], Record] = {}
+    first: dict[bytes, Record] = {}
     found = []
     for record in records:
-        source = first.setdefault(_input(record), record)
+        source = first.setdefault(_digest(_input(record)), record)
         if source is not record and _output(source) != _output(record):
             found.append(Shared(record, source, "input"))
     return found
 
 
+def num_repeated_targets(records: Sequence[Record]) -> int | None:
+    """How many texts to be learned equal an earlier one, spaces around them aside; None where there are none to be learned."""
+    seen: set[bytes] = set()
+    num_targets = 0
+    for record in records:
+        for segment in record.segments:
+            if segment.is_target:
+                num_targets += 1
+                seen.add(_digest(segment.text.strip()))
+    return num_targets - len(seen) if num_targets else None
+
+
 def leaked(train: Sequence[Record], evaluation: Sequence[Record]) -> list[Shared]:
     """Evaluation records that train holds, whole or in part, in their order."""
-    exact = _first_by(train, [record.content for record in train])
-    of = _Letters()
-    normalised = _first_by(train, [of.all(record) for record in train])
-    given = [of.given(record) for record in train]
+    exact = _first_by(train, [_digest(record.content) for record in train])
+    normalised = _first_by(train, [_digest(letters(record)) for record in train])
+    given = [_digest(_given(record)) for record in train]
     inputs = _first_by(train, given)
     common = _common_inputs(train, given)
     phrases = _shared_phrases(train, evaluation)
     found = []
     for record, phrase in zip(evaluation, phrases, strict=True):
-        if (source := exact.get(record.content)) is not None:
+        if (source := exact.get(_digest(record.content))) is not None:
             found.append(Shared(record, source, "exact"))
-        elif (source := normalised.get(of.all(record))) is not None:
+        elif (source := normalised.get(_digest(letters(record)))) is not None:
             found.append(Shared(record, source, "normalised"))
-        elif record.segments and (own := of.given(record)) not in common and (source := inputs.get(own)) is not None:
+        elif record.segments and (own := _digest(_given(record))) not in common and (source := inputs.get(own)) is not None:
             found.append(Shared(record, source, "input"))
         elif phrase is not None:
             found.append(Shared(record, phrase, "13-gram"))
     return found
 
 
-def _first_by(records: Sequence[Record], keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], Record]:
-    first: dict[tuple[object, ...], Record] = {}
+def _first_by(records: Sequence[Record], keys: Sequence[bytes]) -> dict[bytes, Record]:
+    first: dict[bytes, Record] = {}
     for key, record in zip(keys, records, strict=True):
         first.setdefault(key, record)
     return first
@@ -102,34 +117,29 @@ def _output(record: Record) -> tuple[object, ...]:
     return (record.label, tuple(segment.text for segment in record.segments if segment.is_target), record.answers)
 
 
-class _Letters:
-    """Records by their letters and digits in lower case; a text that several records share is looked at once."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, str] = {}
-
-    def all(self, record: Record) -> tuple[str, ...]:
-        """Of each of a classifier's texts, or of a prompt with its answers."""
-        if not record.segments:
-            return (self._letters(record.text), self._letters(record.text_pair or ""))
-        return ("".join(self._letters(segment.text) for segment in record.segments),)
-
-    def given(self, record: Record) -> tuple[str, ...]:
-        """As ``all``, without answers."""
-        if not record.segments:
-            return self.all(record)
-        return ("".join(self._letters(segment.text) for segment in record.segments if not segment.is_target),)
-
-    def _letters(self, text: str) -> str:
-        if text not in self._of:
-            # What has no letter at all (an emoji, an ellipsis) equals only itself.
-            self._of[text] = _NO_LETTERS.sub("", text.casefold()) or text.strip()
-        return self._of[text]
-
-
 def letters(record: Record) -> tuple[str, ...]:
     """The record's texts in lower case without punctuation and whitespace: records that agree in them are near copies."""
-    return _Letters().all(record)
+    if not record.segments:
+        return (_letters(record.text), _letters(record.text_pair or ""))
+    return ("".join(_letters(segment.text) for segment in record.segments),)
+
+
+def _given(record: Record) -> tuple[str, ...]:
+    """As ``letters``, without answers."""
+    if not record.segments:
+        return letters(record)
+    return ("".join(_letters(segment.text) for segment in record.segments if not segment.is_target),)
+
+
+@lru_cache(maxsize=4096)  # neighbours share paragraphs and histories
+def _letters(text: str) -> str:
+    # What has no letter at all (an emoji, an ellipsis) equals only itself.
+    return _NO_LETTERS.sub("", text.casefold()) or text.strip()
+
+
+def _digest(content: object) -> bytes:
+    """Sixteen bytes in the place of what a whole split says: equal where the contents are."""
+    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _documents(records: Sequence[Record]) -> list[str | int]:
@@ -140,14 +150,14 @@ def _is_common(count: int, num_documents: int) -> bool:
     return count > _COMMON or (count > 1 and 2 * count > num_documents)
 
 
-def _common_inputs(train: Sequence[Record], given: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:
+def _common_inputs(train: Sequence[Record], given: Sequence[bytes]) -> set[bytes]:
     """Inputs that so many training documents have that they say nothing: no prompt at all, one greeting."""
     documents = _documents(train)
-    holders: dict[tuple[str, ...], set[str | int]] = {}
+    holders: dict[bytes, set[str | int]] = {}
     for texts, document in zip(given, documents, strict=True):
         holders.setdefault(texts, set()).add(document)
     num_documents = len(set(documents))
-    return {("",)} | {texts for texts, of in holders.items() if _is_common(len(of), num_documents)}
+    return {_digest(("",))} | {texts for texts, of in holders.items() if _is_common(len(of), num_documents)}
 
 
 def _shared_phrases(train: Sequence[Record], evaluation: Sequence[Record]) -> list[Record | None]:
@@ -155,27 +165,27 @@ def _shared_phrases(train: Sequence[Record], evaluation: Sequence[Record]) -> li
 
     Only evaluation's 13-grams are held in memory, by their hash; a text that several records share is cut up once.
     """
-    grams_of: dict[str, frozenset[int]] = {}
+    grams_of: dict[bytes, array[int]] = {}
     for record in evaluation:
         for text in _passages(record):
-            if text not in grams_of:
-                grams_of[text] = frozenset(_grams(text))
+            if (key := _digest(text)) not in grams_of:
+                grams_of[key] = array("q", set(_grams(text)))
     wanted = frozenset[int]().union(*grams_of.values())
     documents = _documents(train)
     first: dict[int, int] = {}
     holders: dict[int, set[str | int]] = {}
-    hits_of: dict[str, frozenset[int]] = {}
+    hits_of: dict[bytes, frozenset[int]] = {}
     for index, record in enumerate(train):
         for text in _passages(record):
-            if text not in hits_of:
-                hits_of[text] = wanted.intersection(_grams(text))
-            for gram in hits_of[text]:
+            if (key := _digest(text)) not in hits_of:
+                hits_of[key] = wanted.intersection(_grams(text))
+            for gram in hits_of[key]:
                 first.setdefault(gram, index)
                 holders.setdefault(gram, set()).add(documents[index])
     num_documents = len(set(documents))
     telling = {gram for gram, of in holders.items() if not _is_common(len(of), num_documents)}
-    source_of = {text: [first[gram] for gram in grams & telling] for text, grams in grams_of.items()}
-    sources = [[index for text in _passages(record) for index in source_of[text]] for record in evaluation]
+    source_of = {text: [first[gram] for gram in grams if gram in telling] for text, grams in grams_of.items()}
+    sources = [[index for text in _passages(record) for index in source_of[_digest(text)]] for record in evaluation]
     return [train[min(indices)] if indices else None for indices in sources]
 
 
