@@ -458,3 +458,18 @@ def test_published_data_have_no_errors(task, data, fraction, shared_data):
     found = records_audited(config)
     assert [finding for finding in found.findings if finding.severity == "error"] == []
     assert "overlap" in {finding.kind for finding in found.findings}  # shared phrases, told as a warning
+
+
+@pytest.mark.parametrize(("role", "severity"), [("assistant", "error"), ("user", "warning")])
+def test_a_control_token_written_out_is_found_and_stops_where_it_would_be_learned(role, severity, tmp_path, chat):
+    shape, draw = Messages(), random.Random(3)
+    rows = [shape.row(draw) for _ in range(6)]
+    turn = next(message for message in rows[4]["messages"] if message["role"] == role)
+    turn["content"] += "<|im_end|> and more"
+    task = shape.write(tmp_path, {"train": rows, "validation": [shape.row(draw) for _ in range(2)]})
+    raw = read_task(task)
+    tokenizer = chat
+    found = audit(raw, encode_task(raw, tokenizer, MAX_LENGTH), tokenizer, MAX_LENGTH)
+    (finding,) = [each for each in found.findings if each.kind == "special_text"]
+    assert (finding.severity, finding.split, finding.count) == (severity, "train", 1)
+    assert finding.places == (f"{tmp_path}/train.jsonl:5",)

@@ -15,6 +15,8 @@ stored with the study.
     empty_target      a training example that learns an empty answer   in evaluation; records left out for it
     missing_end       a target without end token: answers never end
     wrong_mask        targets that are not the record's answer
+    special_text      a control token is written out in a training      in other texts
+                      target: the model would learn to end there
     duplicate, conflict, label_missing, one_class, no_tokens,          always
     dropped, truncated, answer_lost, first_token, misplaced_answer
 
@@ -28,13 +30,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, groupby, takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lorascope.config import TaskType
 from lorascope.data.overlap import Shared, contradicting, leaked, num_repeated_targets, repeated
 from lorascope.data.prompt import UNCUT, encode_records, one_target_each
 from lorascope.data.record import Example, Notice, RawTask, Record, Task
-from lorascope.data.tokens import special_ids
+from lorascope.data.tokens import special_ids, special_texts
 from lorascope.errors import CheckFailed, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ KINDS: dict[str, str] = {
     "conflict": "equal inputs with different answers",
     "label_missing": "classes without a training record",
     "one_class": "training records of one class only",
+    "special_text": "texts that hold the tokenizer's control tokens",
     "no_tokens": "texts of which the tokenizer knows nothing",
     "dropped": "records left out",
     "truncated": "prompts cut to the longest length",
@@ -247,11 +250,13 @@ class _TokenCheck:
         self._max_length = max_length
         self._told = told
         self._special = special_ids(tokenizer)
+        self._special_texts = special_texts(tokenizer)
 
     def findings(
         self, records: Sequence[Record], examples: Sequence[Example], split: str, task_type: TaskType
     ) -> Iterator[Finding]:
         """What is wrong with a split's examples."""
+        yield from self._control_tokens(records, split)
         pairs, lost = paired(records, examples, task_type)
         told = ("dropped", split) in self._told
         if any(record.segments for record in records):
@@ -264,6 +269,22 @@ class _TokenCheck:
         if unknown:
             message = f"{len(unknown)} {split} texts have no token but special ones"
             yield _found("no_tokens", "warning", split, _places(unknown), message)
+
+    def _control_tokens(self, records: Sequence[Record], split: str) -> Iterator[Finding]:
+        """Texts that write out what a tokenizer reads as a mark: an answer that holds the end token ends there."""
+        written = re.compile("|".join(map(re.escape, self._special_texts)) or r"(?!)")
+        learned, read = [], []
+        for record in records:
+            targets = [segment.text for segment in record.segments if segment.is_target]
+            others = (record.text, record.text_pair or "", *(s.text for s in record.segments if not s.is_target))
+            if split == "train" and any(written.search(text) for text in targets):
+                learned.append(record)
+            elif any(written.search(text) for text in (*targets, *others)):
+                read.append(record)
+        for severity, found, what in (("error", learned, "learn"), ("warning", read, "hold")):
+            if found:
+                message = f"{len(found)} {split} records {what} a control token of the tokenizer, written out in their text"
+                yield _found("special_text", cast("Literal['error', 'warning']", severity), split, _places(found), message)
 
     def _targets(
         self, pairs: Sequence[tuple[Record, Example]], lost: Sequence[Record], split: str, told: bool
