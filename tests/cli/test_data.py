@@ -53,6 +53,7 @@ def test_an_audit_names_the_leaked_record_and_ends_with_code_3(cli, flags, gener
     places = f"{generation}/validation.jsonl:5, like {generation}/train.jsonl:4"
     assert re.search(r"error +│ overlap +│ validation", ended.out)
     assert places in ended.out
+    assert re.search(r"┃ targets ┃ repeated ┃", ended.out)
     assert len(ended.err.splitlines()) == 1
     assert f"{places}: overlap: 1 of 5 validation records are in train; correct the data, or accept" in ended.err
     document = json.loads(cli("data", "audit", *flags, "--json").out)
@@ -141,6 +142,7 @@ def test_a_page_needs_nothing_else_and_holds_the_data_as_text(cli, flags, tmp_pa
     assert not re.search(r"(?:src|href)=|@import|url\(|<script", text)
     assert "prefers-color-scheme: dark" in text
     assert "validation.jsonl:5, like" in text
+    assert '<th class="number">repeated targets</th>' in text
     tokens = re.findall(r'<span class="t([^"]*)">([^<]*)</span>', text.partition("</header>")[2])
     assert html.unescape("".join(shown for _, shown in tokens)).startswith("Number 0 of <b>many</b>:↵\n answer 0\\x1b[31m</s>")
     assert {"learned", "special", "odd"} <= {word for words, _ in tokens for word in words.split()}
