@@ -422,7 +422,7 @@ def test_an_encoder_that_a_study_trained_judges_as_its_trial_was_scored(tmp_path
         {
             "name": "judge",
             "base": {"model": str(Path(package.origin).parent / "model")},
-            "task": {"name": "file", "data": str(tmp_path), "max_length": 64},
+            "task": {"name": "file", "data": str(tmp_path), "max_length": 64, "allow": ["overlap"]},
             "adapter": {"r": 8, "targets": "all-linear"},
             "train": {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3},
             "seeds": [1],

@@ -195,7 +195,7 @@ def test_the_squad_v2_example_runs_on_a_t5(shared_data, tmp_path, model_director
         f"base.model={model_directory('t5')}",
         f"task.data.train={shared_data / 'squad' / 'dev-v2.0.rebuilt.json'}",
         f"task.data.validation={shared_data / 'squad' / 'dev-v2.0.rebuilt.json'}",
-        "task.allow=[overlap]",
+        "task.allow=[overlap, truncated_target]",
         "task.max_train=8",
         "task.max_eval=6",
         "train.max_steps=2",

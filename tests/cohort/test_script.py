@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lorascope.cohort.script import write_script
 from lorascope.errors import UsageError
@@ -13,9 +15,10 @@ from lorascope.errors import UsageError
 
 def test_the_programs_arrive_at_the_trials_predictions(bert_run, squad_run, rows_of, tmp_path):
     trials = {"classifier": rows_of(bert_run)[0], "answerer": rows_of(squad_run)[0]}
+    runs = {"classifier": bert_run, "answerer": squad_run}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = {}
-    for kind, directory in (("classifier", bert_run), ("answerer", squad_run)):
+    for kind, directory in runs.items():
         out = tmp_path / kind
         write_script(directory / "trials" / trials[kind].trial, out)
         source = (out / "train_peft.py").read_text(encoding="utf-8")
@@ -30,7 +33,13 @@ def test_the_programs_arrive_at_the_trials_predictions(bert_run, squad_run, rows
         assert "8 of 8 predictions equal the trial's (100.00 %)" in output
         if kind == "classifier":
             assert f"accuracy {trials[kind].metrics['accuracy']:.4f} over 8 examples" in output
-        assert (tmp_path / kind / "trained" / "adapter_model.safetensors").is_file()
+        trained, own = (
+            load_file(place / "adapter_model.safetensors")
+            for place in (tmp_path / kind / "trained", runs[kind] / "trials" / trials[kind].trial / "adapter")
+        )
+        assert trained.keys() == own.keys()
+        for name, value in own.items():
+            torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_only_a_trial_with_an_adapter_becomes_a_program(bert_run, rows_of, make_study, carry_out, tmp_path):

@@ -49,6 +49,8 @@ Skeletons = Mapping[BaseModelConfig, tuple[nn.Module, tuple[str, ...]]]
 _MOST_SLOTS = 16
 # Share of the free memory that a cohort may take by forecast; packed weights may take half of it.
 _MEMORY_SHARE = 0.7
+# Of a longer training the later steps are not looked at: where one of them is larger, memory that runs out halves it.
+_STEPS_LOOKED_AT = 10_000
 # Steps that a stack of several is measured on besides the largest, and the share of all steps that they may be: batches of
 # other shapes break the allocator's heap into pieces.
 _FURTHER_STEPS = 5
@@ -352,10 +354,11 @@ class _Loads:
     def largest(
         self, seeds: Iterable[int], size: int | None, num_slots: int, position_tokens: float
     ) -> tuple[Load, Sequence[Sequence[int]]]:
-        """See ``plan.largest_load``; the steps are all those of the training."""
+        """See ``plan.largest_load``; the steps are the training's first 10,000."""
         chosen = tuple(sorted(set(seeds)))
         if chosen not in self._steps:
-            self._steps[chosen] = list(islice(self._epochs(chosen), self._settings.num_steps(len(self._examples))))
+            num_steps = min(_STEPS_LOOKED_AT, self._settings.num_steps(len(self._examples)))
+            self._steps[chosen] = list(islice(self._epochs(chosen), num_steps))
         steps, weight = self._steps[chosen], position_tokens
         return largest_load(self._examples, steps, size, num_slots=num_slots, packs=self._packs, position_tokens=weight)
 

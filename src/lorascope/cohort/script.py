@@ -21,7 +21,7 @@ from lorascope.data.tree import sibling_groups
 from lorascope.decode import end_tokens
 from lorascope.errors import UsageError
 from lorascope.lora.peft_io import write_adapter
-from lorascope.lora.stack import Stack
+from lorascope.lora.stack import Slot, Stack
 from lorascope.plan import slot_of
 from lorascope.store import Store, atomic_directory
 
@@ -69,6 +69,7 @@ def write_script(trial_directory: Path, out: Path) -> None:
             labels=base.labels,
         )
         settings = _settings(study, trial, task, base.pad_id, end_tokens(base) if task.generates else [])
+        settings["slices"] = _slices(slot)
         _write_json(directory / "settings.json", settings)
         _write_json(directory / "batches.json", _batches(trial, task.train))
         _write_lines(directory / "train.jsonl", [_row(example) for example in task.train])
@@ -133,6 +134,22 @@ def _settings(study: Study, trial: TrialConfig, task: Task, pad_id: int, ends: l
         "base_dropout": train.base_dropout,
         "seed": trial.seed,
     }
+
+
+def _slices(slot: Slot) -> dict[str, list[list[int]]]:
+    """For a fused projection the blocks of PEFT's one ``lora_B`` that the trial trains: first row, end row, first column, end.
+
+    PEFT has one adapter per module and would train the rest of the matrix too, key's rows for a trial of query and value.
+    """
+    blocks: dict[str, list[list[int]]] = {}
+    columns: dict[str, int] = {}
+    for placement in slot.placements:
+        column = columns.get(placement.target.module, 0)
+        columns[placement.target.module] = column + placement.r
+        if placement.target.part is not None:
+            block = [*placement.target.part, column, column + placement.r]
+            blocks.setdefault(placement.target.module, []).append(block)
+    return blocks
 
 
 def _batches(trial: TrialConfig, examples: Sequence[Example]) -> list[list[int]]:
