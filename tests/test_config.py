@@ -92,7 +92,7 @@ def test_a_minimal_study_has_the_documented_defaults(load):
         ("seeds: []", ["seeds"]),
         ("seeds: [1, 1]", ["seeds", "names a seed twice"]),
         ("seeds: [-1]", ["seeds.0 = -1"]),
-        ("design: {kind: shapely}", ["line 4", "design.kind is 'shapely'", "list, grid or ablation"]),
+        ("design: {kind: shapely}", ["line 4", "design.kind is 'shapely'", "list, grid, ablation, shapley or search"]),
         ("design: {over: {}}", ["design.kind is None"]),
         ("design: {kind: grid, over: {r: []}}", ["design.over.r = []"]),
         ("train: 3", ["line 4", "train = 3"]),

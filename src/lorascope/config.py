@@ -81,9 +81,12 @@ class TaskConfig(Section):
 
 
 class AdapterConfig(Section):
-    """One adapter, in PEFT's words. ``targets`` are roles (``query``), raw module names, suffixes, or ``all-linear``."""
+    """One adapter, in PEFT's words. ``targets`` are roles (``query``), raw module names, suffixes, or ``all-linear``.
 
-    method: Literal["lora", "head"] = "lora"
+    ``method: full`` trains every weight of the base and ``head`` only a new head: what an adapter is held against.
+    """
+
+    method: Literal["lora", "full", "head"] = "lora"
     r: int = Field(8, ge=1)
     lora_alpha: float | str = "2r"
     lora_dropout: float = Field(0.0, ge=0.0, le=0.95)
@@ -268,11 +271,91 @@ class AblationDesign(Section):
     over: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = Field(min_length=1)
 
 
-Design = Annotated[ListDesign | GridDesign | AblationDesign, Field(discriminator="kind")]
+class ShapleyDesign(Section):
+    """What each player adds, for every metric in ``values``: the players are the study's adapters, in coalitions.
+
+    Attributes:
+        players: targets (roles, module names or suffixes), or groups of them by name.
+        layer_groups: each player falls into so many, one for each run of neighbouring layers; ``each`` for every layer.
+        values: metrics of the evaluation; by default all that the task has, ``eval_loss`` among them.
+        game: ``usefulness`` retrains each coalition, ``reliance`` masks players out of one trained adapter, ``one_run`` trains
+            once with random coalitions and reads all of them off.
+        coalitions: how many are valued at most where there are too many to enumerate; None for what ``width`` takes.
+        width: sampling ends when no interval of a value is wider than this share of what all players together add.
+        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed.
+    """
+
+    kind: Literal["shapley"]
+    players: Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, list[str]], Field(min_length=1)]
+    layer_groups: Annotated[int, Field(ge=1)] | Literal["each"] | None = None
+    values: Annotated[list[str], Field(min_length=1)] | None = None
+    game: Literal["usefulness", "reliance", "one_run"] = "usefulness"
+    coalitions: int | None = Field(None, ge=2)
+    width: float = Field(0.2, gt=0.0)
+    retrained: int = Field(12, ge=0)
+
+
+class Range(Section):
+    """A range of a search, ends included: ``{log: [1.0e-4, 1.0e-3]}``, ``{uniform: [0.0, 0.3]}`` or ``{int: [4, 64]}``."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    log: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = Field(None, alias="int")
+
+    @model_validator(mode="after")
+    def _one_range_that_goes_up(self) -> Range:
+        given = {name: ends for name, ends in self.model_dump(by_alias=True).items() if ends is not None}
+        if len(given) != 1:
+            raise ValueError("give one of log, uniform and int")
+        (name, (low, high)), *_ = given.items()
+        if not low < high:
+            raise ValueError(f"{name} goes from the lower end to the higher")
+        if name == "log" and low <= 0:
+            raise ValueError("log begins above zero")
+        return self
+
+
+class SearchDesign(Section):
+    """Configurations that a sampler proposes, a cohort at a time, each learning from those before.
+
+    Attributes:
+        over: for each key a list of values or a range.
+        trials: configurations in all.
+        objective: a metric of the evaluation; whether higher is better is the metric's own.
+        sampler: of Optuna.
+        pruner: ``successive_halving`` stops the worse part of a cohort at each rung, the rest goes on.
+        reduction: one in so many survives a rung.
+        sampler_seed: of the proposals.
+    """
+
+    kind: Literal["search"]
+    over: dict[str, Annotated[list[JsonValue], Field(min_length=1)] | Range] = Field(min_length=1)
+    trials: int = Field(16, ge=1)
+    objective: str
+    sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
+    pruner: Literal["none", "successive_halving"] = "none"
+    reduction: int = Field(3, ge=2)
+    sampler_seed: int = Field(0, ge=0)
+
+
+Design = Annotated[ListDesign | GridDesign | AblationDesign | ShapleyDesign | SearchDesign, Field(discriminator="kind")]
+
+
+class TrackingConfig(Section):
+    """Where curves and figures go besides the store; nothing of it changes a result."""
+
+    to: list[Literal["wandb", "tensorboard", "mlflow"]] = Field(default_factory=list)
+    project: str = "lorascope"
 
 
 class Study(Section):
-    """One base, one task, one design."""
+    """One base, one task, one design.
+
+    ``controls`` are further trials that the design's are held against, each a set of overrides such as ``{method: full,
+    learning_rate: [1.0e-5, 3.0e-5]}``; of a list of values each makes a trial, and the best of them is the control.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: BaseModelConfig
@@ -281,7 +364,9 @@ class Study(Section):
     train: TrainConfig = TrainConfig()
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(list(DEFAULT_SEEDS), min_length=1)
     design: Design = ListDesign()
+    controls: list[dict[str, JsonValue]] = Field(default_factory=list)
     evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 
@@ -304,8 +389,8 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """SHA-256 over everything that the study's result depends on, which its name and what it allows are not."""
-        return _sha256(self.model_dump(mode="json", exclude={"name": True, "task": {"allow"}}))
+        """SHA-256 over everything that the study's result depends on; its name, what it allows and trackers are not."""
+        return _sha256(self.model_dump(mode="json", exclude={"name": True, "task": {"allow"}, "tracking": True}))
 
 
 class TrialConfig(Section):
@@ -319,12 +404,12 @@ class TrialConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_form(cls, values: Any) -> Any:
-        """Equal configurations look equal: ``2r`` becomes its number, and a head alone has no rank, alpha or targets."""
+        """Equal configurations look equal: ``2r`` becomes its number, and only ``lora`` has rank, alpha and targets."""
         if isinstance(values, dict) and isinstance(values.get("adapter"), AdapterConfig):
             adapter: AdapterConfig = values["adapter"]
             changes: dict[str, Any] = {"lora_alpha": adapter.alpha}
-            if adapter.method == "head":
-                changes = {**AdapterConfig(lora_alpha=16.0, targets=[]).model_dump(), "method": "head"}
+            if adapter.method != "lora":
+                changes = {**AdapterConfig(lora_alpha=16.0, targets=[]).model_dump(), "method": adapter.method}
             values = {**values, "adapter": adapter.model_copy(update=changes)}
         return values
 
@@ -471,7 +556,7 @@ def _usage_error(
     first = max((each for each in complaints if each["loc"][: len(parent)] == parent), key=lambda each: len(each["loc"]))
     # A discriminated union puts the member's name into the location; it is no key of the file.
     location = tuple(str(part) for part in first["loc"])
-    if location[:1] == ("design",) and location[1:2] and location[1] in ("list", "grid", "ablation"):
+    if location[:1] == ("design",) and location[1:2] and location[1] in _DESIGNS:
         location = ("design", *location[2:])
     # So it does with the members of a union of types.
     types = {"[key]", "float", "str", "list[str]", "literal['all-linear']"}
@@ -488,7 +573,7 @@ def _usage_error(
         return UsageError(f"{key!r} is missing", where=place, fix=f"add {key}")
     if first["type"].startswith("union_tag"):
         given = first["input"].get("kind") if isinstance(first["input"], dict) else first["input"]
-        return UsageError(f"design.kind is {given!r}", where=place, fix="use list, grid or ablation")
+        return UsageError(f"design.kind is {given!r}", where=place, fix="use list, grid, ablation, shapley or search")
     reason = str(first["msg"]).removeprefix("Value error, ")
     given = _shown(first["input"])
     return UsageError(f"{key} = {given}: {reason}" if key else reason, where=place, fix="correct the value")
@@ -508,7 +593,7 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
     node: Any = schema
     for part in path:
         if part == "design":
-            return ["kind", "trials", "over"]
+            return list(dict.fromkeys(key for each in _DESIGNS.values() for key in each.model_fields))
         if part.isdigit():
             continue
         field = getattr(node, "model_fields", {}).get(part)
@@ -516,6 +601,15 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
         # Of an optional section or a list of sections, the section.
         node = next((each for each in get_args(node) if hasattr(each, "model_fields")), node)
     return list(getattr(node, "model_fields", {}))
+
+
+_DESIGNS = {
+    "list": ListDesign,
+    "grid": GridDesign,
+    "ablation": AblationDesign,
+    "shapley": ShapleyDesign,
+    "search": SearchDesign,
+}
 
 
 def _sha256(value: Any) -> str:

@@ -71,7 +71,7 @@ def _overrides(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
     elif isinstance(design, GridDesign):
         for combination in itertools.product(*design.over.values()):
             yield dict(zip(design.over, combination, strict=True)), study.place("design", "over")
-    else:
+    elif isinstance(design, AblationDesign):
         yield {}, "design"
         for key, values in design.over.items():
             for value in values:

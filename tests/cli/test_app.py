@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lorascope import __version__
 from lorascope.cli import app
-from lorascope.cohort import run as cohort_run
+from lorascope.cohort import training
 from lorascope.store import Store
 
 COMMANDS = ("plan", "run", "results", "evaluate", "export", "demo")
@@ -142,7 +142,7 @@ def test_a_failed_trial_is_an_exit_code_and_a_row(cli, study_file, tmp_path, mon
     def fail(*_):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(cohort_run, "measure_alone", fail)
+    monkeypatch.setattr(training, "measure_alone", fail)
     ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
     assert ended.code == 1
     assert [trial["status"] for trial in json.loads(ended.out)["trials"]] == ["failed", "failed"]

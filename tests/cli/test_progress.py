@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from lorascope.cli.progress import StudyProgress
+from lorascope.cohort.events import CohortStarted, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.probe import SoloCost
-from lorascope.cohort.run import CohortStarted, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.data.task import Notice
 from lorascope.evaluate import EvaluationStep
 from lorascope.train import SlotStep, StepResult

@@ -9,7 +9,7 @@ import torch
 
 from lorascope.base_model import load_base
 from lorascope.cohort import kernels as kernels_module
-from lorascope.cohort import planner, run
+from lorascope.cohort import planner, run, training
 from lorascope.cohort.events import CohortStarted, TrialEnded, Warned
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import Forecast, Group, cut_group, envelope, find_impossible, form_groups
@@ -298,13 +298,13 @@ def test_memory_that_runs_out_while_training_is_told_and_stored(
 ):
     study = make_study("bert", [{}, {"r": 3}], base={"dtype": "float64"})
     carry_out(study, tmp_path / "whole")
-    original = run.train
+    original = training.train
 
     def scarce(stack, base, examples, settings):
         for step in original(stack, base, examples, settings):
             yield dataclasses.replace(step, micro_batch_size=2) if step.step >= 3 else step
 
-    monkeypatch.setattr(run, "train", scarce)
+    monkeypatch.setattr(training, "train", scarce)
     events = carry_out(study, tmp_path / "run")
     (notice,) = [event.notice for event in events if isinstance(event, Warned) and event.notice.kind == "out_of_memory"]
     assert (notice.where, notice.message) == (

@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lorascope.cohort import export, run
-from lorascope.cohort.run import CohortStarted, StudyStarted, TrialEnded, Warned, run_study
+from lorascope.base_model import load_base, weights_checksum
+from lorascope.cohort import export, training
+from lorascope.cohort.events import CohortStarted, StudyStarted, TrialEnded, Warned
+from lorascope.cohort.run import run_study
 from lorascope.cohort.single import evaluate_adapter
-from lorascope.config import Study
+from lorascope.config import BaseModelConfig, Study
 from lorascope.design import expand, shard
 from lorascope.errors import AdapterError, CheckFailed, LorascopeError, ModelError, StoreError
 from lorascope.evaluate import EvaluationStep
@@ -128,7 +130,7 @@ def test_a_run_changes_nothing_about_the_base_on_disk(make_study, carry_out, row
 
 
 def test_a_base_weight_that_changed_ends_the_study(make_study, carry_out, rows_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "weights_checksum", lambda *_: "another")
+    monkeypatch.setattr(training, "weights_checksum", lambda *_: "another")
     with pytest.raises(CheckFailed, match="weights changed"):
         carry_out(make_study(), tmp_path / "run")
     assert statuses(rows_of(tmp_path / "run")) == ["failed"]
@@ -214,13 +216,13 @@ def test_a_study_in_which_every_trial_diverges_ends(make_study, carry_out, rows_
 def refuse_rank(monkeypatch, rank):
     """A stack that holds an adapter of this rank cannot be built."""
 
-    class Refusing(run.Stack):
+    class Refusing(training.Stack):
         def __init__(self, model, slots, *more):
             if any(placement.r == rank for slot in slots for placement in slot.placements):
                 raise RuntimeError("not enough\nmemory")
             super().__init__(model, slots, *more)
 
-    monkeypatch.setattr(run, "Stack", Refusing)
+    monkeypatch.setattr(training, "Stack", Refusing)
 
 
 def test_a_trial_that_raises_has_failed_and_its_neighbours_go_on(make_study, carry_out, rows_of, tmp_path, monkeypatch):
@@ -269,14 +271,14 @@ def test_an_interrupted_study_goes_on_where_it_stopped(make_study, carry_out, ro
 
 @pytest.mark.parametrize("place", ["train", "evaluate"])
 def test_ctrl_c_leaves_no_trial_running(place, make_study, carry_out, rows_of, tmp_path, monkeypatch):
-    original = getattr(run, place)
+    original = getattr(training, place)
 
     def interrupted(*arguments):
         events = original(*arguments)
         yield next(events)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, place, interrupted)
+    monkeypatch.setattr(training, place, interrupted)
     with pytest.raises(KeyboardInterrupt):
         carry_out(make_study("bert", [{}, {"r": 3}]), tmp_path / "run")
     assert statuses(rows_of(tmp_path / "run")) == ["interrupted", "interrupted"]
@@ -397,7 +399,7 @@ def test_a_full_disk_that_cannot_even_take_the_status_is_still_told(make_study, 
         raise full
 
     monkeypatch.setattr(Store, "add_steps", fail)
-    monkeypatch.setattr(run, "_set_status", fail)
+    monkeypatch.setattr(training, "_set_status", fail)
     with pytest.raises(StoreError) as caught:
         carry_out(make_study(), tmp_path / "run")
     assert caught.value is full
@@ -451,11 +453,11 @@ def test_the_base_checksum_is_that_of_the_files(bert_run, rows_of, model_directo
     """Equal for two runs on one base, and no constant."""
     checksum = rows_of(bert_run)[0].base_checksum
     assert checksum != hashlib.sha256().hexdigest()
-    base = run.load_base(run.BaseModelConfig(model=str(model_directory("bert"))), "SEQ_CLS", ("a", "b"))
+    base = load_base(BaseModelConfig(model=str(model_directory("bert"))), "SEQ_CLS", ("a", "b"))
     assert base.checksum == checksum
     with torch.no_grad():
         next(base.model.parameters()).add_(1e-3)
-    assert run.weights_checksum(base.model, base.heads) != checksum
+    assert weights_checksum(base.model, base.heads) != checksum
 
 
 def test_a_study_does_not_go_on_with_other_data_or_another_base(
