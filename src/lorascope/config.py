@@ -603,7 +603,7 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
     return list(getattr(node, "model_fields", {}))
 
 
-_DESIGNS = {
+_DESIGNS: dict[str, type[Section]] = {
     "list": ListDesign,
     "grid": GridDesign,
     "ablation": AblationDesign,
