@@ -31,6 +31,7 @@ from lorascope.config import (
     Study,
     TaskConfig,
     TaskType,
+    TrackingConfig,
     TrialConfig,
     load_study,
     parse_override,
@@ -141,11 +142,17 @@ def run(
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
     allow: Allow = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    if track:
+        to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
+        study = study.model_copy(update={"tracking": validate(TrackingConfig, to, "--track")})
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})

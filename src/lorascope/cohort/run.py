@@ -21,6 +21,7 @@ from lorascope.cohort.events import Events, StudyStarted
 from lorascope.cohort.kernels import Kernels, install_kernels
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
+from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
@@ -29,6 +30,7 @@ from lorascope.errors import StoreError
 from lorascope.judge import Judge, load_judge
 from lorascope.losses import follows_trees
 from lorascope.store import Store
+from lorascope.tracking import check_installed
 
 
 def run_study(
@@ -57,6 +59,7 @@ def run_study(
     if not resume:
         Store.refuse_existing(directory)
     check_kinds(study.task.allow)
+    check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
     skeletons = find_impossible(study, raw, trials, device)
     steady_allocator()
@@ -76,6 +79,8 @@ def run_study(
         yield StudyStarted(task, len(trials), len(pending), trial_steps)
         _describe(store, task, base, judge)
         notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
+        tracking = open_tracking(store, study)
+        notices += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
         yield from warn(store, [*notices, *_judge_notice(task, judge)])
         kernels: Kernels | None = None
         for group in groups:
@@ -93,7 +98,7 @@ def run_study(
             cohorts = _plan(store, group, base, task, kernels, most_slots)
             yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
-                yield from run_cohort(store, study, task, base, cohort, judge)
+                yield from follow(run_cohort(store, study, task, base, cohort, judge), store, tracking)
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:

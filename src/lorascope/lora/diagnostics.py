@@ -69,14 +69,17 @@ def diagnose_update(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Upd
     effective_rank = math.exp(-float(torch.xlogy(shares_S, shares_S).sum()))
     # Divided before squaring: the squares of tiny updates would vanish.
     stable_rank = float((values_S / largest).square().sum())
-    return UpdateDiagnostics(r, largest * math.sqrt(stable_rank), norm_A, norm_B, effective_rank, stable_rank, effective_rank / r)
+    return UpdateDiagnostics(
+        r, largest * math.sqrt(stable_rank), norm_A, norm_B, effective_rank, stable_rank, effective_rank / r
+    )
 
 
 def singular_values(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Tensor:
     """Singular values ``[min(R, D, O)]`` of ``scaling · B A``, falling, in float64 on the CPU; the others are zero."""
     _, right = torch.linalg.qr(lora_A_RD.detach().cpu().double().T)
     _, left = torch.linalg.qr(lora_B_OR.detach().cpu().double())
-    return abs(scaling) * torch.linalg.svdvals(left @ right.T)
+    values_S: Tensor = torch.linalg.svdvals(left @ right.T)
+    return abs(scaling) * values_S
 
 
 def overall(updates: dict[str, UpdateDiagnostics]) -> UpdateDiagnostics | None:
