@@ -434,9 +434,9 @@ class Tracking:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no log lines of the services' packages over the progress display."""
+    """No warnings and no log lines of the services' packages over the progress display; what fails is told once."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -527,3 +527,18 @@ def test_an_adapter_of_a_packed_base_scores_the_same_on_one(cli, study_file, tmp
     assert packed["metrics"] != full["metrics"]
     wrong = cli(*command, "--quantization", "int3")
     assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+
+
+def test_a_run_is_tracked_where_it_is_asked_for(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorboard", "--json")
+    assert ended.code == 0
+    trials = {trial["trial"] for trial in json.loads(ended.out)["trials"]}
+    assert {path.parent.name for path in (tmp_path / "run" / "tensorboard").glob("*/events.out.tfevents.*")} == trials
+
+
+def test_an_unknown_tracker_is_named_before_anything_is_made(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorbord")
+    assert ended.code == 2
+    assert "--track" in ended.err
+    assert "tensorboard" in ended.err
+    assert not (tmp_path / "run").exists()
