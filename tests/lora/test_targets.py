@@ -2,12 +2,11 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lorascope.base_model import head_modules, skeleton
+from lorascope.config import in_layers
 from lorascope.errors import ModelError
-from lorascope.lora.targets import FAMILIES, ROLES, in_layers, layer_of, resolve, roles_of, split_layers
+from lorascope.lora.targets import FAMILIES, ROLES, layer_of, resolve, roles_of
 
 CASES = {
     "gpt2": {"query": "attn.c_attn", "value": "attn.c_attn", "output": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
@@ -173,10 +172,3 @@ def test_layers_that_a_target_does_not_have_are_refused(tiny_model):
         resolve(tiny_model("bert"), ["query.L2-5"], ())
     with pytest.raises(ModelError, match="no numbered layer"):
         resolve(tiny_model("bert"), ["pooler.dense.L0"], ())
-
-
-@given(st.sampled_from(["query", "mlp.c_proj", "layer.0.attention"]), st.integers(0, 99), st.integers(0, 99))
-def test_a_restricted_name_is_read_as_it_was_written(name, one, other):
-    first, last = min(one, other), max(one, other)
-    assert split_layers(in_layers(name, first, last)) == (name, (first, last))
-    assert split_layers(name) == (name, None)

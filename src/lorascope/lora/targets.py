@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from lorascope.config import ALL_LINEAR
+from lorascope.config import ALL_LINEAR, split_layers
 from lorascope.errors import ModelError, did_you_mean
 from lorascope.lora.linear import linear_modules
 
@@ -199,17 +199,6 @@ def layer_of(module: str) -> int | None:
     """The number of the layer that a module belongs to, the first number in its name; None outside the layers."""
     number = re.search(r"(?:^|\.)(\d+)\.", module)
     return None if number is None else int(number[1])
-
-
-def in_layers(name: str, first: int, last: int) -> str:
-    """A target's name restricted to a run of layers, as `resolve` reads it."""
-    return f"{name}.L{first}" if first == last else f"{name}.L{first}-{last}"
-
-
-def split_layers(name: str) -> tuple[str, tuple[int, int] | None]:
-    """What `in_layers` put together: the target's name, and its first and last layer where it is restricted."""
-    match = re.fullmatch(r"(.+)\.L(\d+)(?:-(\d+))?", name)
-    return (name, None) if match is None else (match[1], (int(match[2]), int(match[3] or match[2])))
 
 
 def roles_of(model: nn.Module) -> tuple[str, ...]:

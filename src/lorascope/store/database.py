@@ -73,6 +73,10 @@ _DECODINGS = (
     "CREATE TABLE IF NOT EXISTS decodings (trial TEXT NOT NULL REFERENCES trials (trial), position INTEGER NOT NULL,"
     " record TEXT NOT NULL, PRIMARY KEY (trial, position))"
 )
+_MAPS = (
+    "CREATE TABLE IF NOT EXISTS maps (game TEXT NOT NULL, seed INTEGER NOT NULL, record TEXT NOT NULL,"
+    " PRIMARY KEY (game, seed))"
+)
 _TABLES = (
     "CREATE TABLE study (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), definition TEXT NOT NULL)",
     "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -86,6 +90,7 @@ _TABLES = (
     " count INTEGER NOT NULL, place TEXT NOT NULL, message TEXT NOT NULL)",
     _COHORTS,
     _DECODINGS,
+    _MAPS,
 )
 
 
@@ -339,6 +344,19 @@ class Store:
             row["cohort"]: json.loads(row["plan"]) for row in self._rows("SELECT cohort, plan FROM cohorts ORDER BY rowid")
         }
 
+    def set_map(self, game: str, seed: int, record: Mapping[str, Any]) -> None:
+        """Record what coalitions were worth when they were read off one adapter; a number that is none becomes null."""
+        with self._writing() as connection:
+            values = (game, seed, json.dumps(_finite(record)))
+            connection.execute("INSERT OR REPLACE INTO maps (game, seed, record) VALUES (?, ?, ?)", values)
+
+    def maps(self, game: str) -> dict[int, dict[str, Any]]:
+        """What `set_map` recorded for a game, by seed; nothing in a study of an earlier version."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'maps'"):
+            return {}
+        found = self._rows("SELECT seed, record FROM maps WHERE game = ? ORDER BY seed", game)
+        return {row["seed"]: json.loads(row["record"]) for row in found}
+
     def trials(self) -> list[TrialRow]:
         """Every trial, in the order in which they were added."""
         columns = ", ".join(("trial", "seed", "status", "config", *_COLUMNS))
@@ -390,6 +408,7 @@ class Store:
             with self._writing() as connection:
                 connection.execute(_COHORTS)  # a study begun before there were plans
                 connection.execute(_DECODINGS)
+                connection.execute(_MAPS)
                 connection.execute("UPDATE trials SET status = 'interrupted' WHERE status = 'running'")
         self._write_study_file()
 
@@ -487,6 +506,8 @@ def _finite(value: Any) -> Any:
     """As strict JSON can hold it."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
