@@ -26,7 +26,7 @@ from lorascope.cohort.events import CohortStarted, Event, Events, Warned
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
 from lorascope.data.task import Notice, Task, encode_task, read_task
-from lorascope.errors import CheckFailed, LorascopeError, RunError, StoreError
+from lorascope.errors import CheckFailed, RunError, StoreError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
 from lorascope.evaluate.likelihood import token_losses
 from lorascope.judge import Judge, load_judge
@@ -36,7 +36,7 @@ from lorascope.lora.targets import resolve
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.plan import slot_of
 from lorascope.shapley import Coalition, coalitions_of
-from lorascope.store import Store, TrialRow
+from lorascope.store import Store
 
 # Coalitions that are evaluated in one stack.
 _READ_SLOTS = 16
@@ -153,7 +153,15 @@ def _one_run(bench: _Bench, seed: int) -> Events:
         yield from _missing(store, seed, "the one training diverged; a lower learning rate may help")
         return
     reading = yield from _read(bench, slot, weights, retrained_coalitions(game))
-    facts = {"seed": seed, **_facts(bench, slot), "steps": num_steps, "slots": NUM_SLOTS, "train_seconds": seconds}
+    num_examples = len(bench.task.train)
+    facts = {
+        "seed": seed,
+        **_facts(bench, slot),
+        "steps": num_steps,
+        "slots": NUM_SLOTS,
+        "trial_epochs": settings.num_steps(num_examples) / settings.steps_per_epoch(num_examples),
+        "train_seconds": seconds,
+    }
     store.set_map("one_run", seed, {**facts, **reading})
 
 

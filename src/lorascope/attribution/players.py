@@ -62,7 +62,7 @@ class Game:
     @property
     def most_coalitions(self) -> int:
         """How many coalitions are valued at most."""
-        return min(2 ** len(self.players), self.design.coalitions or MOST_COALITIONS)
+        return min(1 << len(self.players), self.design.coalitions or MOST_COALITIONS)
 
     def targets(self, coalition: Iterable[str]) -> list[str]:
         """What a coalition trains, in the players' order."""
@@ -208,6 +208,27 @@ def design_trials(game: Game) -> list[TrialConfig] | SampledCoalitions:
     if design.game == "one_run":
         return game.trials(retrained_coalitions(game))
     return game.trials(game.coalitions()) if game.is_exact else SampledCoalitions(game)
+
+
+def game_plan(game: Game) -> dict[str, Any]:
+    """What ``plan`` says of the game beside its trials; strict JSON."""
+    design, num_players = game.design, len(game.players)
+    many = f"{1 << num_players:,} coalitions of {num_players} players"
+    sampled = f"of {many} at most {game.most_coalitions:,}, until no interval is wider than {design.width:g} of the whole"
+    valued = f"all {many}" if game.is_exact else sampled
+    how = {
+        "usefulness": f"each coalition is trained: {valued}",
+        "reliance": f"one adapter a seed is trained, and coalitions are read off by masking: {valued}",
+        "one_run": f"one training of {design.length:g} times the steps a seed, and coalitions are read off by masking: {valued}; "
+        f"the trials are the coalitions that it is held against",
+    }
+    return {
+        "game": design.game,
+        "players": {player: list(targets) for player, targets in game.players.items()},
+        "num_coalitions": game.most_coalitions,
+        "exact": game.is_exact,
+        "how": how[design.game],
+    }
 
 
 def retrained_coalitions(game: Game) -> list[Coalition]:

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, s
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
+    ShapleyDesign,
     Study,
     TaskConfig,
     TaskType,
@@ -40,6 +42,7 @@ from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
     from lorascope.plan import Cost, Workload
+    from lorascope.store import Store
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -145,6 +148,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
+    from lorascope.design import parse_shard
+
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
@@ -154,7 +159,8 @@ def run(
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
     directory = out or Path("runs") / study.name
-    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device)
+    part = None if shard is None else parse_shard(shard)
+    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device, part=part)
     if as_json:
         print_json(document)
     else:
@@ -172,12 +178,12 @@ def results(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """One row per trial."""
-    from lorascope.store import Store, results_document
+    from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
+        document = _results([opened.enter_context(Store.open(directory)) for directory in directories])
     if as_json:
         print_json(document)
     elif as_csv:
@@ -307,21 +313,45 @@ def run_and_report(
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run with progress on stderr; the results document."""
-    from lorascope.cli.progress import StudyProgress
-    from lorascope.store import Store, results_document
+    """Run with progress on stderr; the results document.
 
+    Args:
+        part: the shard that this is, as (index from 1, count).
+    """
+    from lorascope.cli.progress import StudyProgress
+    from lorascope.store import Store
+
+    chosen = _device(device)
     with StudyProgress(stderr()) as progress:
         from lorascope.cohort.run import run_study
 
-        chosen = _device(device)
         # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
         with closing(run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen)) as events:
             for event in events:
                 progress.show(event)
+    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
+        from lorascope.attribution.maps import draw_maps
+        from lorascope.attribution.players import read_game
+
+        seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
+        with (
+            StudyProgress(stderr()) as progress,
+            closing(draw_maps(read_game(study), directory, device=chosen, seeds=seeds)) as events,
+        ):
+            for event in events:
+                progress.show(event)
     with Store.open(directory) as store:
-        return results_document([store])
+        return _results([store])
+
+
+def _results(stores: Sequence[Store]) -> dict[str, Any]:
+    """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
+    from lorascope.attribution.document import shapley_document
+    from lorascope.store import results_document
+
+    return {**results_document(stores), "shapley": shapley_document(stores)}
 
 
 def _device(name: str | None) -> str:
@@ -346,6 +376,12 @@ def _study_and_trials(
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
     trials = design.expand(study)
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import design_trials, read_game
+
+        proposed = design_trials(read_game(study))
+        assert isinstance(proposed, list)
+        trials += proposed
     if adapters:
         from lorascope.cohort.single import adapter_trial
 
@@ -373,7 +409,12 @@ def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
         cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
         rows.append(_plan_row(trial, cost, reason))
-    return {"study": study.name, "trials": rows}
+    document: dict[str, Any] = {"study": study.name, "trials": rows}
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import game_plan, read_game
+
+        document["shapley"] = game_plan(read_game(study))
+    return document
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def sliced(saved: SavedAdapter, slot: Slot, where: str) -> AdapterWeights:
         raise AdapterError("the adapter has other targets than its trial", where=where, fix="train the trial again")
     for module, placements in modules.items():
         if sum(placement.r for placement in placements) != len(saved.weights.lora_A[module]):
-            raise AdapterError(f"the adapter's rank at {module!r} is not its trial's", where=where, fix="train the trial again")
+            raise AdapterError(f"the adapter has another rank at {module!r}", where=where, fix="train the trial again")
         column = 0
         for placement in placements:
             start, stop = placement.target.part or (0, len(saved.weights.lora_B[module]))
