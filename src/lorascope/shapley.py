@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.linalg import helmert
 
 from lorascope.errors import RunError
 
@@ -26,6 +27,8 @@ Array = NDArray[np.float64]
 MOST_PLAYERS = 20
 # Differences smaller than this share of the largest worth are rounding.
 _ROUNDING = 1e-12
+# Below this share of the largest, a direction of the fit is not determined.
+_RANK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def attribute(
         RunError: no seed has a worth for every coalition.
     """
     worth_KC = _table(players, worths)
-    complete_K = np.isfinite(worth_KC).all(axis=1)
+    complete_K: NDArray[np.bool_] = np.isfinite(worth_KC).all(axis=1)
     if not complete_K.any():
         where = [_name(players, int(mask)) for mask in np.flatnonzero(~np.isfinite(worth_KC).any(axis=0))]
         raise RunError(
@@ -135,10 +138,17 @@ def attribute(
         notes.append(f"{len(complete_K) - num_seeds} of {len(complete_K)} seeds left out: a coalition has no worth there")
     if num_seeds == 1:
         notes.append("one seed: no intervals and no verdicts")
+    values_KP = _values(worth_KC)
     return _attribution(
         tuple(players),
-        _Draws(_values(worth_KC), _interactions(worth_KC), worth_KC[:, -1] - worth_KC[:, 0]),
+        values=_over_seeds(values_KP),
+        pairs=_over_seeds(values_KP @ _differences(len(players)).T),
+        interactions=_over_seeds(_interactions(worth_KC)),
+        full=_over_seeds(worth_KC[:, -1:] - worth_KC[:, :1]),
+        rounding=_ROUNDING * float(np.abs(worth_KC).max()),
         num_coalitions=worth_KC.shape[1],
+        num_seeds=num_seeds,
+        exact=True,
         higher_is_better=higher_is_better,
         confidence=confidence,
         notes=tuple(notes),
@@ -148,21 +158,30 @@ def attribute(
 def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
     """Coalitions in the order in which to value them where there are too many: none, all, then random ones, each once.
 
-    They come in twos, a coalition and its complement, which are the beginnings of a random permutation and of its reverse.
-    The iterator ends when every coalition was given. A function of the players and the seed alone, so that whoever stops and
-    begins again meets the same coalitions.
+    They come in twos, a coalition and its complement: the beginning of a random permutation and that of its reverse. Every two
+    come from a permutation of their own, and all sizes come round equally often. Whole permutations, beginning by beginning,
+    would be worse: neighbours resemble each other, and the same error takes two to three times as many coalitions.
+
+    A function of the players and the seed alone, so that whoever stops and begins again meets the same coalitions; it ends
+    when every coalition was given.
     """
+    num_players = len(players)
     yield frozenset()
     yield frozenset(players)
     generator = np.random.default_rng(seed)
     given: set[Coalition] = set()
-    while len(given) < 2 ** len(players) - 2:
-        order = [players[int(index)] for index in generator.permutation(len(players))]
-        for size in range(1, len(players)):
-            for coalition in (frozenset(order[:size]), frozenset(order[size:])):
-                if coalition not in given:
-                    given.add(coalition)
-                    yield coalition
+    left = [2 * math.comb(num_players, size) // (1 + (2 * size == num_players)) for size in range(num_players // 2 + 1)]
+    while any(left[1:]):
+        for size in (generator.permutation(num_players - 1) + 1).tolist():
+            smaller = min(size, num_players - size)
+            while left[smaller]:
+                order = [players[index] for index in generator.permutation(num_players).tolist()]
+                twins = frozenset(order[:size]), frozenset(order[size:])
+                if twins[0] not in given:
+                    given.update(twins)
+                    left[smaller] -= 2
+                    yield from twins
+                    break
 
 
 def estimate(
@@ -172,13 +191,59 @@ def estimate(
     higher_is_better: bool = True,
     confidence: float = 0.95,
 ) -> Attribution:
-    """Shapley values of a game of which only some coalitions were valued; the empty and the full one must be.
+    """Shapley values of a game of which only some coalitions were valued, the empty and the full one among them.
+
+    Weighted least squares with the Shapley kernel, constrained to add up to what all players together add. Of a coalition and
+    its complement only the difference counts, which rids the fit of all interactions of two players; within a size the valued
+    coalitions share the size's weight evenly, so that the estimate ends at the exact value when all are valued. Coalitions
+    without their complement are used where they are the majority, with a term for the curve of worth over size.
+
+    Intervals take the sizes' valued coalitions as random draws without replacement (``coalitions_of`` gives such) and the
+    seeds as random too: the variances over both are added and what they share is subtracted. With one seed they speak of the
+    coalitions alone. Ends are NaN while there are not more coalitions than the fit has unknowns.
+
+    Args:
+        worths: by coalition one number for each seed, the same seeds in the same order for all. A seed without the empty or
+            the full coalition's worth, or without more than half of the worths, is left out; then a coalition that lacks a
+            worth in a seed that stayed. ``notes`` says so.
+        higher_is_better: of the worth; turns the ranking round, not the values.
+
+    Returns:
+        The attribution, ``interactions`` empty; that of ``attribute`` where every coalition was valued.
 
     Raises:
-        ValueError: an unknown player; numbers of seeds differ.
+        ValueError: an unknown player; numbers of seeds differ; the empty or the full coalition lacks.
         RunError: no seed has a worth for the empty and the full coalition.
+
+    Sources: Lundberg and Lee 2017, theorem 2 (the kernel); Covert and Lee 2021, section 4 (complements); MacKinnon and White
+    1985 (variance of weighted least squares, HC3); Cameron, Gelbach and Miller 2011 (variance over two crossed samples).
     """
-    raise NotImplementedError
+    worths, notes = _usable(players, worths)
+    if len(players) <= MOST_PLAYERS and len(worths) == 2 ** len(players):
+        complete = attribute(players, worths, higher_is_better=higher_is_better, confidence=confidence)
+        return replace(complete, notes=(*notes, *complete.notes))
+    num_players, num_seeds = len(players), len(next(iter(worths.values())))
+    fit = _fit(players, worths)
+    contrasts_XP = np.concatenate([np.eye(num_players), _differences(num_players)])
+    both = fit.figures(contrasts_XP)
+    if num_seeds == 1:
+        notes = [*notes, "one seed: the intervals speak of the sampled coalitions alone"]
+    if not np.isfinite(both.error_X).all():
+        notes = [*notes, f"{len(worths)} coalitions are too few for intervals of {num_players} players"]
+    return _attribution(
+        tuple(players),
+        values=both.part(0, num_players),
+        pairs=both.part(num_players, None),
+        interactions=None,
+        full=_over_seeds(fit.full_K[:, None]),
+        rounding=_ROUNDING * max(abs(value) for values in worths.values() for value in values),
+        num_coalitions=fit.num_coalitions,
+        num_seeds=num_seeds,
+        exact=False,
+        higher_is_better=higher_is_better,
+        confidence=confidence,
+        notes=(*notes, *fit.notes),
+    )
 
 
 def done(attribution: Attribution, width: float) -> bool:
@@ -186,8 +251,8 @@ def done(attribution: Attribution, width: float) -> bool:
 
     An exact attribution is done whatever its width, for there is no coalition left to value.
     """
-    widest = max(value.high - value.low for value in attribution.values.values())
-    return attribution.exact or bool(widest <= width * abs(attribution.full.estimate))
+    widths = [value.high - value.low for value in attribution.values.values()]
+    return attribution.exact or all(one <= width * abs(attribution.full.estimate) for one in widths)
 
 
 def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
@@ -214,74 +279,226 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """Each seed's figures, independent of each other: Shapley values, interactions by pair, and what all players add."""
+class _Figures:
+    """Estimates, their standard errors (NaN where unknown) and the degrees of freedom of these."""
 
-    values_KP: Array
-    interactions_KQ: Array
-    full_K: Array
+    estimate_X: Array
+    error_X: Array
+    freedom_X: Array
+
+    def part(self, start: int, stop: int | None) -> _Figures:
+        return _Figures(self.estimate_X[start:stop], self.error_X[start:stop], self.freedom_X[start:stop])
+
+    def intervals(self, confidence: float) -> list[Interval]:
+        half_X = stats.t.ppf(0.5 + confidence / 2, self.freedom_X) * self.error_X
+        ends_X3 = np.stack([self.estimate_X, self.estimate_X - half_X, self.estimate_X + half_X], axis=1)
+        return [Interval(*ends) for ends in ends_X3.tolist()]
+
+    def p_values(self, rounding: float) -> list[float]:
+        """Of Student's two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
+        size_X = np.abs(self.estimate_X)
+        size_X[size_X <= rounding] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p_X = 2.0 * stats.t.sf(size_X / self.error_X, self.freedom_X)
+        p_X[(size_X == 0.0) & np.isfinite(self.error_X)] = 1.0
+        return [float(p) for p in p_X]
+
+
+def _over_seeds(draws_KX: Array) -> _Figures:
+    num_seeds = len(draws_KX)
+    error_X = np.full(draws_KX.shape[1], np.nan)
+    if num_seeds > 1:
+        error_X = draws_KX.std(axis=0, ddof=1) / math.sqrt(num_seeds)
+    return _Figures(draws_KX.mean(axis=0), error_X, np.full_like(error_X, max(num_seeds - 1, 1)))
 
 
 def _attribution(
     players: tuple[str, ...],
-    draws: _Draws,
     *,
+    values: _Figures,
+    pairs: _Figures,
+    interactions: _Figures | None,
+    full: _Figures,
+    rounding: float,
     num_coalitions: int,
+    num_seeds: int,
+    exact: bool,
     higher_is_better: bool,
     confidence: float,
     notes: tuple[str, ...],
 ) -> Attribution:
-    pairs = list(itertools.combinations(players, 2))
-    first_Q, second_Q = np.triu_indices(len(players), 1)
-    differences_KQ = draws.values_KP[:, first_Q] - draws.values_KP[:, second_Q]
-    values = _intervals(draws.values_KP, confidence)
-    p_values = dict(zip(pairs, _holm(_p_values(differences_KQ, _scale(draws.values_KP))), strict=True))
-    order = sorted(players, key=lambda player: values[players.index(player)].estimate, reverse=higher_is_better)
+    names = list(itertools.combinations(players, 2))
+    p_values = dict(zip(names, _holm(pairs.p_values(rounding)), strict=True))
+    estimates = dict(zip(players, values.estimate_X.tolist(), strict=True))
+    order = sorted(players, key=estimates.__getitem__, reverse=higher_is_better)
     return Attribution(
         players=players,
-        values=dict(zip(players, values, strict=True)),
-        interactions=dict(zip(pairs, _intervals(draws.interactions_KQ, confidence), strict=True)),
-        pairs=dict(zip(pairs, _intervals(differences_KQ, confidence), strict=True)),
+        values=dict(zip(players, values.intervals(confidence), strict=True)),
+        interactions={} if interactions is None else dict(zip(names, interactions.intervals(confidence), strict=True)),
+        pairs=dict(zip(names, pairs.intervals(confidence), strict=True)),
         p_values=p_values,
         ranking=_groups(order, {pair for pair, p in p_values.items() if p < 1.0 - confidence}),
-        full=_intervals(draws.full_K[:, None], confidence)[0],
+        full=full.intervals(confidence)[0],
         num_coalitions=num_coalitions,
-        num_seeds=len(draws.full_K),
-        exact=True,
+        num_seeds=num_seeds,
+        exact=exact,
         confidence=confidence,
         notes=notes,
     )
 
 
-def _scale(values_KP: Array) -> float:
-    return float(np.abs(values_KP).max(initial=0.0))
+@dataclass(frozen=True)
+class _Fit:
+    """A least-squares fit of sampled coalitions. U units: a coalition with its complement, or a lone one.
+
+    Attributes:
+        values_KP: Shapley values of each seed.
+        full_K: what all players add, by seed.
+        pull_PU: how much each unit's (weighted) observation moves each value.
+        residual_KU: of the fit, each as it would be had the unit not been fitted; zero where a size is valued whole, for there
+            is nothing random about it.
+        freedom: degrees of freedom of the residuals; 0 where there are not more units than unknowns.
+        num_coalitions: used.
+    """
+
+    values_KP: Array
+    full_K: Array
+    pull_PU: Array
+    residual_KU: Array
+    freedom: int
+    num_coalitions: int
+    notes: tuple[str, ...]
+
+    def figures(self, contrasts_XP: Array) -> _Figures:
+        """Linear combinations of the values, with their errors over coalitions and seeds."""
+        num_seeds = len(self.values_KP)
+        draws_KX = self.values_KP @ contrasts_XP.T
+        estimate_X = draws_KX.mean(axis=0)
+        if not self.freedom:
+            return _Figures(estimate_X, np.full_like(estimate_X, np.nan), np.ones_like(estimate_X))
+        squared_pull_XU = (contrasts_XP @ self.pull_PU) ** 2
+        mean_U = self.residual_KU.mean(axis=0)
+        coalitions_X = squared_pull_XU @ mean_U**2
+        if num_seeds == 1:
+            return _Figures(estimate_X, np.sqrt(coalitions_X), np.full_like(estimate_X, self.freedom))
+        seeds_X = draws_KX.var(axis=0, ddof=1) / num_seeds
+        shared_X = squared_pull_XU @ (self.residual_KU.var(axis=0, ddof=1) / num_seeds)
+        variance_X = np.maximum(coalitions_X + seeds_X - shared_X, np.maximum(coalitions_X, seeds_X))
+        # Satterthwaite's degrees of freedom of a sum of two variances.
+        spread_X = (variance_X - seeds_X) ** 2 / self.freedom + seeds_X**2 / (num_seeds - 1)
+        with np.errstate(invalid="ignore"):
+            freedom_X = np.where(spread_X > 0.0, variance_X**2 / spread_X, self.freedom)
+        return _Figures(estimate_X, np.sqrt(variance_X), freedom_X)
 
 
-def _intervals(draws_KX: Array, confidence: float) -> list[Interval]:
-    """Student's interval of each column's mean."""
-    num_seeds = len(draws_KX)
-    mean_X = draws_KX.mean(axis=0)
-    half_X = np.full_like(mean_X, np.nan)
-    if num_seeds > 1:
-        quantile = float(stats.t.ppf(0.5 + confidence / 2, num_seeds - 1))
-        half_X = quantile * draws_KX.std(axis=0, ddof=1) / math.sqrt(num_seeds)
-    return [Interval(float(mean), float(mean - half), float(mean + half)) for mean, half in zip(mean_X, half_X, strict=True)]
+def _fit(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> _Fit:
+    num_players = len(players)
+    units = _units(players, worths)
+    # What is fitted: the values less an equal share each, in coordinates that add up to zero; then the curve of lone ones.
+    coordinates_PM = helmert(num_players).T
+    design_UM = units.side_UP @ coordinates_PM
+    if units.is_lone:
+        design_UM = np.hstack([design_UM, units.curve_U[:, None]])
+    root_U = np.sqrt(units.weight_U)
+    target_KU = (units.gain_KU - np.outer(units.full_K / num_players, units.side_UP.sum(axis=1))) * root_U
+    left_US, scale_S, right_SM = np.linalg.svd(design_UM * root_U[:, None], full_matrices=False)
+    kept_S = scale_S > _RANK * scale_S.max(initial=0.0)
+    left_US, scale_S, right_SM = left_US[:, kept_S], scale_S[kept_S], right_SM[kept_S]
+    pull_PU = coordinates_PM @ ((right_SM.T / scale_S) @ left_US.T)[: num_players - 1]
+    residual_KU = target_KU - (target_KU @ left_US) @ left_US.T
+    own_U = 1.0 - (left_US**2).sum(axis=1)
+    fitted_exactly_U = own_U < _RANK
+    residual_KU = np.where(fitted_exactly_U, 0.0, residual_KU / np.where(fitted_exactly_U, 1.0, own_U))
+    num_units, num_unknowns = design_UM.shape
+    known = len(scale_S) == num_unknowns < num_units and not (fitted_exactly_U & (units.share_left_U > 0.0)).any()
+    return _Fit(
+        values_KP=units.full_K[:, None] / num_players + target_KU @ pull_PU.T,
+        full_K=units.full_K,
+        pull_PU=pull_PU,
+        residual_KU=residual_KU * np.sqrt(units.share_left_U),
+        freedom=num_units - num_unknowns if known else 0,
+        num_coalitions=units.num_coalitions,
+        notes=units.notes,
+    )
 
 
-def _p_values(draws_KX: Array, scale: float) -> list[float]:
-    """Two-sided, of Student's test that each column's mean is zero; NaN with one seed."""
-    num_seeds = len(draws_KX)
-    if num_seeds < 2:
-        return [math.nan] * draws_KX.shape[1]
-    mean_X = np.abs(draws_KX.mean(axis=0))
-    error_X = draws_KX.std(axis=0, ddof=1) / math.sqrt(num_seeds)
-    p_values = []
-    for mean, error in zip(mean_X.tolist(), error_X.tolist(), strict=True):
-        if mean <= _ROUNDING * scale:
-            p_values.append(1.0)
-        else:
-            p_values.append(2.0 * float(stats.t.sf(mean / error, num_seeds - 1)) if error > 0.0 else 0.0)
-    return p_values
+@dataclass(frozen=True)
+class _Units:
+    """What is fitted: coalitions with their complements, or lone ones.
+
+    Attributes:
+        side_UP: 1 for the players in the coalition, -1 for the others.
+        gain_KU: the worth of the coalition less that of its complement; of a lone one, as if the two were worth together what
+            none and all are, but for the curve.
+        curve_U: of a lone coalition how far its size is from the ends.
+        share_left_U: of the coalitions of the unit's size, those that were not valued.
+    """
+
+    side_UP: Array
+    gain_KU: Array
+    weight_U: Array
+    share_left_U: Array
+    curve_U: Array
+    full_K: Array
+    is_lone: bool
+    num_coalitions: int
+    notes: tuple[str, ...]
+
+
+def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> _Units:
+    num_players, everyone = len(players), frozenset(players)
+    none_K, all_K = (np.array(worths[one], dtype=np.float64) for one in (frozenset(), everyone))
+    between = [one for one in worths if 0 < len(one) < num_players]
+    twins = [one for one in between if players[0] in one and everyone - one in worths]
+    lone = [one for one in between if everyone - one not in worths]
+    notes: tuple[str, ...] = ()
+    if lone and len(lone) <= 2 * len(twins):
+        notes, lone = (f"{len(lone)} coalitions left out: their complements have no worth",), []
+    gains_UK = [np.subtract(worths[one], worths[everyone - one]) for one in twins]
+    gains_UK += [2.0 * np.array(worths[one]) - none_K - all_K for one in lone]
+    side_UP = np.array([[1.0 if player in one else -1.0 for player in players] for one in twins + lone])
+    num_members_U = np.array([2] * len(twins) + [1] * len(lone))
+    size_U = np.array([min(len(one), num_players - len(one)) for one in twins + lone], dtype=np.intp)
+    num_valued = np.bincount(size_U, weights=num_members_U, minlength=num_players)
+    num_in_all = [math.comb(num_players, size) * (1 if 2 * size == num_players else 2) for size in range(num_players)]
+    ends_U = size_U * (num_players - size_U)
+    return _Units(
+        side_UP=side_UP.reshape(-1, num_players),
+        gain_KU=np.array(gains_UK).reshape(-1, len(none_K)).T,
+        weight_U=np.where(2 * size_U == num_players, 1.0, 2.0) / ends_U * num_members_U / num_valued[size_U],
+        share_left_U=np.array([1.0 - float(num_valued[size]) / num_in_all[size] for size in size_U.tolist()]),
+        curve_U=np.where(num_members_U == 1, ends_U / num_players**2, 0.0),
+        full_K=all_K - none_K,
+        is_lone=bool(lone),
+        num_coalitions=2 + int(num_members_U.sum()),
+        notes=notes,
+    )
+
+
+def _usable(
+    players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]
+) -> tuple[dict[Coalition, tuple[float, ...]], list[str]]:
+    """The coalitions that have a worth in every seed that is used, and what was left out."""
+    _, worth_KC = _read(players, worths)
+    coalitions = list(worths)
+    ends = [coalitions.index(one) for one in (frozenset(), frozenset(players)) if one in worths]
+    if len(ends) < 2:
+        raise ValueError("the empty and the full coalition need a worth")
+    valued_KC = np.isfinite(worth_KC)
+    used_K = valued_KC[:, ends].all(axis=1) & (2 * valued_KC.sum(axis=1) > len(coalitions))
+    if not used_K.any():
+        raise RunError(
+            "no seed has a worth for the empty and the full coalition and for more than half of all",
+            fix="run the failed trials again",
+        )
+    used_C = valued_KC[used_K].all(axis=0)
+    notes = []
+    if not used_K.all():
+        notes.append(f"{int((~used_K).sum())} of {len(used_K)} seeds left out: too many coalitions have no worth there")
+    if not used_C.all():
+        notes.append(f"{int((~used_C).sum())} of {len(used_C)} coalitions left out: a seed has no worth there")
+    columns = zip(coalitions, used_C, worth_KC[used_K].T.tolist(), strict=True)
+    return {coalition: tuple(column) for coalition, used, column in columns if used}, notes
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -310,26 +527,26 @@ def _values(worth_KC: Array) -> Array:
     num_players = worth_KC.shape[1].bit_length() - 1
     weights_by_size = np.array([1.0 / (num_players * math.comb(num_players - 1, size)) for size in range(num_players)])
     weights_C = weights_by_size[_sizes(num_players - 1)]
-    values_PK = []
+    values_PK: list[Array] = []
     for player in range(num_players):
         without_C, having_C = _split(worth_KC, player)
         # Over the last axis numpy adds pairwise, which keeps the error of a million terms near that of one.
         values_PK.append(((having_C - without_C) * weights_C).sum(axis=-1))
-    return np.array(values_PK).T
+    return np.stack(values_PK, axis=1)
 
 
 def _interactions(worth_KC: Array) -> Array:
     """Pairwise interaction indices ``[K, Q]`` of worths ``[K, 2^P]``."""
     num_players = worth_KC.shape[1].bit_length() - 1
     others = num_players - 2
-    interactions_QK = [np.empty((0, len(worth_KC)))]
+    interactions_QK: list[Array] = []
     if num_players > 1:
         weights_by_size = np.array([1.0 / ((others + 1) * math.comb(others, size)) for size in range(others + 1)])
         weights_C = weights_by_size[_sizes(others)]
     for first, second in itertools.combinations(range(num_players), 2):
         without, having = (_split(half, first) for half in _split(worth_KC, second))
-        interactions_QK.append((((having[1] - having[0]) - (without[1] - without[0])) * weights_C).sum(axis=-1)[None])
-    return np.concatenate(interactions_QK).T
+        interactions_QK.append((((having[1] - having[0]) - (without[1] - without[0])) * weights_C).sum(axis=-1))
+    return np.stack(interactions_QK, axis=1) if interactions_QK else np.empty((len(worth_KC), 0))
 
 
 def _split(worth_KC: Array, player: int) -> tuple[Array, Array]:
@@ -342,11 +559,19 @@ def _sizes(num_players: int) -> NDArray[np.intp]:
     return np.bitwise_count(np.arange(2**num_players)).astype(np.intp)
 
 
+def _differences(num_players: int) -> Array:
+    """``[Q, P]``: by pair of players, the first one's value less the second's."""
+    first_Q, second_Q = np.triu_indices(num_players, 1)
+    identity = np.eye(num_players)
+    return identity[first_Q] - identity[second_Q]
+
+
 def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> Array:
     """Worths ``[K, 2^P]`` of a game whose every coalition is valued."""
     if not 1 <= len(players) <= MOST_PLAYERS:
         raise ValueError(f"{len(players)} players; every coalition can be valued of 1 to {MOST_PLAYERS}")
-    masks, worth_KC = _read(players, worths)
+    bits, worth_KC = _read(players, worths)
+    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in worths), np.int64, len(worths))
     missing = np.setdiff1d(np.arange(2 ** len(players)), masks)
     if len(missing):
         raise ValueError(f"{len(missing)} coalitions have no worth, among them {_name(players, int(missing[0]))}")
@@ -355,8 +580,8 @@ def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     return table_KC
 
 
-def _read(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> tuple[NDArray[np.int64], Array]:
-    """Coalitions ``[C]`` as numbers, in the order given, and their worths ``[K, C]``."""
+def _read(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> tuple[dict[str, int], Array]:
+    """Each player's bit, and the worths ``[K, C]`` in the order given."""
     if len(set(players)) < len(players):
         raise ValueError("a player occurs twice")
     bits = {player: 1 << index for index, player in enumerate(players)}
@@ -366,8 +591,7 @@ def _read(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -
     num_seeds = {len(values) for values in worths.values()}
     if len(num_seeds) != 1 or num_seeds == {0}:
         raise ValueError("every coalition needs as many worths as the others, one for each seed")
-    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in worths), np.int64, len(worths))
-    return masks, np.array(list(worths.values()), dtype=np.float64).T.copy()
+    return bits, np.array(list(worths.values()), dtype=np.float64).T.copy()
 
 
 def _name(players: Sequence[str], mask: int) -> str:
