@@ -132,12 +132,11 @@ def _verdict(attribution: Attribution) -> str:
     """The ranking in words."""
     if attribution.num_seeds == 1 and attribution.exact:
         return "one seed: the order is that of the estimates, and nothing is said of what another seed would give"
-    groups = [", ".join(group) for group in attribution.ranking]
-    apart = [f"{group} {'is' if len(names) == 1 else 'are'} first" for group, names in zip(groups, attribution.ranking)][:1]
-    if len(groups) == 1:
+    if len(attribution.ranking) == 1:
         return "not distinguishable" if len(attribution.players) > 1 else "one player"
-    tied = [f"{group} are not distinguishable" for group, names in zip(groups, attribution.ranking) if len(names) > 1]
-    return "; ".join([" > ".join(groups), *apart, *tied])
+    order = " > ".join(", ".join(group) for group in attribution.ranking)
+    joined = any(len(group) > 1 for group in attribution.ranking)
+    return f"{order} (a comma joins players that are not distinguishable)" if joined else order
 
 
 def _recommended(

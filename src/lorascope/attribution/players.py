@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.cohort.proposals import has_ended
 from lorascope.config import ShapleyDesign, Study, TaskType, TrialConfig, in_layers, split_layers
-from lorascope.errors import ModelError, UsageError, did_you_mean
+from lorascope.errors import ModelError, RunError, UsageError, did_you_mean
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.shapley import Attribution, Coalition, attribute, coalitions_of, done, estimate
 from lorascope.store import TrialRow
@@ -24,7 +25,6 @@ EXACT_PLAYERS = 10
 MOST_COALITIONS = 2**EXACT_PLAYERS
 # Coalitions proposed at a time: as many as a cohort holds trials of one seed.
 _PROPOSED = 16
-_UNSETTLED = ("planned", "running", "interrupted")
 # The order of sampled coalitions, the same in every study.
 SAMPLING_SEED = 0
 
@@ -253,9 +253,14 @@ def attribution_of(game: Game, metric: str, worths: Mapping[Coalition, Sequence[
 def is_settled(game: Game, worths: Mapping[str, Mapping[Coalition, Sequence[float]]]) -> bool:
     """Whether the intervals are narrow enough: of every metric that the design names, or else of ``eval_loss``."""
     for metric in game.design.values or ["eval_loss"]:
-        if metric not in worths or len(worths[metric]) < len(game.players) + 2:
+        valued = worths.get(metric, {})
+        if frozenset() not in valued or game.everyone not in valued:
             return False
-        if not done(attribution_of(game, metric, worths[metric]), game.design.width):
+        try:
+            attribution = attribution_of(game, metric, valued)
+        except RunError:
+            return False
+        if not done(attribution, game.design.width):
             return False
     return True
 
@@ -264,30 +269,36 @@ class SampledCoalitions:
     """Proposes coalitions to retrain, a cohort at a time, until the intervals are narrow or there are enough.
 
     A function of the trials in the store, so that a study that goes on proposes what it would have proposed.
+
+    Args:
+        others: trials of the study that are no coalitions; they are run along with the first.
     """
 
-    def __init__(self, game: Game) -> None:
+    def __init__(self, game: Game, others: Sequence[TrialConfig] = ()) -> None:
         self.game = game
+        self.others = tuple(others)
 
     def foreseen(self) -> list[TrialConfig]:
         """The smallest and the largest of what may be proposed."""
-        return self.game.trials([frozenset(), self.game.everyone])
+        return [*self.game.trials([frozenset(), self.game.everyone]), *self.others]
 
     def propose(self, rows: Sequence[TrialRow]) -> list[TrialConfig]:
         """The trials to run next; none where the study is complete."""
         game = self.game
         states: dict[Coalition, list[str]] = {}
+        ended = {row.trial for row in rows if has_ended(row)}
         for row in rows:
             coalition = game.coalition_of(row.config)
             if coalition is not None:
-                states.setdefault(coalition, []).append(row.status)
-        open_ones = [coalition for coalition, status in states.items() if set(status) & set(_UNSETTLED)]
+                states.setdefault(coalition, []).append(row.trial)
+        open_ones = [coalition for coalition, trials in states.items() if not ended.issuperset(trials)]
         if open_ones:
-            return game.trials(open_ones)
+            return [*game.trials(open_ones), *(trial for trial in self.others if trial.trial not in ended)]
         if len(states) >= game.most_coalitions or is_settled(game, self._worths(rows)):
             return []
         fresh = (coalition for coalition in coalitions_of(list(game.players), SAMPLING_SEED) if coalition not in states)
-        return game.trials(islice(fresh, min(_PROPOSED, game.most_coalitions - len(states))))
+        proposed = game.trials(islice(fresh, min(_PROPOSED, game.most_coalitions - len(states))))
+        return proposed if states else [*proposed, *self.others]
 
     def _worths(self, rows: Sequence[TrialRow]) -> dict[str, dict[Coalition, list[float]]]:
         return {
