@@ -148,7 +148,7 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
         "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
         "per s of an epoch": [number_text(value["per_second"]) for value in values],
     }
-    columns = {header: cells for header, cells in columns.items() if set(cells) != {"–"}}
+    columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
     better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
     coalitions = counted(metric["num_coalitions"], "coalition")
     whole = f"{_signed(metric['full']['estimate'])} {_interval_text(metric['full'])}"
