@@ -341,15 +341,17 @@ class Range(Section):
 
 
 class SearchDesign(Section):
-    """Configurations that a sampler proposes, a cohort at a time, each learning from those before.
+    """Configurations that a sampler proposes, some at a time, each time having seen what the earlier ones gave.
 
     Attributes:
-        over: for each key a list of values or a range.
+        over: for each key a list of values, which the sampler takes for words without an order (numbers too), or a range.
         trials: configurations in all.
         objective: a metric of the evaluation; whether higher is better is the metric's own.
         sampler: of Optuna.
         pruner: ``successive_halving`` stops the worse part of a cohort at each rung, the rest goes on.
         reduction: one in so many survives a rung.
+        batch: configurations proposed at a time. None: as many as a cohort of 16 holds with every seed, but a quarter of
+            ``trials`` at most, so that a sampler has something to learn from.
         sampler_seed: of the proposals.
     """
 
@@ -360,7 +362,8 @@ class SearchDesign(Section):
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
     pruner: Literal["none", "successive_halving"] = "none"
     reduction: int = Field(3, ge=2)
-    sampler_seed: int = Field(0, ge=0)
+    batch: int | None = Field(None, ge=1)
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
 
 
 Design = Annotated[ListDesign | GridDesign | AblationDesign | ShapleyDesign | SearchDesign, Field(discriminator="kind")]
