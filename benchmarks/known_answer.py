@@ -84,8 +84,8 @@ def values_by_seed(document: Mapping[str, Any]) -> dict[int, dict[str, float]]:
 
 def main() -> None:
     """Run all three games and print in how many seeds the value projection comes first."""
-    from lorascope.cli.app import run_and_report
     from lorascope.attribution.players import design_trials, read_game
+    from lorascope.cli.app import run_and_report
     from lorascope.config import Study
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -95,16 +95,15 @@ def main() -> None:
     make_task(options.out)
     for game in ("usefulness", "reliance", "one_run"):
         study = Study.model_validate(study_values(options.out, range(1, options.seeds + 1), game))
-        trials = design_trials(read_game(study))
-        assert isinstance(trials, list)
-        document = run_and_report(study, trials, options.out / game)["shapley"]
+        document = run_and_report(study, design_trials(read_game(study)), options.out / game)["shapley"]
         found = values_by_seed(document)
         firsts = sum(min(values, key=values.__getitem__) == "value" for values in found.values())
         others = max(abs(values[player]) for values in found.values() for player in ("query", "key"))
         helped = [-values["value"] for values in found.values()]
         print(
-            f"{game}: value first in {firsts} of {len(found)} seeds; it lowers the loss by {min(helped):.3f} to {max(helped):.3f}, "
-            f"query and key change it by {others:.1e} at most; ranking {document['metrics']['eval_loss']['ranking']}"
+            f"{game}: value first in {firsts} of {len(found)} seeds; it lowers the loss by {min(helped):.3f} to "
+            f"{max(helped):.3f}, query and key change it by {others:.1e} at most; "
+            f"ranking {document['metrics']['eval_loss']['ranking']}"
         )
 
 

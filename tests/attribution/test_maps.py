@@ -56,12 +56,12 @@ def test_reliance_is_what_the_adapter_does_without_the_other_players(games):
             lora_A, lora_B = ({key: of[key] for key in keys} for of in (weights.lora_A, weights.lora_B))
             stack.write(0, replace(weights, placements=few, lora_A=lora_A, lora_B=lora_B))
             run = evaluate(stack, base, task, study.evaluate)
-            while True:
-                next(run)
-        except StopIteration as stop:
-            assert stop.value[0].metrics["eval_loss"] == pytest.approx(worth, rel=1e-5)
+            with pytest.raises(StopIteration) as stop:
+                while True:
+                    next(run)
         finally:
             stack.detach()
+        assert stop.value.value[0].metrics["eval_loss"] == pytest.approx(worth, rel=1e-5)
     everyone = records[1]["metrics"]["eval_loss"][records[1]["coalitions"].index(7)]
     assert everyone == pytest.approx(row.metrics["eval_loss"], rel=1e-5)
 
@@ -130,7 +130,9 @@ def test_slices_of_a_fused_projection_are_masked_one_by_one(model_directory, kno
 
 
 def test_a_task_that_produces_text_is_valued_by_its_loss_alone(model_directory, play, tmp_path):
-    rows = "".join(f'{{"prompt": "the film is {word}", "completion": " so warm {word}"}}\n' for word in ("long", "slow", "funny"))
+    rows = "".join(
+        f'{{"prompt": "the film is {word}", "completion": " so warm {word}"}}\n' for word in ("long", "slow", "funny")
+    )
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text(rows.replace("so", "so" if split == "train" else "too"), encoding="utf-8")
     study = Study.model_validate(

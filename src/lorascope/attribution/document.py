@@ -87,9 +87,7 @@ def _metric(
     listed = sorted(worths, key=lambda coalition: (len(coalition), game.targets(coalition)))
     found: dict[str, Any] = {
         "higher_is_better": HIGHER_IS_BETTER[name],
-        "coalitions": [
-            {"players": _members(game, one), "worths": worths[one], "mean": _mean(worths[one])} for one in listed
-        ],
+        "coalitions": [{"players": _members(game, one), "worths": worths[one], "mean": _mean(worths[one])} for one in listed],
     }
     if not worths:
         return {**found, "reason": f"no trial has a {name}"}
@@ -139,9 +137,7 @@ def _verdict(attribution: Attribution) -> str:
     return f"{order} (a comma joins players that are not distinguishable)" if joined else order
 
 
-def _recommended(
-    game: Game, name: str, worths: Worths, parameters: Mapping[str, int] | None
-) -> dict[str, Any] | None:
+def _recommended(game: Game, name: str, worths: Worths, parameters: Mapping[str, int] | None) -> dict[str, Any] | None:
     """The smallest coalition that is as good as the best, as far as the seeds can tell; None in a game of masks alone."""
     if game.design.game == "reliance":
         return None
@@ -160,8 +156,8 @@ def _recommended(
     chosen = min(as_good, key=size)
     size_of = "players" if parameters is None else "parameters"
     why = (
-        f"the coalition with the fewest {size_of} whose mean {name} over the seeds is within the 95 % margin of the best one's, "
-        f"{margin:.2g} (Student's, with the variance between seeds pooled over all coalitions)"
+        f"the coalition with the fewest {size_of} whose mean {name} over the seeds is within the 95 % margin of the "
+        f"best one's, {margin:.2g} (Student's, with the variance between seeds pooled over all coalitions)"
         if margin > 0.0
         else f"the best mean {name}: one seed says nothing of how far chance reaches"
     )
@@ -188,9 +184,7 @@ def _margin(worth_CK: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, freedom)) * math.sqrt(2.0 * variance / num_seeds)
 
 
-def _map_worths(
-    game: Game, maps: Mapping[int, Mapping[str, Any]]
-) -> dict[str, dict[Coalition, dict[int, float]]]:
+def _map_worths(game: Game, maps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[Coalition, dict[int, float]]]:
     """By metric, coalition and seed; only coalitions that the map of every seed holds."""
     found: dict[str, dict[Coalition, dict[int, float]]] = {}
     common = set.intersection(*(set(record["coalitions"]) for record in maps.values())) if maps else set()
@@ -211,9 +205,7 @@ def _map_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_coalitions": len(record["coalitions"]), **{key: record[key] for key in record if key not in left_out}}
 
 
-def _parameters(
-    game: Game, rows: Iterable[TrialRow], maps: Mapping[int, Mapping[str, Any]]
-) -> dict[str, int] | None:
+def _parameters(game: Game, rows: Iterable[TrialRow], maps: Mapping[int, Mapping[str, Any]]) -> dict[str, int] | None:
     """How many numbers each player trains: as a map says, or from the counts of trials, which add up player by player."""
     for record in maps.values():
         return dict(record["parameters"])
@@ -269,9 +261,7 @@ def _agreement(
     }
 
 
-def _effects_agreement(
-    game: Game, shared: Sequence[Coalition], one: Worths, other: Worths
-) -> dict[str, float] | None:
+def _effects_agreement(game: Game, shared: Sequence[Coalition], one: Worths, other: Worths) -> dict[str, float] | None:
     """Of the players' additive effects, fitted to the same coalitions; None where these are too few to fit."""
     players = list(game.players)
     worths = np.array([[_nanmean(one[coalition]), _nanmean(other[coalition])] for coalition in shared]).reshape(-1, 2)

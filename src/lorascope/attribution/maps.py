@@ -258,5 +258,3 @@ def _append(metrics: dict[str, list[float]], evaluations: Sequence[Evaluation], 
 
 def _by_coalition(metrics: Mapping[str, list[float]], read: Sequence[Coalition]) -> dict[str, dict[Coalition, list[float]]]:
     return {name: {one: [value] for one, value in zip(read, column, strict=True)} for name, column in metrics.items()}
-
-

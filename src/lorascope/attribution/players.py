@@ -200,14 +200,18 @@ def _skeleton(study: Study) -> tuple[Any, tuple[str, ...]]:
     return meta_model(trial, forms[-1], 2)
 
 
-def design_trials(game: Game) -> list[TrialConfig] | SampledCoalitions:
-    """What a study of this game trains: a fixed list, or coalitions that are proposed until they are enough."""
+def design_trials(game: Game, others: Sequence[TrialConfig] = ()) -> list[TrialConfig] | SampledCoalitions:
+    """What a study of this game trains: a fixed list, or coalitions that are proposed until they are enough.
+
+    Args:
+        others: trials of the study that are no coalitions, such as controls.
+    """
     design = game.design
     if design.game == "reliance":
-        return game.trials([game.everyone])
+        return [*game.trials([game.everyone]), *others]
     if design.game == "one_run":
-        return game.trials(retrained_coalitions(game))
-    return game.trials(game.coalitions()) if game.is_exact else SampledCoalitions(game)
+        return [*game.trials(retrained_coalitions(game)), *others]
+    return [*game.trials(game.coalitions()), *others] if game.is_exact else SampledCoalitions(game, others)
 
 
 def game_plan(game: Game) -> dict[str, Any]:
@@ -219,8 +223,8 @@ def game_plan(game: Game) -> dict[str, Any]:
     how = {
         "usefulness": f"each coalition is trained: {valued}",
         "reliance": f"one adapter a seed is trained, and coalitions are read off by masking: {valued}",
-        "one_run": f"one training of {design.length:g} times the steps a seed, and coalitions are read off by masking: {valued}; "
-        f"the trials are the coalitions that it is held against",
+        "one_run": f"one training of {design.length:g} times the steps a seed, and coalitions are read off by masking: "
+        f"{valued}; the trials are the coalitions that it is held against",
     }
     return {
         "game": design.game,

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,8 +41,9 @@ from lorascope.config import (
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
+    from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
-    from lorascope.store import Store
+    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -307,7 +308,7 @@ def demo(
 
 def run_and_report(
     study: Study,
-    trials: list[TrialConfig],
+    trials: list[TrialConfig] | Proposer,
     directory: Path,
     *,
     resume: bool = False,
@@ -327,10 +328,14 @@ def run_and_report(
     with StudyProgress(stderr()) as progress:
         from lorascope.cohort.run import run_study
 
-        # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-        with closing(run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen)) as events:
-            for event in events:
-                progress.show(event)
+        if not resume:
+            Store.refuse_existing(directory)
+        for some in _proposals(trials, directory):
+            # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
+            with closing(run_study(study, some, directory, resume=resume, most_slots=slots, device=chosen)) as events:
+                for event in events:
+                    progress.show(event)
+            resume = True
     if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
         from lorascope.attribution.maps import draw_maps
         from lorascope.attribution.players import read_game
@@ -344,6 +349,24 @@ def run_and_report(
                 progress.show(event)
     with Store.open(directory) as store:
         return _results([store])
+
+
+def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
+    """The trials to run, as often as there are new ones."""
+    from lorascope.store import DATABASE, Store
+
+    if isinstance(trials, list):
+        yield trials
+        return
+    rows: list[TrialRow] = []
+    while True:
+        if (directory / DATABASE).is_file():
+            with Store.open(directory) as store:
+                rows = store.trials()
+        some = trials.propose(rows)
+        if not some:
+            return
+        yield some
 
 
 def _results(stores: Sequence[Store]) -> dict[str, Any]:
@@ -371,7 +394,7 @@ def _device(name: str | None) -> str:
 
 def _study_and_trials(
     study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
-) -> tuple[Study, list[TrialConfig]]:
+) -> tuple[Study, list[TrialConfig] | Proposer]:
     from lorascope import design
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
@@ -379,9 +402,13 @@ def _study_and_trials(
     if isinstance(study.design, ShapleyDesign):
         from lorascope.attribution.players import design_trials, read_game
 
-        proposed = design_trials(read_game(study))
-        assert isinstance(proposed, list)
-        trials += proposed
+        proposed = design_trials(read_game(study), trials)
+        if not isinstance(proposed, list):
+            if shard is not None or adapters:
+                where, fix = "--shard" if shard else "--adapter", "leave it out, or give at most 10 players and no coalitions"
+                raise UsageError("coalitions are proposed from the results of all earlier ones", where=where, fix=fix)
+            return study, proposed
+        trials = proposed
     if adapters:
         from lorascope.cohort.single import adapter_trial
 
@@ -393,12 +420,13 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+def _plan_document(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones."""
     import psutil
 
     from lorascope import plan as planning
 
+    trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
     memory = psutil.virtual_memory().available
     rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}

@@ -226,8 +226,8 @@ def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
         return [f"cost against retraining: {cost['reason']}"]
     share = cost["share_of_retraining_as_many_as_read"]
     return [
-        f"cost of a map: {seconds_text(cost['map_train_seconds'])} of training and {seconds_text(cost['map_read_seconds'])} of "
-        f"reading {cost['num_read']:g} coalitions; to retrain as many takes "
+        f"cost of a map: {seconds_text(cost['map_train_seconds'])} of training and {seconds_text(cost['map_read_seconds'])} "
+        f"of reading {cost['num_read']:g} coalitions; to retrain as many takes "
         f"{seconds_text(cost['seconds_per_retrained_coalition'] * cost['num_read'])} alone, {1.0 / share:.1f} times as long"
     ]
 
