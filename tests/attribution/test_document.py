@@ -179,3 +179,34 @@ def test_maps_that_read_different_coalitions_are_compared_on_those_of_both(tmp_p
     metric = document_of(tmp_path / "run")["metrics"]["accuracy"]
     assert [one["players"] for one in metric["coalitions"]] == [[], ["query"], list(PLAYERS)]
     assert metric["coalitions"][1]["worths"] == [0.5, None]
+
+
+def test_a_wrong_map_is_put_right_by_retrained_coalitions(tmp_path):
+    """The truth is additive; the map shrinks it, shifts it, and has one player upside down."""
+    effects = dict(zip("abcdef", (0.30, 0.20, 0.10, 0.05, -0.05, 0.02), strict=True))
+    stored = Stored(tmp_path / "run", players=effects, seeds=(1, 2), game="one_run", retrained=40)
+    before = stored.fill(lambda coalition, seed: 0.5 + 0.01 * seed + sum(effects[player] for player in coalition))
+    assert before["cost"] == {"reason": "no map yet"}
+    players = list(effects)
+    distorted = {**{player: 0.5 * effect for player, effect in effects.items()}, "c": -0.05}
+    masks = list(range(2 ** len(players)))
+    column = [0.1 + sum(distorted[player] for bit, player in enumerate(players) if mask >> bit & 1) for mask in masks]
+    record = {
+        "players": {player: [player] for player in players}, "parameters": dict.fromkeys(players, 10), "stopped": "all",
+        "coalitions": masks, "metrics": {"accuracy": column}, "trial_epochs": 1.0, "train_seconds": 1.0, "read_seconds": 1.0,
+    }  # fmt: skip
+    with Store.create(tmp_path / "run", stored.study, resume=True) as store:
+        for seed in (1, 2):
+            store.set_map("one_run", seed, record)
+    metric = document_of(tmp_path / "run")["metrics"]["accuracy"]
+    assert metric["values"]["c"]["estimate"] == pytest.approx(-0.05)
+    assert {player: one["estimate"] for player, one in metric["calibrated"]["values"].items()} == pytest.approx(
+        effects, abs=1e-6
+    )
+    assert metric["agreement"]["of_effects"]["kendall_tau"] < 1.0
+    assert metric["agreement"]["retraining_with_itself"][0]["kendall_tau"] > 0.99
+
+
+def test_too_few_retrained_coalitions_calibrate_nothing(games):
+    calibrated = document_of(games["one_run"])["metrics"]["eval_loss"]["calibrated"]
+    assert calibrated["reason"].startswith("needs 6 retrained coalitions")

@@ -148,6 +148,10 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
         "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
         "per s of an epoch": [number_text(value["per_second"]) for value in values],
     }
+    calibrated = metric.get("calibrated", {}).get("values")
+    if calibrated:
+        columns["calibrated"] = [_signed(calibrated[player]["estimate"]) for player in order]
+        columns["its interval"] = [_interval_text(calibrated[player]) for player in order]
     columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
     better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
     coalitions = counted(metric["num_coalitions"], "coalition")
@@ -216,6 +220,10 @@ def _agreement_lines(metric: Mapping[str, Any]) -> list[str]:
         if taus:
             tau, correlation = sum(taus) / len(taus), sum(correlations) / len(correlations)
             lines.append(f"{what}: Kendall's tau {tau:.2f}, correlation {correlation:.2f}")
+    calibrated = metric["calibrated"]
+    if "values" in calibrated:
+        many = counted(calibrated["num_retrained"], "retrained coalition")
+        lines.append(f"calibrated: usefulness by the map as a control variate for {many} (slope {calibrated['slope']:.2f})")
     return lines or ["agreement with retraining: not known, no retrained coalition is done"]
 
 
