@@ -29,6 +29,7 @@ MOST_PLAYERS = 20
 _ROUNDING = 1e-12
 # Below this share of the largest, a direction of the fit is not determined.
 _RANK = 1e-9
+_LEAST_LOG_P = -300.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def attribute(
         RunError: no seed has a worth for every coalition.
     """
     worth_KC = _table(players, worths)
-    complete_K: NDArray[np.bool_] = np.isfinite(worth_KC).all(axis=1)
+    complete_K = np.asarray(np.isfinite(worth_KC).all(axis=1))
     if not complete_K.any():
         where = [_name(players, int(mask)) for mask in np.flatnonzero(~np.isfinite(worth_KC).any(axis=0))]
         raise RunError(
@@ -199,8 +200,8 @@ def estimate(
     without their complement are used where they are the majority, with a term for the curve of worth over size.
 
     Intervals take the sizes' valued coalitions as random draws without replacement (``coalitions_of`` gives such) and the
-    seeds as random too: the variances over both are added and what they share is subtracted. With one seed they speak of the
-    coalitions alone. Ends are NaN while there are not more coalitions than the fit has unknowns.
+    seeds as random too, and add the variances over both. With one seed they speak of the coalitions alone. Ends are NaN while
+    there are not more coalitions than the fit has unknowns.
 
     Args:
         worths: by coalition one number for each seed, the same seeds in the same order for all. A seed without the empty or
@@ -216,7 +217,7 @@ def estimate(
         RunError: no seed has a worth for the empty and the full coalition.
 
     Sources: Lundberg and Lee 2017, theorem 2 (the kernel); Covert and Lee 2021, section 4 (complements); MacKinnon and White
-    1985 (variance of weighted least squares, HC3); Cameron, Gelbach and Miller 2011 (variance over two crossed samples).
+    1985 (variance of weighted least squares, HC3); Cochran and Cox 1957, section 4.14 (intervals from two variances).
     """
     worths, notes = _usable(players, worths)
     if len(players) <= MOST_PLAYERS and len(worths) == 2 ** len(players):
@@ -224,16 +225,14 @@ def estimate(
         return replace(complete, notes=(*notes, *complete.notes))
     num_players, num_seeds = len(players), len(next(iter(worths.values())))
     fit = _fit(players, worths)
-    contrasts_XP = np.concatenate([np.eye(num_players), _differences(num_players)])
-    both = fit.figures(contrasts_XP)
     if num_seeds == 1:
         notes = [*notes, "one seed: the intervals speak of the sampled coalitions alone"]
-    if not np.isfinite(both.error_X).all():
+    if not fit.freedom:
         notes = [*notes, f"{len(worths)} coalitions are too few for intervals of {num_players} players"]
     return _attribution(
         tuple(players),
-        values=both.part(0, num_players),
-        pairs=both.part(num_players, None),
+        values=fit.figures(np.eye(num_players)),
+        pairs=fit.figures(_differences(num_players)),
         interactions=None,
         full=_over_seeds(fit.full_K[:, None]),
         rounding=_ROUNDING * max(abs(value) for values in worths.values() for value in values),
@@ -280,36 +279,53 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Estimates, their standard errors (NaN where unknown) and the degrees of freedom of these."""
+    """Estimates with the variances that S sources of chance give them, NaN where unknown, and the degrees of freedom of these.
+
+    Attributes:
+        estimate_X, variance_SX, freedom_S: of X figures.
+    """
 
     estimate_X: Array
-    error_X: Array
-    freedom_X: Array
-
-    def part(self, start: int, stop: int | None) -> _Figures:
-        return _Figures(self.estimate_X[start:stop], self.error_X[start:stop], self.freedom_X[start:stop])
+    variance_SX: Array
+    freedom_S: Array
 
     def intervals(self, confidence: float) -> list[Interval]:
-        half_X = stats.t.ppf(0.5 + confidence / 2, self.freedom_X) * self.error_X
+        half_X = self._quantile(np.full_like(self.estimate_X, 0.5 - confidence / 2)) * self._error()
         ends_X3 = np.stack([self.estimate_X, self.estimate_X - half_X, self.estimate_X + half_X], axis=1)
         return [Interval(*ends) for ends in ends_X3.tolist()]
 
     def p_values(self, rounding: float) -> list[float]:
-        """Of Student's two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
-        size_X = np.abs(self.estimate_X)
-        size_X[size_X <= rounding] = 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            p_X = 2.0 * stats.t.sf(size_X / self.error_X, self.freedom_X)
-        p_X[(size_X == 0.0) & np.isfinite(self.error_X)] = 1.0
-        return [float(p) for p in p_X]
+        """Of the two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
+        size_X = np.where(np.abs(self.estimate_X) <= rounding, 0.0, np.abs(self.estimate_X))
+        error_X = self._error()
+        low_X, high_X = np.full_like(size_X, _LEAST_LOG_P), np.zeros_like(size_X)
+        for _ in range(60):
+            middle_X = (low_X + high_X) / 2
+            above_X = self._quantile(10.0**middle_X / 2) * error_X >= size_X
+            low_X, high_X = np.where(above_X, middle_X, low_X), np.where(above_X, high_X, middle_X)
+        return np.where(size_X == 0.0, 1.0, 10.0**high_X).tolist() if np.isfinite(error_X).all() else [math.nan] * len(size_X)
+
+    def _error(self) -> Array:
+        return np.asarray(np.sqrt(self.variance_SX.sum(axis=0)))
+
+    def _quantile(self, tail_X: Array) -> Array:
+        """Cochran and Cox's: Student's quantile of each source, weighted by its share of the variance.
+
+        Satterthwaite's degrees of freedom trust the shares, which are estimates themselves: where the seeds are the larger
+        source, intervals of 95 % over three of them cover 91 %.
+        """
+        total_X = self.variance_SX.sum(axis=0)
+        share_SX = np.full_like(self.variance_SX, 1.0 / len(self.variance_SX))
+        np.divide(self.variance_SX, total_X, out=share_SX, where=total_X > 0.0)
+        return np.asarray((share_SX * stats.t.isf(tail_X, self.freedom_S[:, None])).sum(axis=0))
 
 
 def _over_seeds(draws_KX: Array) -> _Figures:
     num_seeds = len(draws_KX)
-    error_X = np.full(draws_KX.shape[1], np.nan)
+    variance_X = np.full(draws_KX.shape[1], np.nan)
     if num_seeds > 1:
-        error_X = draws_KX.std(axis=0, ddof=1) / math.sqrt(num_seeds)
-    return _Figures(draws_KX.mean(axis=0), error_X, np.full_like(error_X, max(num_seeds - 1, 1)))
+        variance_X = draws_KX.var(axis=0, ddof=1) / num_seeds
+    return _Figures(draws_KX.mean(axis=0), variance_X[None], np.array([max(num_seeds - 1.0, 1.0)]))
 
 
 def _attribution(
@@ -371,24 +387,15 @@ class _Fit:
 
     def figures(self, contrasts_XP: Array) -> _Figures:
         """Linear combinations of the values, with their errors over coalitions and seeds."""
-        num_seeds = len(self.values_KP)
-        draws_KX = self.values_KP @ contrasts_XP.T
-        estimate_X = draws_KX.mean(axis=0)
-        if not self.freedom:
-            return _Figures(estimate_X, np.full_like(estimate_X, np.nan), np.ones_like(estimate_X))
-        squared_pull_XU = (contrasts_XP @ self.pull_PU) ** 2
-        mean_U = self.residual_KU.mean(axis=0)
-        coalitions_X = squared_pull_XU @ mean_U**2
-        if num_seeds == 1:
-            return _Figures(estimate_X, np.sqrt(coalitions_X), np.full_like(estimate_X, self.freedom))
-        seeds_X = draws_KX.var(axis=0, ddof=1) / num_seeds
-        shared_X = squared_pull_XU @ (self.residual_KU.var(axis=0, ddof=1) / num_seeds)
-        variance_X = np.maximum(coalitions_X + seeds_X - shared_X, np.maximum(coalitions_X, seeds_X))
-        # Satterthwaite's degrees of freedom of a sum of two variances.
-        spread_X = (variance_X - seeds_X) ** 2 / self.freedom + seeds_X**2 / (num_seeds - 1)
-        with np.errstate(invalid="ignore"):
-            freedom_X = np.where(spread_X > 0.0, variance_X**2 / spread_X, self.freedom)
-        return _Figures(estimate_X, np.sqrt(variance_X), freedom_X)
+        over_seeds = _over_seeds(self.values_KP @ contrasts_XP.T)
+        variance_X = np.full_like(over_seeds.estimate_X, np.nan)
+        if self.freedom:
+            variance_X = (contrasts_XP @ self.pull_PU) ** 2 @ self.residual_KU.mean(axis=0) ** 2
+        freedom = max(self.freedom, 1.0)
+        if len(self.values_KP) == 1:
+            return _Figures(over_seeds.estimate_X, variance_X[None], np.array([freedom]))
+        variance_SX = np.vstack([variance_X, over_seeds.variance_SX])
+        return _Figures(over_seeds.estimate_X, variance_SX, np.append(freedom, over_seeds.freedom_S))
 
 
 def _fit(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> _Fit:
