@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from scipy.linalg import helmert
 
 from lorascope.errors import RunError
@@ -29,7 +29,8 @@ MOST_PLAYERS = 20
 _ROUNDING = 1e-12
 # Below this share of the largest, a direction of the fit is not determined.
 _RANK = 1e-9
-_LEAST_LOG_P = -300.0
+# Of a p-value, in tens: smaller ones are given as this.
+_LEAST_LOG_P = -30.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def exact_values(players: Sequence[str], worth: Mapping[Coalition, float]) -> di
 
     Source: Shapley 1953, "A value for n-person games".
     """
-    worth_KC = _table(players, {coalition: (value,) for coalition, value in worth.items()})
+    worth_KC = _table(players, worth.keys(), np.fromiter(worth.values(), np.float64, len(worth))[None])
     return dict(zip(players, _values(worth_KC)[0].tolist(), strict=True))
 
 
@@ -98,7 +99,7 @@ def exact_interactions(players: Sequence[str], worth: Mapping[Coalition, float])
 
     Source: Grabisch and Roubens 1999, "An axiomatic approach to the concept of interaction", definition 1.
     """
-    worth_KC = _table(players, {coalition: (value,) for coalition, value in worth.items()})
+    worth_KC = _table(players, worth.keys(), np.fromiter(worth.values(), np.float64, len(worth))[None])
     return dict(zip(itertools.combinations(players, 2), _interactions(worth_KC)[0].tolist(), strict=True))
 
 
@@ -124,7 +125,7 @@ def attribute(
         ValueError: a coalition lacks, or holds an unknown player; numbers of seeds differ.
         RunError: no seed has a worth for every coalition.
     """
-    worth_KC = _table(players, worths)
+    worth_KC = _table(players, worths.keys(), _matrix(worths))
     complete_K = np.asarray(np.isfinite(worth_KC).all(axis=1))
     if not complete_K.any():
         where = [_name(players, int(mask)) for mask in np.flatnonzero(~np.isfinite(worth_KC).any(axis=0))]
@@ -298,12 +299,14 @@ class _Figures:
         """Of the two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
         size_X = np.where(np.abs(self.estimate_X) <= rounding, 0.0, np.abs(self.estimate_X))
         error_X = self._error()
+        # The p at which the interval's end meets zero, sought in its logarithm.
         low_X, high_X = np.full_like(size_X, _LEAST_LOG_P), np.zeros_like(size_X)
-        for _ in range(60):
+        for _ in range(40):
             middle_X = (low_X + high_X) / 2
-            above_X = self._quantile(10.0**middle_X / 2) * error_X >= size_X
-            low_X, high_X = np.where(above_X, middle_X, low_X), np.where(above_X, high_X, middle_X)
-        return np.where(size_X == 0.0, 1.0, 10.0**high_X).tolist() if np.isfinite(error_X).all() else [math.nan] * len(size_X)
+            reaches_X = self._quantile(10.0**middle_X / 2) * error_X >= size_X
+            low_X, high_X = np.where(reaches_X, middle_X, low_X), np.where(reaches_X, high_X, middle_X)
+        p_X = np.where(size_X == 0.0, 1.0, 10.0**high_X)
+        return [float(p) for p in np.where(np.isfinite(error_X), p_X, np.nan)]
 
     def _error(self) -> Array:
         return np.asarray(np.sqrt(self.variance_SX.sum(axis=0)))
@@ -317,7 +320,7 @@ class _Figures:
         total_X = self.variance_SX.sum(axis=0)
         share_SX = np.full_like(self.variance_SX, 1.0 / len(self.variance_SX))
         np.divide(self.variance_SX, total_X, out=share_SX, where=total_X > 0.0)
-        return np.asarray((share_SX * stats.t.isf(tail_X, self.freedom_S[:, None])).sum(axis=0))
+        return np.asarray((share_SX * -special.stdtrit(self.freedom_S[:, None], tail_X)).sum(axis=0))
 
 
 def _over_seeds(draws_KX: Array) -> _Figures:
@@ -486,8 +489,8 @@ def _usable(
     players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]
 ) -> tuple[dict[Coalition, tuple[float, ...]], list[str]]:
     """The coalitions that have a worth in every seed that is used, and what was left out."""
-    _, worth_KC = _read(players, worths)
-    coalitions = list(worths)
+    _bits(players, worths.keys())
+    worth_KC, coalitions = _matrix(worths), list(worths)
     ends = [coalitions.index(one) for one in (frozenset(), frozenset(players)) if one in worths]
     if len(ends) < 2:
         raise ValueError("the empty and the full coalition need a worth")
@@ -573,12 +576,12 @@ def _differences(num_players: int) -> Array:
     return identity[first_Q] - identity[second_Q]
 
 
-def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> Array:
-    """Worths ``[K, 2^P]`` of a game whose every coalition is valued."""
+def _table(players: Sequence[str], coalitions: Collection[Coalition], worth_KC: Array) -> Array:
+    """Worths ``[K, 2^P]``, by the coalition's number, of a game whose every coalition is valued."""
     if not 1 <= len(players) <= MOST_PLAYERS:
         raise ValueError(f"{len(players)} players; every coalition can be valued of 1 to {MOST_PLAYERS}")
-    bits, worth_KC = _read(players, worths)
-    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in worths), np.int64, len(worths))
+    bits = _bits(players, coalitions)
+    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in coalitions), np.int64, len(coalitions))
     missing = np.setdiff1d(np.arange(2 ** len(players)), masks)
     if len(missing):
         raise ValueError(f"{len(missing)} coalitions have no worth, among them {_name(players, int(missing[0]))}")
@@ -587,18 +590,21 @@ def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     return table_KC
 
 
-def _read(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> tuple[dict[str, int], Array]:
-    """Each player's bit, and the worths ``[K, C]`` in the order given."""
+def _bits(players: Sequence[str], coalitions: Collection[Coalition]) -> dict[str, int]:
     if len(set(players)) < len(players):
         raise ValueError("a player occurs twice")
-    bits = {player: 1 << index for index, player in enumerate(players)}
-    unknown = {player for coalition in worths for player in coalition} - bits.keys()
+    unknown = frozenset().union(*coalitions) - set(players)
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is no player; known: {', '.join(players)}")
+    return {player: 1 << index for index, player in enumerate(players)}
+
+
+def _matrix(worths: Mapping[Coalition, Sequence[float]]) -> Array:
+    """Worths ``[K, C]`` in the order given."""
     num_seeds = {len(values) for values in worths.values()}
     if len(num_seeds) != 1 or num_seeds == {0}:
         raise ValueError("every coalition needs as many worths as the others, one for each seed")
-    return bits, np.array(list(worths.values()), dtype=np.float64).T.copy()
+    return np.ascontiguousarray(np.array(list(worths.values()), dtype=np.float64).T)
 
 
 def _name(players: Sequence[str], mask: int) -> str:
