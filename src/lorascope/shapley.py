@@ -113,9 +113,11 @@ def attribute(
     """Shapley values of a game whose every coalition was valued once for each seed.
 
     A value is linear in the worths, so each seed has values of its own, and these are independent draws: intervals are
-    Student's, with K - 1 degrees of freedom. Bootstrapping the seeds is no substitute, for three seeds have only ten different
-    resamples. A seed in which a worth is NaN or infinite (its trial failed) is left out whole, and ``notes`` says so: its
-    values cannot be had, and a mean over other seeds would not be paired. With one seed the intervals' ends are NaN.
+    Student's, with K - 1 degrees of freedom. A bootstrap of the seeds is no substitute: at 95 % its intervals held the truth
+    in 74 % of the cases with three seeds and in 83 % with five, Student's in 95 %.
+
+    A seed in which a worth is NaN or infinite (its trial failed) is left out whole, and ``notes`` says so: its values cannot
+    be had, and a mean over other seeds would not be paired. With one seed the intervals' ends are NaN.
 
     Args:
         worths: by coalition one number for each seed, the same seeds in the same order for all.
@@ -161,8 +163,9 @@ def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
     """Coalitions in the order in which to value them where there are too many: none, all, then random ones, each once.
 
     They come in twos, a coalition and its complement: the beginning of a random permutation and that of its reverse. Every two
-    come from a permutation of their own, and all sizes come round equally often. Whole permutations, beginning by beginning,
-    would be worse: neighbours resemble each other, and the same error takes two to three times as many coalitions.
+    come from a permutation of their own, since neighbours in one permutation resemble each other: from whole permutations, the
+    error of as many coalitions was 1.3 to 1.8 times as large. Sizes come round as often as they weigh in the fit, so small and
+    large coalitions more often than middling ones.
 
     A function of the players and the seed alone, so that whoever stops and begins again meets the same coalitions; it ends
     when every coalition was given.
@@ -172,18 +175,24 @@ def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
     yield frozenset(players)
     generator = np.random.default_rng(seed)
     given: set[Coalition] = set()
-    left = [2 * math.comb(num_players, size) // (1 + (2 * size == num_players)) for size in range(num_players // 2 + 1)]
-    while any(left[1:]):
-        for size in (generator.permutation(num_players - 1) + 1).tolist():
-            smaller = min(size, num_players - size)
-            while left[smaller]:
-                order = [players[index] for index in generator.permutation(num_players).tolist()]
-                twins = frozenset(order[:size]), frozenset(order[size:])
-                if twins[0] not in given:
-                    given.update(twins)
-                    left[smaller] -= 2
-                    yield from twins
-                    break
+    left = {size: _num_of_size(num_players, size) for size in range(1, num_players // 2 + 1)}
+    owed = dict.fromkeys(left, 0.0)
+    while left:
+        for size in left:
+            owed[size] += _weight_of_size(num_players, size)
+        size = max(left, key=owed.__getitem__)
+        owed[size] -= sum(_weight_of_size(num_players, other) for other in left)
+        while True:
+            order = [players[index] for index in generator.permutation(num_players).tolist()]
+            smaller, larger = frozenset(order[:size]), frozenset(order[size:])
+            if smaller not in given:
+                break
+        given |= {smaller, larger}
+        left[size] -= 2
+        if not left[size]:
+            del left[size]
+        yield smaller
+        yield larger
 
 
 def estimate(
@@ -441,7 +450,8 @@ class _Units:
         gain_KU: the worth of the coalition less that of its complement; of a lone one, as if the two were worth together what
             none and all are, but for the curve.
         curve_U: of a lone coalition how far its size is from the ends.
-        share_left_U: of the coalitions of the unit's size, those that were not valued.
+        share_left_U: of the coalitions of the unit's size, those that were not valued; 1 for a lone one, whose complement may
+            be anything however many of its size are valued.
     """
 
     side_UP: Array
@@ -470,19 +480,30 @@ def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     num_members_U = np.array([2] * len(twins) + [1] * len(lone))
     size_U = np.array([min(len(one), num_players - len(one)) for one in twins + lone], dtype=np.intp)
     num_valued = np.bincount(size_U, weights=num_members_U, minlength=num_players)
-    num_in_all = [math.comb(num_players, size) * (1 if 2 * size == num_players else 2) for size in range(num_players)]
-    ends_U = size_U * (num_players - size_U)
+    num_of_size_U = np.array([float(_num_of_size(num_players, size)) for size in size_U.tolist()])
+    weight_U = np.array([_weight_of_size(num_players, size) for size in size_U.tolist()])
+    curve_U = np.where(num_members_U == 1, size_U * (num_players - size_U) / num_players**2, 0.0)
     return _Units(
         side_UP=side_UP.reshape(-1, num_players),
         gain_KU=np.array(gains_UK).reshape(-1, len(none_K)).T,
-        weight_U=np.where(2 * size_U == num_players, 1.0, 2.0) / ends_U * num_members_U / num_valued[size_U],
-        share_left_U=np.array([1.0 - float(num_valued[size]) / num_in_all[size] for size in size_U.tolist()]),
-        curve_U=np.where(num_members_U == 1, ends_U / num_players**2, 0.0),
+        weight_U=weight_U * num_members_U / num_valued[size_U],
+        share_left_U=np.where(num_members_U == 1, 1.0, 1.0 - num_valued[size_U] / num_of_size_U),
+        curve_U=curve_U,
         full_K=all_K - none_K,
         is_lone=bool(lone),
         num_coalitions=2 + int(num_members_U.sum()),
         notes=notes,
     )
+
+
+def _num_of_size(num_players: int, size: int) -> int:
+    """Coalitions of a size, up to half of the players, and their complements."""
+    return math.comb(num_players, size) * (1 if 2 * size == num_players else 2)
+
+
+def _weight_of_size(num_players: int, size: int) -> float:
+    """What all coalitions of a size, and their complements, weigh together by the Shapley kernel."""
+    return (1.0 if 2 * size == num_players else 2.0) / (size * (num_players - size))
 
 
 def _usable(
