@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from scipy.linalg import helmert
 
 from lorascope.errors import RunError
@@ -29,6 +29,8 @@ MOST_PLAYERS = 20
 _ROUNDING = 1e-12
 # Below this share of the largest, a direction of the fit is not determined.
 _RANK = 1e-9
+# Of a p-value, in tens: smaller ones are given as this.
+_LEAST_LOG_P = -30.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def exact_values(players: Sequence[str], worth: Mapping[Coalition, float]) -> di
 
     Source: Shapley 1953, "A value for n-person games".
     """
-    worth_KC = _table(players, {coalition: (value,) for coalition, value in worth.items()})
+    worth_KC = _table(players, worth.keys(), np.fromiter(worth.values(), np.float64, len(worth))[None])
     return dict(zip(players, _values(worth_KC)[0].tolist(), strict=True))
 
 
@@ -97,7 +99,7 @@ def exact_interactions(players: Sequence[str], worth: Mapping[Coalition, float])
 
     Source: Grabisch and Roubens 1999, "An axiomatic approach to the concept of interaction", definition 1.
     """
-    worth_KC = _table(players, {coalition: (value,) for coalition, value in worth.items()})
+    worth_KC = _table(players, worth.keys(), np.fromiter(worth.values(), np.float64, len(worth))[None])
     return dict(zip(itertools.combinations(players, 2), _interactions(worth_KC)[0].tolist(), strict=True))
 
 
@@ -111,9 +113,11 @@ def attribute(
     """Shapley values of a game whose every coalition was valued once for each seed.
 
     A value is linear in the worths, so each seed has values of its own, and these are independent draws: intervals are
-    Student's, with K - 1 degrees of freedom. Bootstrapping the seeds is no substitute, for three seeds have only ten different
-    resamples. A seed in which a worth is NaN or infinite (its trial failed) is left out whole, and ``notes`` says so: its
-    values cannot be had, and a mean over other seeds would not be paired. With one seed the intervals' ends are NaN.
+    Student's, with K - 1 degrees of freedom. A bootstrap of the seeds is no substitute: at 95 % its intervals held the truth
+    in 74 % of the cases with three seeds and in 83 % with five, Student's in 95 %.
+
+    A seed in which a worth is NaN or infinite (its trial failed) is left out whole, and ``notes`` says so: its values cannot
+    be had, and a mean over other seeds would not be paired. With one seed the intervals' ends are NaN.
 
     Args:
         worths: by coalition one number for each seed, the same seeds in the same order for all.
@@ -123,8 +127,8 @@ def attribute(
         ValueError: a coalition lacks, or holds an unknown player; numbers of seeds differ.
         RunError: no seed has a worth for every coalition.
     """
-    worth_KC = _table(players, worths)
-    complete_K: NDArray[np.bool_] = np.isfinite(worth_KC).all(axis=1)
+    worth_KC = _table(players, worths.keys(), _matrix(worths))
+    complete_K = np.asarray(np.isfinite(worth_KC).all(axis=1))
     if not complete_K.any():
         where = [_name(players, int(mask)) for mask in np.flatnonzero(~np.isfinite(worth_KC).any(axis=0))]
         raise RunError(
@@ -159,8 +163,9 @@ def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
     """Coalitions in the order in which to value them where there are too many: none, all, then random ones, each once.
 
     They come in twos, a coalition and its complement: the beginning of a random permutation and that of its reverse. Every two
-    come from a permutation of their own, and all sizes come round equally often. Whole permutations, beginning by beginning,
-    would be worse: neighbours resemble each other, and the same error takes two to three times as many coalitions.
+    come from a permutation of their own, since neighbours in one permutation resemble each other: from whole permutations, the
+    error of as many coalitions was 1.3 to 1.8 times as large. Sizes come round as often as they weigh in the fit, so small and
+    large coalitions more often than middling ones.
 
     A function of the players and the seed alone, so that whoever stops and begins again meets the same coalitions; it ends
     when every coalition was given.
@@ -170,18 +175,24 @@ def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
     yield frozenset(players)
     generator = np.random.default_rng(seed)
     given: set[Coalition] = set()
-    left = [2 * math.comb(num_players, size) // (1 + (2 * size == num_players)) for size in range(num_players // 2 + 1)]
-    while any(left[1:]):
-        for size in (generator.permutation(num_players - 1) + 1).tolist():
-            smaller = min(size, num_players - size)
-            while left[smaller]:
-                order = [players[index] for index in generator.permutation(num_players).tolist()]
-                twins = frozenset(order[:size]), frozenset(order[size:])
-                if twins[0] not in given:
-                    given.update(twins)
-                    left[smaller] -= 2
-                    yield from twins
-                    break
+    left = {size: _num_of_size(num_players, size) for size in range(1, num_players // 2 + 1)}
+    owed = dict.fromkeys(left, 0.0)
+    while left:
+        for size in left:
+            owed[size] += _weight_of_size(num_players, size)
+        size = max(left, key=owed.__getitem__)
+        owed[size] -= sum(_weight_of_size(num_players, other) for other in left)
+        while True:
+            order = [players[index] for index in generator.permutation(num_players).tolist()]
+            smaller, larger = frozenset(order[:size]), frozenset(order[size:])
+            if smaller not in given:
+                break
+        given |= {smaller, larger}
+        left[size] -= 2
+        if not left[size]:
+            del left[size]
+        yield smaller
+        yield larger
 
 
 def estimate(
@@ -199,8 +210,8 @@ def estimate(
     without their complement are used where they are the majority, with a term for the curve of worth over size.
 
     Intervals take the sizes' valued coalitions as random draws without replacement (``coalitions_of`` gives such) and the
-    seeds as random too: the variances over both are added and what they share is subtracted. With one seed they speak of the
-    coalitions alone. Ends are NaN while there are not more coalitions than the fit has unknowns.
+    seeds as random too, and add the variances over both. With one seed they speak of the coalitions alone. Ends are NaN while
+    there are not more coalitions than the fit has unknowns.
 
     Args:
         worths: by coalition one number for each seed, the same seeds in the same order for all. A seed without the empty or
@@ -216,7 +227,7 @@ def estimate(
         RunError: no seed has a worth for the empty and the full coalition.
 
     Sources: Lundberg and Lee 2017, theorem 2 (the kernel); Covert and Lee 2021, section 4 (complements); MacKinnon and White
-    1985 (variance of weighted least squares, HC3); Cameron, Gelbach and Miller 2011 (variance over two crossed samples).
+    1985 (variance of weighted least squares, HC3); Cochran and Cox 1957, section 4.14 (intervals from two variances).
     """
     worths, notes = _usable(players, worths)
     if len(players) <= MOST_PLAYERS and len(worths) == 2 ** len(players):
@@ -224,16 +235,14 @@ def estimate(
         return replace(complete, notes=(*notes, *complete.notes))
     num_players, num_seeds = len(players), len(next(iter(worths.values())))
     fit = _fit(players, worths)
-    contrasts_XP = np.concatenate([np.eye(num_players), _differences(num_players)])
-    both = fit.figures(contrasts_XP)
     if num_seeds == 1:
         notes = [*notes, "one seed: the intervals speak of the sampled coalitions alone"]
-    if not np.isfinite(both.error_X).all():
+    if not fit.freedom:
         notes = [*notes, f"{len(worths)} coalitions are too few for intervals of {num_players} players"]
     return _attribution(
         tuple(players),
-        values=both.part(0, num_players),
-        pairs=both.part(num_players, None),
+        values=fit.figures(np.eye(num_players)),
+        pairs=fit.figures(_differences(num_players)),
         interactions=None,
         full=_over_seeds(fit.full_K[:, None]),
         rounding=_ROUNDING * max(abs(value) for values in worths.values() for value in values),
@@ -280,36 +289,55 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Estimates, their standard errors (NaN where unknown) and the degrees of freedom of these."""
+    """Estimates with the variances that S sources of chance give them, NaN where unknown, and the degrees of freedom of these.
+
+    Attributes:
+        estimate_X, variance_SX, freedom_S: of X figures.
+    """
 
     estimate_X: Array
-    error_X: Array
-    freedom_X: Array
-
-    def part(self, start: int, stop: int | None) -> _Figures:
-        return _Figures(self.estimate_X[start:stop], self.error_X[start:stop], self.freedom_X[start:stop])
+    variance_SX: Array
+    freedom_S: Array
 
     def intervals(self, confidence: float) -> list[Interval]:
-        half_X = stats.t.ppf(0.5 + confidence / 2, self.freedom_X) * self.error_X
+        half_X = self._quantile(np.full_like(self.estimate_X, 0.5 - confidence / 2)) * self._error()
         ends_X3 = np.stack([self.estimate_X, self.estimate_X - half_X, self.estimate_X + half_X], axis=1)
         return [Interval(*ends) for ends in ends_X3.tolist()]
 
     def p_values(self, rounding: float) -> list[float]:
-        """Of Student's two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
-        size_X = np.abs(self.estimate_X)
-        size_X[size_X <= rounding] = 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            p_X = 2.0 * stats.t.sf(size_X / self.error_X, self.freedom_X)
-        p_X[(size_X == 0.0) & np.isfinite(self.error_X)] = 1.0
-        return [float(p) for p in p_X]
+        """Of the two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
+        size_X = np.where(np.abs(self.estimate_X) <= rounding, 0.0, np.abs(self.estimate_X))
+        error_X = self._error()
+        # The p at which the interval's end meets zero, sought in its logarithm.
+        low_X, high_X = np.full_like(size_X, _LEAST_LOG_P), np.zeros_like(size_X)
+        for _ in range(40):
+            middle_X = (low_X + high_X) / 2
+            reaches_X = self._quantile(10.0**middle_X / 2) * error_X >= size_X
+            low_X, high_X = np.where(reaches_X, middle_X, low_X), np.where(reaches_X, high_X, middle_X)
+        p_X = np.where(size_X == 0.0, 1.0, 10.0**high_X)
+        return [float(p) for p in np.where(np.isfinite(error_X), p_X, np.nan)]
+
+    def _error(self) -> Array:
+        return np.asarray(np.sqrt(self.variance_SX.sum(axis=0)))
+
+    def _quantile(self, tail_X: Array) -> Array:
+        """Cochran and Cox's: Student's quantile of each source, weighted by its share of the variance.
+
+        Satterthwaite's degrees of freedom trust the shares, which are estimates themselves: where the seeds are the larger
+        source, intervals of 95 % over three of them cover 91 %.
+        """
+        total_X = self.variance_SX.sum(axis=0)
+        share_SX = np.full_like(self.variance_SX, 1.0 / len(self.variance_SX))
+        np.divide(self.variance_SX, total_X, out=share_SX, where=total_X > 0.0)
+        return np.asarray((share_SX * -special.stdtrit(self.freedom_S[:, None], tail_X)).sum(axis=0))
 
 
 def _over_seeds(draws_KX: Array) -> _Figures:
     num_seeds = len(draws_KX)
-    error_X = np.full(draws_KX.shape[1], np.nan)
+    variance_X = np.full(draws_KX.shape[1], np.nan)
     if num_seeds > 1:
-        error_X = draws_KX.std(axis=0, ddof=1) / math.sqrt(num_seeds)
-    return _Figures(draws_KX.mean(axis=0), error_X, np.full_like(error_X, max(num_seeds - 1, 1)))
+        variance_X = draws_KX.var(axis=0, ddof=1) / num_seeds
+    return _Figures(draws_KX.mean(axis=0), variance_X[None], np.array([max(num_seeds - 1.0, 1.0)]))
 
 
 def _attribution(
@@ -371,24 +399,15 @@ class _Fit:
 
     def figures(self, contrasts_XP: Array) -> _Figures:
         """Linear combinations of the values, with their errors over coalitions and seeds."""
-        num_seeds = len(self.values_KP)
-        draws_KX = self.values_KP @ contrasts_XP.T
-        estimate_X = draws_KX.mean(axis=0)
-        if not self.freedom:
-            return _Figures(estimate_X, np.full_like(estimate_X, np.nan), np.ones_like(estimate_X))
-        squared_pull_XU = (contrasts_XP @ self.pull_PU) ** 2
-        mean_U = self.residual_KU.mean(axis=0)
-        coalitions_X = squared_pull_XU @ mean_U**2
-        if num_seeds == 1:
-            return _Figures(estimate_X, np.sqrt(coalitions_X), np.full_like(estimate_X, self.freedom))
-        seeds_X = draws_KX.var(axis=0, ddof=1) / num_seeds
-        shared_X = squared_pull_XU @ (self.residual_KU.var(axis=0, ddof=1) / num_seeds)
-        variance_X = np.maximum(coalitions_X + seeds_X - shared_X, np.maximum(coalitions_X, seeds_X))
-        # Satterthwaite's degrees of freedom of a sum of two variances.
-        spread_X = (variance_X - seeds_X) ** 2 / self.freedom + seeds_X**2 / (num_seeds - 1)
-        with np.errstate(invalid="ignore"):
-            freedom_X = np.where(spread_X > 0.0, variance_X**2 / spread_X, self.freedom)
-        return _Figures(estimate_X, np.sqrt(variance_X), freedom_X)
+        over_seeds = _over_seeds(self.values_KP @ contrasts_XP.T)
+        variance_X = np.full_like(over_seeds.estimate_X, np.nan)
+        if self.freedom:
+            variance_X = (contrasts_XP @ self.pull_PU) ** 2 @ self.residual_KU.mean(axis=0) ** 2
+        freedom = max(self.freedom, 1.0)
+        if len(self.values_KP) == 1:
+            return _Figures(over_seeds.estimate_X, variance_X[None], np.array([freedom]))
+        variance_SX = np.vstack([variance_X, over_seeds.variance_SX])
+        return _Figures(over_seeds.estimate_X, variance_SX, np.append(freedom, over_seeds.freedom_S))
 
 
 def _fit(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> _Fit:
@@ -431,7 +450,8 @@ class _Units:
         gain_KU: the worth of the coalition less that of its complement; of a lone one, as if the two were worth together what
             none and all are, but for the curve.
         curve_U: of a lone coalition how far its size is from the ends.
-        share_left_U: of the coalitions of the unit's size, those that were not valued.
+        share_left_U: of the coalitions of the unit's size, those that were not valued; 1 for a lone one, whose complement may
+            be anything however many of its size are valued.
     """
 
     side_UP: Array
@@ -460,14 +480,15 @@ def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     num_members_U = np.array([2] * len(twins) + [1] * len(lone))
     size_U = np.array([min(len(one), num_players - len(one)) for one in twins + lone], dtype=np.intp)
     num_valued = np.bincount(size_U, weights=num_members_U, minlength=num_players)
-    num_in_all = [math.comb(num_players, size) * (1 if 2 * size == num_players else 2) for size in range(num_players)]
-    ends_U = size_U * (num_players - size_U)
+    num_of_size_U = np.array([float(_num_of_size(num_players, size)) for size in size_U.tolist()])
+    weight_U = np.array([_weight_of_size(num_players, size) for size in size_U.tolist()])
+    curve_U = np.where(num_members_U == 1, size_U * (num_players - size_U) / num_players**2, 0.0)
     return _Units(
         side_UP=side_UP.reshape(-1, num_players),
         gain_KU=np.array(gains_UK).reshape(-1, len(none_K)).T,
-        weight_U=np.where(2 * size_U == num_players, 1.0, 2.0) / ends_U * num_members_U / num_valued[size_U],
-        share_left_U=np.array([1.0 - float(num_valued[size]) / num_in_all[size] for size in size_U.tolist()]),
-        curve_U=np.where(num_members_U == 1, ends_U / num_players**2, 0.0),
+        weight_U=weight_U * num_members_U / num_valued[size_U],
+        share_left_U=np.where(num_members_U == 1, 1.0, 1.0 - num_valued[size_U] / num_of_size_U),
+        curve_U=curve_U,
         full_K=all_K - none_K,
         is_lone=bool(lone),
         num_coalitions=2 + int(num_members_U.sum()),
@@ -475,12 +496,22 @@ def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     )
 
 
+def _num_of_size(num_players: int, size: int) -> int:
+    """Coalitions of a size, up to half of the players, and their complements."""
+    return math.comb(num_players, size) * (1 if 2 * size == num_players else 2)
+
+
+def _weight_of_size(num_players: int, size: int) -> float:
+    """What all coalitions of a size, and their complements, weigh together by the Shapley kernel."""
+    return (1.0 if 2 * size == num_players else 2.0) / (size * (num_players - size))
+
+
 def _usable(
     players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]
 ) -> tuple[dict[Coalition, tuple[float, ...]], list[str]]:
     """The coalitions that have a worth in every seed that is used, and what was left out."""
-    _, worth_KC = _read(players, worths)
-    coalitions = list(worths)
+    _bits(players, worths.keys())
+    worth_KC, coalitions = _matrix(worths), list(worths)
     ends = [coalitions.index(one) for one in (frozenset(), frozenset(players)) if one in worths]
     if len(ends) < 2:
         raise ValueError("the empty and the full coalition need a worth")
@@ -566,12 +597,12 @@ def _differences(num_players: int) -> Array:
     return identity[first_Q] - identity[second_Q]
 
 
-def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> Array:
-    """Worths ``[K, 2^P]`` of a game whose every coalition is valued."""
+def _table(players: Sequence[str], coalitions: Collection[Coalition], worth_KC: Array) -> Array:
+    """Worths ``[K, 2^P]``, by the coalition's number, of a game whose every coalition is valued."""
     if not 1 <= len(players) <= MOST_PLAYERS:
         raise ValueError(f"{len(players)} players; every coalition can be valued of 1 to {MOST_PLAYERS}")
-    bits, worth_KC = _read(players, worths)
-    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in worths), np.int64, len(worths))
+    bits = _bits(players, coalitions)
+    masks = np.fromiter((sum(bits[player] for player in coalition) for coalition in coalitions), np.int64, len(coalitions))
     missing = np.setdiff1d(np.arange(2 ** len(players)), masks)
     if len(missing):
         raise ValueError(f"{len(missing)} coalitions have no worth, among them {_name(players, int(missing[0]))}")
@@ -580,18 +611,21 @@ def _table(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     return table_KC
 
 
-def _read(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> tuple[dict[str, int], Array]:
-    """Each player's bit, and the worths ``[K, C]`` in the order given."""
+def _bits(players: Sequence[str], coalitions: Collection[Coalition]) -> dict[str, int]:
     if len(set(players)) < len(players):
         raise ValueError("a player occurs twice")
-    bits = {player: 1 << index for index, player in enumerate(players)}
-    unknown = {player for coalition in worths for player in coalition} - bits.keys()
+    unknown = frozenset().union(*coalitions) - set(players)
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is no player; known: {', '.join(players)}")
+    return {player: 1 << index for index, player in enumerate(players)}
+
+
+def _matrix(worths: Mapping[Coalition, Sequence[float]]) -> Array:
+    """Worths ``[K, C]`` in the order given."""
     num_seeds = {len(values) for values in worths.values()}
     if len(num_seeds) != 1 or num_seeds == {0}:
         raise ValueError("every coalition needs as many worths as the others, one for each seed")
-    return bits, np.array(list(worths.values()), dtype=np.float64).T.copy()
+    return np.ascontiguousarray(np.array(list(worths.values()), dtype=np.float64).T)
 
 
 def _name(players: Sequence[str], mask: int) -> str:
