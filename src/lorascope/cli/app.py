@@ -15,8 +15,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +41,7 @@ from lorascope.config import (
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
+    from lorascope.cohort.events import Events
     from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
     from lorascope.store import Store, TrialRow
@@ -95,7 +96,7 @@ def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
     if isinstance(error, LorascopeError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        resumable = "; finished trials are kept, go on with --resume" if arguments[:1] == ["run"] else ""
+        resumable = "; what was saved is kept, go on with --resume" if arguments[:1] == ["run"] else ""
         return _INTERRUPTED, f"interrupted{resumable}"
     if isinstance(error, _CLICK_USAGE_ERROR):
         context = getattr(error, "ctx", None)
@@ -144,6 +145,10 @@ def run(
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
+    ] = None,
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
@@ -160,8 +165,16 @@ def run(
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
     directory = out or Path("runs") / study.name
-    part = None if shard is None else parse_shard(shard)
-    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device, part=part)
+    document = run_and_report(
+        study,
+        trials,
+        directory,
+        resume=resume,
+        slots=slots,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        part=None if shard is None else parse_shard(shard),
+    )
     if as_json:
         print_json(document)
     else:
@@ -314,41 +327,63 @@ def run_and_report(
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    checkpoint_seconds: float | None = None,
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document.
 
     Args:
         part: the shard that this is, as (index from 1, count).
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
     """
-    from lorascope.cli.progress import StudyProgress
     from lorascope.store import Store
 
     chosen = _device(device)
-    with StudyProgress(stderr()) as progress:
+    if not resume:
+        Store.refuse_existing(directory)
+    for some in _proposals(trials, directory):
         from lorascope.cohort.run import run_study
 
-        if not resume:
-            Store.refuse_existing(directory)
-        for some in _proposals(trials, directory):
-            # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-            with closing(run_study(study, some, directory, resume=resume, most_slots=slots, device=chosen)) as events:
-                for event in events:
-                    progress.show(event)
-            resume = True
+        _show(
+            run_study(
+                study,
+                some,
+                directory,
+                resume=resume,
+                most_slots=slots,
+                device=chosen,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+        )
+        resume = True
     if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
         from lorascope.attribution.maps import draw_maps
         from lorascope.attribution.players import read_game
 
         seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
-        with (
-            StudyProgress(stderr()) as progress,
-            closing(draw_maps(read_game(study), directory, device=chosen, seeds=seeds)) as events,
-        ):
-            for event in events:
-                progress.show(event)
+        _show(draw_maps(read_game(study), directory, device=chosen, seeds=seeds))
     with Store.open(directory) as store:
         return _results([store])
+
+
+def _show(running: Events) -> None:
+    """Carry something out with its progress on stderr; closed at once whatever ends it, so that its trials say so.
+
+    Raises:
+        KeyboardInterrupt: see `run_and_report`.
+    """
+    from lorascope.cli.progress import StudyProgress
+
+    with StudyProgress(stderr()) as progress:
+        with _deferred_signals() as interrupted, closing(running) as events:
+            for event in events:
+                progress.show(event)
+                if interrupted():
+                    break
+        if interrupted():
+            raise KeyboardInterrupt
 
 
 def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
@@ -504,6 +539,34 @@ def _print_csv(document: dict[str, Any]) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Within, the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+
+    Yields:
+        Whether one came.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        for each in own:
+            signal.signal(each, _interrupt)
+        came.append(number)
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\nsaving after the step in progress; interrupt again to end at once\n")
+
+    # Ignored where a shell without job control started the command in the background; that is left alone.
+    own = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    own = {each: handler for each, handler in own.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for each in own:
+            signal.signal(each, note)
+        yield lambda: bool(came)
+    finally:
+        for each, handler in own.items():
+            signal.signal(each, handler)
 
 
 def _prepare_streams() -> None:

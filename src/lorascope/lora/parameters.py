@@ -9,7 +9,7 @@ Legend: N slots, P numbers of one slot.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,22 @@ class SlotParameters:
         """Overwrite one slot's parameter."""
         with torch.no_grad():
             self._leaves[name][slot].copy_(value)
+
+    def state(self, with_moments: bool) -> dict[str, Tensor]:
+        """All that a training goes on from: the values themselves, and AdamW's moments."""
+        moments = {"first_moment": self.first_moment_NP, "second_moment": self.second_moment_NP}
+        return {"values": self.values_NP, **(moments if with_moments else {})}
+
+    @torch.no_grad()
+    def load_state(self, state: Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrite what ``state`` gave, in place, so that the leaves show it."""
+        own = self.state(with_moments=True)
+        for name, value in state:
+            if value.shape != own[name].shape or value.dtype != own[name].dtype:
+                raise ValueError(
+                    f"{name} is {value.dtype} {tuple(value.shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
+                )
+            own[name].copy_(value)
 
     def zero_gradients(self) -> None:
         """Clear every slot's gradient."""
