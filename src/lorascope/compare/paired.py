@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import gammaincinv, ndtr, roots_legendre, stdtrit
+from scipy.special import gammaincinv, ndtr, roots_legendre, stdtr, stdtrit
 
 LEVEL = 0.95
 # With one seed nothing tells how far another seed would have come out elsewhere.
@@ -120,15 +120,17 @@ class _Mixture:
 
     def tails(self, x: float) -> float:
         """Probability beyond ±x: given the two variances the sum is normal, and these are scaled chi-squares."""
-        (few_K, weights_K), (many_L, weights_L) = _chi_squares(self.few, 256), _chi_squares(self.many, 64)
+        if self.w in (0.0, 1.0):
+            return float(2 * stdtr(self.few if self.w else self.many, -x))
+        (few_K, weights_K), (many_L, weights_L) = _chi_squares(self.few, 128), _chi_squares(self.many, 64)
         spread_KL = np.sqrt(self.w / few_K[:, None] + (1.0 - self.w) / many_L)
-        return float(2 * weights_K @ ndtr(-x / spread_KL) @ weights_L)
+        return min(1.0, float(2 * weights_K @ ndtr(-x / spread_KL) @ weights_L))
 
     def quantile(self, probability: float) -> float:
         """The x beyond whose ± lies this probability."""
         farthest = max(float(stdtrit(degrees, 1 - probability / 2)) for degrees in (self.few, self.many))
         # √w + √(1 − w) ≤ √2: of two Cauchys, the sum reaches so much farther than either.
-        return float(brentq(lambda x: self.tails(x) - probability, 0.0, 2 * farthest, xtol=1e-9))
+        return float(brentq(lambda x: self.tails(x) - probability, 0.0, 2 * farthest, xtol=1e-7))
 
 
 @cache

@@ -87,7 +87,7 @@ def read_ratios(path: Path, stored: Mapping[str, float]) -> dict[str, Ratio]:
             if math.isclose(ratio.value, value, rel_tol=1e-4, abs_tol=1e-5):
                 found[name] = ratio
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
