@@ -26,7 +26,7 @@ def make(tmp_path):
     """``make(rates, seeds, broken={(configuration, seed): status})``: a finished study of as many configurations."""
     opened = []
 
-    def build(rates, seeds=(1, 2, 3, 4, 5), broken=None, part=None, name="run", rows_of=None):
+    def build(rates, seeds=(1, 2, 3, 4), broken=None, part=None, name="run", rows_of=None):
         study = Study.model_validate(
             {
                 "name": "study",
@@ -74,7 +74,7 @@ def test_better_worse_and_neither_are_told_apart(make):
     row = document["rows"][0]
     assert row["difference"] == pytest.approx(0.1, abs=0.02)
     assert row["low"] < row["difference"] < row["high"]
-    assert (row["seeds"], row["examples"], row["groups"]) == (5, NUM_EXAMPLES, NUM_EXAMPLES)
+    assert (row["seeds"], row["examples"], row["groups"]) == (4, NUM_EXAMPLES, NUM_EXAMPLES)
     assert (row["failed"], row["diverged"], row["metric"], row["note"]) == (0, 0, "accuracy", None)
     json.dumps(document, allow_nan=False)
 
@@ -133,16 +133,16 @@ def test_one_seed_gives_no_verdict(make):
 
 def test_only_common_seeds_are_compared_and_the_lost_ones_counted(make):
     document = comparisons([make([0.7, 0.8, 0.8], broken={(0, 1): "failed", (1, 2): "failed", (2, 3): "planned"})])
-    assert [row["seeds"] for row in document["rows"]] == [3, 3]
+    assert [row["seeds"] for row in document["rows"]] == [2, 2]
     assert [row["failed"] for row in document["rows"]] == [1, 0]
     first = document["configurations"][document["baseline"]]
-    assert first == {"done": 4, "failed": 1}
+    assert first == {"done": 3, "failed": 1}
 
 
 @pytest.mark.parametrize("status", ["diverged", "pruned"])
 def test_what_is_left_after_divergence_is_never_better(make, status):
-    broken = {(1, 1): status, (2, 1): status, (0, 5): status, (3, 5): status}
-    document = comparisons([make([0.7, 0.8, 0.6, 0.8], broken=broken)])
+    broken = {(1, 1): status, (2, 1): status, (0, 4): status, (3, 4): status}
+    document = comparisons([make([0.7, 0.8, 0.6, 0.8], seeds=range(1, 6), broken=broken)])
     assert verdicts(document) == ["not distinguishable", "not distinguishable", "better"]
     assert [row[status] for row in document["rows"]] == [1, 1, 1]
     assert "no fair sample" in document["rows"][0]["note"]
@@ -150,9 +150,9 @@ def test_what_is_left_after_divergence_is_never_better(make, status):
 
 
 def test_a_configuration_whose_every_trial_was_lost_is_not_ranked(make):
-    broken = {(1, seed): "diverged" for seed in range(1, 6)}
+    broken = {(1, seed): "diverged" for seed in range(1, 5)}
     (row,) = comparisons([make([0.7, 0.9], broken=broken)])["rows"]
-    assert (row["verdict"], row["seeds"], row["diverged"], row["difference"]) == ("too few seeds", 0, 5, None)
+    assert (row["verdict"], row["seeds"], row["diverged"], row["difference"]) == ("too few seeds", 0, 4, None)
 
 
 def test_shards_give_what_the_whole_gives(make):
@@ -165,7 +165,7 @@ def test_examples_that_one_side_lacks_are_left_out_on_both(make):
     store = make([0.7, 0.8], rows_of=lambda rows, index: rows[10:] if index else rows[::-1])
     (row,) = comparisons([store])["rows"]
     assert row["examples"] == NUM_EXAMPLES - 10
-    means = [np.mean([right(rate, 100 * i + seed)[10:] for seed in range(1, 6)]) for i, rate in enumerate((0.7, 0.8))]
+    means = [np.mean([right(rate, 100 * i + seed)[10:] for seed in range(1, 5)]) for i, rate in enumerate((0.7, 0.8))]
     assert row["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
 
 

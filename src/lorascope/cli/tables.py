@@ -108,8 +108,6 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         "verdict": [row["verdict"] for row in rows],
         "seeds": [str(row["seeds"]) for row in rows],
         "examples": ["–" if row["examples"] is None else f"{row['examples']:,}" for row in rows],
-        "failed": [str(row["failed"]) for row in rows],
-        "diverged": [str(row["diverged"]) for row in rows],
     }
     against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
     if compared["baseline"] is not None:
@@ -119,8 +117,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
     _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
     lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
     lines += dict.fromkeys(row["note"] for row in rows if row["note"])
-    ended = {name: compared["configurations"][name] for name in dict.fromkeys(row["against"] for row in rows)}
-    for name, counts in ended.items():
+    for name, counts in compared["configurations"].items():
         lost = ", ".join(f"{number} {status}" for status, number in counts.items() if status != "done")
         lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
     for line in lines:
