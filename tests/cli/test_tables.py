@@ -95,7 +95,7 @@ def compared(trials, verdicts, **changes):
     unsure = {"difference": 0.0125, "low": -0.01, "high": 0.035, "p": 0.02, "p_holm": 0.04, "seeds": 3, "examples": 872,
               "failed": 0, "diverged": 1, "metric": "accuracy", "against": names[0], "note": None}  # fmt: skip
     rows = [{**unsure, "configuration": n, "verdict": v, **changes} for n, v in zip(names[1:], verdicts, strict=True)]
-    counts = {name: {"done": 3} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
+    counts = {name: {"done": 3, "diverged": 1} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
     return {"baseline": names[0], "metrics": ["accuracy"], "level": 0.95, "fewest_seeds": 2, "rows": rows,
             "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
 
@@ -112,13 +112,14 @@ def test_comparisons_show_verdicts_with_what_they_rest_on(width):
     tables.print_comparisons(console, document)
     text = console.file.getvalue()
     assert "against 01234561" in text
-    assert ["better" in line for line in text.splitlines() if "01234562" in line] == [True]
-    assert ["not distinguishable" in line for line in text.splitlines() if "01234563" in line] == [True]
+    table = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
+    assert ["better" in line for line in table if "01234562" in line] == [True]
+    assert ["not distinguishable" in line for line in table if "01234563" in line] == [True]
     assert "+0.0125" in text
     assert "-0.0100 … +0.0350" in text
     assert "Holm over 2 comparisons" in text
     assert "01234561: 2 failed of 5 seeds" in text
-    table = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
+    assert "01234562: 1 diverged of 4 seeds" in text
     assert max(map(len, table)) <= width
 
 

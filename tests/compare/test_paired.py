@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -32,9 +32,7 @@ def trained(draw, num_seeds, num_examples=872, gain=0.0, of_configuration=0.2, o
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
-@pytest.mark.parametrize(
-    "sizes", [{"of_configuration": 0.0}, {"of_seed": 0.15}, {}], ids=["same", "restless", "equal on average"]
-)
+@pytest.mark.parametrize("sizes", [{"of_configuration": 0.0}, {"of_seed": 0.15}, {}], ids=["same", "restless", "unlike"])
 def test_configurations_of_equal_worth_are_told_apart_in_less_than_one_of_twenty_studies(num_seeds, sizes):
     draw = np.random.default_rng(num_seeds)
     p_values = [paired_difference(*trained(draw, num_seeds, **sizes)).p for _ in range(60)]
@@ -62,6 +60,7 @@ def test_intervals_hold_the_true_difference():
     assert np.mean(held) >= LEVEL - 0.02
 
 
+@settings(max_examples=50)
 @given(PAIRS)
 def test_the_other_way_round_is_the_mirror_image(pair):
     one, other = pair
@@ -72,6 +71,7 @@ def test_the_other_way_round_is_the_mirror_image(pair):
     assert 0 <= result.p <= 1
 
 
+@settings(max_examples=50)
 @given(PAIRS)
 def test_a_small_p_means_an_interval_without_zero(pair):
     result = paired_difference(*pair)
@@ -127,7 +127,7 @@ def test_the_mixtures_tails_are_those_of_draws(few, w):
 
 def test_unpaired_scores_and_a_single_seed_are_refused():
     for shapes in (((2, 3), (2, 4)), ((1, 3), (1, 3)), ((2, 0), (2, 0))):
-        with pytest.raises(ValueError, match="paired|seeds"):
+        with pytest.raises(ValueError, match=r"paired|seeds"):
             paired_difference(*map(np.zeros, shapes))
     with pytest.raises(ValueError, match="no number"):
         paired_difference(np.full((2, 2), np.nan), np.zeros((2, 2)))
