@@ -98,9 +98,9 @@ def test_a_run_and_its_results_compare_the_configurations(cli, study_file, tmp_p
     assert {"configuration", "metric", "difference", "low", "high", "p", "p_holm", "verdict", "seeds", "examples", "failed",
             "diverged"} <= ran["rows"][0].keys()  # fmt: skip
     assert [(row["seeds"], row["examples"]) for row in ran["rows"]] == [(2, 6), (2, 6)]
-    loss = ["--metric", "eval_loss", "--metric", "f1"]
+    loss = ["--metric", "eval_loss", "--metric", "accuracy"]
     again = json.loads(cli("results", tmp_path / "run", "--pairs", *loss, "--json").out)["comparisons"]
-    assert (again["baseline"], len(again["rows"]), again["metrics"]) == (None, 6, ["eval_loss", "f1"])
+    assert (again["baseline"], len(again["rows"]), again["metrics"]) == (None, 6, ["eval_loss", "accuracy"])
     assert all(row["examples"] == 6 for row in again["rows"])
     other = ran["rows"][1]["configuration"]
     table = cli("results", tmp_path / "run", "--baseline", f"{other}-s2")

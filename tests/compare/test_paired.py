@@ -36,9 +36,7 @@ def trained(draw, num_seeds, num_examples=872, gain=0.0, of_configuration=0.2, o
 def test_configurations_of_equal_worth_are_told_apart_in_less_than_one_of_twenty_studies(num_seeds, sizes):
     draw = np.random.default_rng(num_seeds)
     p_values = [paired_difference(*trained(draw, num_seeds, **sizes)).p for _ in range(60)]
-    assert (
-        sum(p < 1 - LEVEL for p in p_values) <= 0.05 * len(p_values) + 2
-    )  # two more than expected: p = 0.08 at the nominal rate
+    assert sum(p < 1 - LEVEL for p in p_values) <= 5  # three are the nominal rate's
     assert len(set(p_values)) > 30  # no constant answer
 
 

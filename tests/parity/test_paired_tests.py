@@ -1,4 +1,4 @@
-"""Where only seeds or only examples vary, a comparison is SciPy's paired t-test; the F1 that is taken apart is scikit-learn's."""
+"""Where only seeds or only examples vary, a comparison is SciPy's paired t-test; F1 taken apart is scikit-learn's."""
 
 import numpy as np
 import pytest
