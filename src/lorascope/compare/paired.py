@@ -5,7 +5,7 @@ Knows arrays of scores. Does not know studies, metrics or files. Floor: ``compar
 What seed s makes of example e differs between the two by ``δ + seed_s + example_e + rest_se``. The mean over all of it
 estimates δ, and its variance has two parts: ``(seed + rest) / S``, known only as well as S seeds tell it, and
 ``example / E``, known well. A percentile bootstrap over three to five seeds is too narrow by far, and so is Satterthwaite's
-approximation (twice the nominal errors at two seeds). The sum of a scarce and a plentiful estimate is the Behrens–Fisher
+approximation (2.6 times the nominal errors at two seeds). The sum of a scarce and a plentiful estimate is the Behrens–Fisher
 problem; its fiducial distribution errs on the safe side at every mixture (Robinson 1976), so it is the one used here.
 
 Legend: S seeds, E examples, or groups of examples that belong together; K, L nodes of a quadrature.
