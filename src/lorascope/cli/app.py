@@ -188,16 +188,27 @@ def run(
 @app.command()
 def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="TRIAL", help="The trial or configuration that others are compared with; the first by default."),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Compare every two configurations.")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What is compared; may be repeated, and all of it is corrected together.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One row per trial."""
+    """One row per trial, and what they show together: which configurations differ, what each player adds."""
     from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
+    if pairs and baseline is not None:
+        raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = _results([opened.enter_context(Store.open(directory)) for directory in directories])
+        stores = [opened.enter_context(Store.open(directory)) for directory in directories]
+        document = _results(stores, baseline, metric, pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -404,12 +415,19 @@ def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterato
         yield some
 
 
-def _results(stores: Sequence[Store]) -> dict[str, Any]:
+def _results(
+    stores: Sequence[Store], baseline: str | None = None, metrics: Sequence[str] | None = None, pairs: bool = False
+) -> dict[str, Any]:
     """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
     from lorascope.attribution.document import shapley_document
+    from lorascope.compare import comparisons
     from lorascope.store import results_document
 
-    return {**results_document(stores), "shapley": shapley_document(stores)}
+    return {
+        **results_document(stores),
+        "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
+        "shapley": shapley_document(stores),
+    }
 
 
 def _device(name: str | None) -> str:

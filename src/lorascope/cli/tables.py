@@ -13,6 +13,9 @@ from rich.table import Table
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
 
+# Words rather than numbers.
+_LEFT = ("trial", "status", "configuration", "against", "verdict")
+
 # A configuration's value may be folded down to so many characters.
 _FOLD_WIDTH = 12
 
@@ -68,6 +71,7 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     # A column is whole or absent: half a number looks like another one.
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_comparisons(console, document)
     print_decodings(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
@@ -80,6 +84,53 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
             for status in dict.fromkeys(trial["status"] for trial in unsettled)
         )
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
+
+
+def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
+    """Which configurations differ, and how sure that is; nothing where there is one configuration."""
+    compared = document.get("comparisons") or {"rows": []}
+    rows = compared["rows"]
+    if not rows:
+        return
+    fewest, metrics = compared["fewest_seeds"], ", ".join(compared["metrics"])
+    if all(row["verdict"] == "too few seeds" for row in rows):
+        message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return
+    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    chosen = [{"config": configs[row["configuration"]]} for row in rows]
+    varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        **({"against": [row["against"] for row in rows]} if compared["baseline"] is None else {}),
+        **{key: cells[: len(rows)] for key, cells in varying.items()},
+        **({"metric": [row["metric"] for row in rows]} if len(compared["metrics"]) > 1 else {}),
+        "difference": [_signed(row["difference"]) for row in rows],
+        f"{compared['level']:.0%} interval": [
+            "–" if row["low"] is None else f"{_signed(row['low'])} … {_signed(row['high'])}" for row in rows
+        ],
+        "p": [number_text(row["p_holm"]) for row in rows],
+        "verdict": [row["verdict"] for row in rows],
+        "seeds": [str(row["seeds"]) for row in rows],
+        "examples": ["–" if row["examples"] is None else f"{row['examples']:,}" for row in rows],
+    }
+    against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
+    if compared["baseline"] is not None:
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+    title = f"{document['study']}: {metrics} {against}"
+    dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
+    _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
+    lines += dict.fromkeys(row["note"] for row in rows if row["note"])
+    for name, counts in compared["configurations"].items():
+        lost = ", ".join(f"{number} {status}" for status, number in counts.items() if status != "done")
+        lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
@@ -142,7 +193,7 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
     values = [metric["values"][player] for player in order]
     columns = {
         "player": order,
-        "value": [_signed(value["estimate"]) for value in values],
+        "value": [_signed_text(value["estimate"]) for value in values],
         "95 % interval": [_interval_text(value) for value in values],
         "": _bars(values),
         "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
@@ -150,12 +201,12 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
     }
     calibrated = metric.get("calibrated", {}).get("values")
     if calibrated:
-        columns["calibrated"] = [_signed(calibrated[player]["estimate"]) for player in order]
+        columns["calibrated"] = [_signed_text(calibrated[player]["estimate"]) for player in order]
         columns["its interval"] = [_interval_text(calibrated[player]) for player in order]
     columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
     better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
     coalitions = counted(metric["num_coalitions"], "coalition")
-    whole = f"{_signed(metric['full']['estimate'])} {_interval_text(metric['full'])}"
+    whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
     title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
     _print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
 
@@ -193,7 +244,7 @@ def _interaction_lines(metric: Mapping[str, Any]) -> list[str]:
     known = [pair for pair in pairs if pair["low"] is not None and pair["high"] is not None]
     clear = [pair for pair in known if pair["low"] > 0.0 or pair["high"] < 0.0]
     lines = [
-        f"interaction of {' and '.join(pair['players'])}: {_signed(pair['estimate'])} {_interval_text(pair)}"
+        f"interaction of {' and '.join(pair['players'])}: {_signed_text(pair['estimate'])} {_interval_text(pair)}"
         for pair in (clear or pairs)[:_INTERACTIONS]
         if pair["estimate"] is not None
     ]
@@ -240,12 +291,12 @@ def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _signed(value: float | None) -> str:
+def _signed_text(value: float | None) -> str:
     return "–" if value is None else f"{value:+.4f}"
 
 
 def _interval_text(value: Mapping[str, float | None]) -> str:
-    return "" if value["low"] is None else f"[{_signed(value['low'])}, {_signed(value['high'])}]"
+    return "" if value["low"] is None else f"[{_signed_text(value['low'])}, {_signed_text(value['high'])}]"
 
 
 def _title(document: Mapping[str, Any]) -> str:
@@ -274,7 +325,7 @@ def _print_table(
         del shown[name]
     table = Table(title=escape(title), title_justify="left")
     for header in shown:
-        left = header in folding or header in ("trial", "status")
+        left = header in folding or header in _LEFT
         table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*map(escape, row))
