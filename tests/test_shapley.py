@@ -109,6 +109,7 @@ def test_a_lone_player_gets_all_there_is():
 
 
 @given(unanimity_games())
+@settings(max_examples=40)
 def test_values_and_interactions_of_unanimity_games_are_exact(case):
     players, terms = case
     worth = game(players, unanimity_sum(terms))
@@ -283,7 +284,7 @@ def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say(num_seeds, k
         "skewed": lambda size: generator.exponential(size=size) - 1.0,
     }[kind]
     held = []
-    for _ in range(150):
+    for _ in range(120):
         worth = dict(zip(every_coalition(players), generator.normal(size=8).tolist(), strict=True))
         truth = exact_values(players, worth)
         shift = draw(size=num_seeds)
@@ -363,7 +364,7 @@ def test_estimates_come_nearer_to_the_truth_with_more_coalitions():
 )
 def test_sampled_intervals_hold_the_truth_as_often_as_they_say(num_coalitions, num_seeds, noise):
     held, held_pairs = [], []
-    for seed in range(60):
+    for seed in range(50):
         generator = np.random.default_rng([seed, num_coalitions, num_seeds])
         terms = random_terms(TWELVE, generator)
         worths = sampled_worths(
@@ -375,6 +376,18 @@ def test_sampled_intervals_hold_the_truth_as_often_as_they_say(num_coalitions, n
         held_pairs += [i.low <= truth[a] - truth[b] <= i.high for (a, b), i in attribution.pairs.items()]
     assert 0.92 <= np.mean(held) <= 0.995
     assert 0.92 <= np.mean(held_pairs) <= 0.995
+
+
+def test_a_p_value_is_that_at_which_the_interval_ends_at_zero():
+    generator = np.random.default_rng(1)
+    terms = random_terms(TWELVE, generator)
+    worths = sampled_worths(TWELVE, terms, 178, seed=1, generator=generator, noise=1.0, num_seeds=4)
+    p_values = estimate(TWELVE, worths).p_values
+    clearest = min(p_values, key=p_values.__getitem__)
+    # Holm multiplies the smallest of 66 by 66.
+    difference = estimate(TWELVE, worths, confidence=1.0 - p_values[clearest] / 66).pairs[clearest]
+    nearest = min(abs(difference.low), abs(difference.high))
+    assert nearest == pytest.approx(0.0, abs=1e-6 * abs(difference.estimate))
 
 
 def test_coalitions_without_their_complements_are_used_where_they_are_the_most():

@@ -164,8 +164,8 @@ def coalitions_of(players: Sequence[str], seed: int) -> Iterator[Coalition]:
 
     They come in twos, a coalition and its complement: the beginning of a random permutation and that of its reverse. Every two
     come from a permutation of their own, since neighbours in one permutation resemble each other: from whole permutations, the
-    error of as many coalitions was 1.3 to 1.8 times as large. Sizes come round as often as they weigh in the fit, so small and
-    large coalitions more often than middling ones.
+    error of as many coalitions (90 to 354) was 1.3 to 1.8 times as large. Sizes come round as often as they weigh in the fit,
+    so small and large coalitions more often than middling ones.
 
     A function of the players and the seed alone, so that whoever stops and begins again meets the same coalitions; it ends
     when every coalition was given.
