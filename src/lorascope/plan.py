@@ -109,6 +109,8 @@ def slot_of(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> Slot:
         saved = read_adapter(adapter.path, trial.trial)
         check_fits(saved, model, adapter.path)
         return saved.slot
+    if adapter.method == "full":
+        return Slot(trial.trial, trial.seed, (), trains_base=True)
     targets = () if adapter.method == "head" else resolve(model, adapter.targets, heads)
     if adapter.method == "head" and not heads:
         raise ModelError("there is no head to train", where="adapter.method", fix="a causal model has none; use lora")
@@ -121,6 +123,8 @@ def parameters(model: nn.Module, slot: Slot, heads: Sequence[str]) -> tuple[int,
     """(trainable, base + adapter with the head counted once, total as PEFT prints it); exact."""
     trainable = count_trainable(model, slot, heads)
     base = num_parameters(model)
+    if slot.trains_base:
+        return trainable, base, base
     head = sum(parameter.numel() for parameter in head_parameters(dict(model.named_parameters()), heads).values())
     return trainable, base + count_adapter(model, slot), base + peft_parameters(model, slot) + head
 

@@ -148,12 +148,13 @@ def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], d
             check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
         if trial.train.base_dropout:
             base_dropouts(skeletons[trial.base][0])
+        full = trial.adapter.method == "full"
         needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), memory_bytes(device)[1]
         if needed > there:
             raise ModelError(
                 f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
-                where=f"trial {trial.trial} (r {trial.adapter.r})",
-                fix="lower r or name fewer targets",
+                where=f"trial {trial.trial} ({'full' if full else f'r {trial.adapter.r}'})",
+                fix="choose a smaller base, or leave full fine-tuning out" if full else "lower r or name fewer targets",
             )
     return skeletons
 
@@ -172,10 +173,14 @@ def packed_weights_budget(device: str) -> int:
 
 
 def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
-    """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated."""
+    """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated.
+
+    Full fine-tuning changes the base itself, so each such trial is a group of its own, after those that share it.
+    """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         settings = trial.train
+        trains_base = trial.adapter.method == "full"
         key = (
             _num_trained(trial, *skeletons[trial.base]) > 0,
             trial.base.model_dump_json(),
@@ -185,6 +190,7 @@ def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Gro
             settings.micro_batch_size,
             settings.max_steps,
             settings.base_dropout,
+            trial.trial if trains_base else None,
         )
         groups.setdefault(key, []).append(trial)
     return [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
@@ -271,6 +277,8 @@ def envelope(slots: Sequence[Slot]) -> Slot:
     for placement in (placement for slot in slots for placement in slot.placements):
         known = placements.get(placement.target.key)
         placements[placement.target.key] = placement if known is None or placement.r > known.r else known
+    if slots[0].trains_base:
+        return slots[0]
     bias = max((slot.bias for slot in slots), key=_BIASES.index)
     return Slot("envelope", slots[0].seed, tuple(placements.values()), max(slot.dropout for slot in slots), bias)
 
