@@ -33,6 +33,10 @@ ALL_LINEAR = "all-linear"
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
 NLIClass = Literal["entailment", "neutral", "contradiction"]
 
+# Days, hours, minutes and seconds, each with or without decimals.
+_DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
+_UNITS = (86400.0, 3600.0, 60.0, 1.0)
+
 
 class Section(BaseModel):
     """A part of the study file: immutable, and refuses keys it does not know and numbers that are none."""
@@ -431,18 +435,28 @@ class TrialConfig(Section):
             del flat["path"]
         return flat
 
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any], seed: int) -> TrialConfig:
+        """The trial that ``flat`` was made of."""
+        sections = {
+            name: schema.model_validate({key: flat[key] for key in schema.model_fields if key in flat})
+            for name, schema in SECTIONS.items()
+        }
+        return cls(**sections, seed=seed)
+
+
+# The sections that make a trial's configuration; no two have a key in common.
+SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
+
 
 def section_of(key: str) -> str | None:
     """The section of a trial's configuration that owns ``key``: ``adapter``, ``train``, ``base`` or None."""
-    for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig)):
-        if key in schema.model_fields:
-            return section
-    return None
+    return next((name for name, schema in SECTIONS.items() if key in schema.model_fields), None)
 
 
 def design_keys() -> list[str]:
     """Every key that a design may vary."""
-    return [*AdapterConfig.model_fields, *TrainConfig.model_fields, *BaseModelConfig.model_fields]
+    return [key for schema in SECTIONS.values() for key in schema.model_fields]
 
 
 def validate(schema: type[Section], values: Mapping[str, Any], where: str) -> Any:
@@ -488,6 +502,19 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except Exception:  # a malformed scalar (2024-13-45) raises whatever PyYAML's constructor ran into
         raise UsageError(f"the value of {key!r} is no YAML: {value!r}", where="--set") from None
+
+
+def parse_duration(text: str, where: str = "--budget") -> float:
+    """``"90s"``, ``"30m"``, ``"2h"`` or ``"1h30m"`` in seconds.
+
+    Raises:
+        UsageError: it is none of these, or no time at all.
+    """
+    parts = _DURATION.fullmatch(text.strip())
+    seconds = 0.0 if parts is None else sum(float(part or 0) * unit for part, unit in zip(parts.groups(), _UNITS, strict=True))
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{text!r} is no duration", where=where, fix="write it as 90s, 30m, 2h or 1h30m")
+    return seconds
 
 
 def _override(document: dict[str, Any], dotted: str, value: Any) -> None:
