@@ -275,11 +275,12 @@ def adamw_step(
         rates_N = torch.where(finite_N, rates_N, 0.0)
     beta1, beta2 = ADAM_BETAS
     if bool(decay_N.any()):
-        values.sub_((rates_N * decay_N)[:, None] * values * parameters.decays_P)
+        values.addcmul_(values, (rates_N * decay_N)[:, None] * parameters.decays_P, value=-1.0)
     parameters.first_moment_NP.lerp_(gradients_NP, 1.0 - beta1)
     parameters.second_moment_NP.mul_(beta2).addcmul_(gradients_NP, gradients_NP, value=1.0 - beta2)
     denominator_NP = parameters.second_moment_NP.sqrt().div_(math.sqrt(1.0 - beta2 ** (step + 1))).add_(ADAM_EPSILON)
-    update_NP = parameters.first_moment_NP / denominator_NP
+    # In the denominator's memory: where a whole base trains, each such matrix is as large as the base.
+    update_NP = torch.div(parameters.first_moment_NP, denominator_NP, out=denominator_NP)
     values.sub_(update_NP.mul_((rates_N / (1.0 - beta1 ** (step + 1)))[:, None]))
     # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
     return norms_N, finite_N & torch.isfinite(torch.linalg.vecdot(values, values))

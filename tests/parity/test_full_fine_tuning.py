@@ -20,14 +20,9 @@ from lorascope.train import train
 
 FAMILIES = [
     ("bert", "SEQ_CLS"),
-    ("distilbert", "SEQ_CLS"),
-    ("gpt2", "SEQ_CLS"),
     ("gpt2", "CAUSAL_LM"),
     ("qwen2", "CAUSAL_LM"),
-    ("phi3", "CAUSAL_LM"),
     ("t5", "SEQ_2_SEQ_LM"),
-    ("gated-t5", "SEQ_2_SEQ_LM"),
-    ("bart", "SEQ_2_SEQ_LM"),
 ]
 SETTINGS = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3, weight_decay=0.1, warmup_ratio=0.2, max_grad_norm=0.5)
 SEED = 5
@@ -144,7 +139,7 @@ def test_a_trajectory_equals_plain_full_fine_tuning_and_the_base_comes_back(fami
         assert torch.equal(mean_loss(model, task_type, examples), first)
 
 
-@pytest.mark.parametrize(("family", "task_type"), FAMILIES)
+@pytest.mark.parametrize(("family", "task_type"), [*FAMILIES, ("distilbert", "SEQ_CLS"), ("bart", "SEQ_2_SEQ_LM")])
 def test_what_decays_is_what_trainer_lets_decay(family, task_type, tiny_model):
     model = tiny_model(family, task_type)
     stack = FullStack(model, Slot("full", SEED, (), trains_base=True))

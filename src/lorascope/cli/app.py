@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,8 @@ from lorascope.config import (
     TaskType,
     TrialConfig,
     load_study,
+    parse_duration,
+    parse_memory,
     parse_override,
     validate,
 )
@@ -40,6 +43,7 @@ from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
     from lorascope.plan import Cost, Workload
+    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -57,6 +61,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 Adapters = Annotated[
     list[Path] | None,
     typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
 ]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the trials, from 1.")]
 
@@ -119,11 +126,18 @@ def plan(
     study_file: StudyFile,
     overrides: Override = None,
     shard: Shard = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that the study may take, e.g. 2h.")] = None,
+    memory: Memory = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
+    """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
     study, trials = _study_and_trials(study_file, overrides, shard, None)
-    document = _plan_document(study, trials)
+    seconds = None if budget is None else parse_duration(budget)
+    most_bytes = None if memory is None else parse_memory(memory)
+    document = _plan_document(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -139,6 +153,7 @@ def run(
     shard: Shard = None,
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
+    memory: Memory = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
@@ -149,12 +164,15 @@ def run(
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})
+    directory = out or Path("runs") / study.name
+    most_bytes = None if memory is None else parse_memory(memory)
     if dry_run:
-        document = _plan_document(study, trials)
+        document = _plan_document(study, trials, directory, most_bytes=most_bytes)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
-    directory = out or Path("runs") / study.name
-    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device)
+    if most_bytes is not None:
+        trials = _fitting(study, trials, directory, most_bytes)
+    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device, most_bytes=most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -172,12 +190,12 @@ def results(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """One row per trial."""
-    from lorascope.store import Store, results_document
+    from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
+        document = _with_effects([opened.enter_context(Store.open(directory)) for directory in directories])
     if as_json:
         print_json(document)
     elif as_csv:
@@ -307,21 +325,33 @@ def run_and_report(
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    most_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document."""
     from lorascope.cli.progress import StudyProgress
-    from lorascope.store import Store, results_document
+    from lorascope.store import Store
 
     with StudyProgress(stderr()) as progress:
         from lorascope.cohort.run import run_study
 
         chosen = _device(device)
         # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-        with closing(run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen)) as events:
+        running = run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen, most_bytes=most_bytes)
+        with closing(running) as events:
             for event in events:
                 progress.show(event)
     with Store.open(directory) as store:
-        return results_document([store])
+        return _with_effects([store])
+
+
+def _with_effects(stores: Sequence[Store]) -> dict[str, Any]:
+    """The results, with what an ablation's factors changed and how far adapters fall short of the controls."""
+    from lorascope.effects import ablation_document, controls_document
+    from lorascope.store import merge_results, results_document
+
+    study, rows = stores[0].study, merge_results(stores)
+    found = {"ablation": ablation_document(study, rows), "controls": controls_document(study, rows)}
+    return results_document(stores) | {name: document for name, document in found.items() if document is not None}
 
 
 def _device(name: str | None) -> str:
@@ -357,23 +387,80 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_bytes: int) -> list[TrialConfig]:
+    """The trials that the memory is enough for; the others are named on stderr.
+
+    Raises:
+        UsageError: none is left.
+    """
+    document = _plan_document(study, trials, directory, most_bytes=most_bytes)
+    for one in document["dropped"]:
+        stderr().print(f"dropped: {one['trial']} {one['reason']}", markup=False, highlight=False, soft_wrap=True)
+    names = {one["trial"] for one in document["dropped"]}
+    left = [trial for trial in trials if trial.trial not in names]
+    if not left:
+        raise UsageError("every trial needs more", where="--memory", fix="allow more, or choose a smaller base or batch")
+    return left
+
+
+def _plan_document(
+    study: Study,
+    trials: list[TrialConfig],
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype.
+
+    Times are corrected by what an earlier part of the study in ``directory`` measured.
+    """
     import psutil
 
+    from lorascope import budget
     from lorascope import plan as planning
 
     work, task_type, num_labels, reason = _workload(study)
-    memory = psutil.virtual_memory().available
-    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
+    memory = min(psutil.virtual_memory().available, most_bytes or sys.maxsize)
+    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(map(planning.product_dtype, trials))}
     skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
     rows = []
     for trial in trials:
         if trial.base not in skeletons:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
-        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
+        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[planning.product_dtype(trial)])
         rows.append(_plan_row(trial, cost, reason))
-    return {"study": study.name, "trials": rows}
+    measured = _measured_rows(directory)
+    source = budget.correct(rows, measured, work.num_examples)
+    prices = [
+        budget.Price(row["trial"], trial.configuration, row["train_seconds"], row["memory_bytes"], _stacks(trial))
+        for trial, row in zip(trials, rows, strict=True)
+    ]
+    speedup = budget.measured_speedup(measured)
+    ratio = budget.ASSUMED_SPEEDUP if speedup is None else speedup[0]
+    chosen = budget.select(prices, budget_seconds=budget_seconds, memory_bytes=most_bytes, speedup=ratio)
+    return {
+        "study": study.name,
+        "trials": rows,
+        "dropped": [{"trial": name, "reason": why} for name, why in chosen.dropped.items()],
+        "train_seconds_total": chosen.train_seconds,
+        "train_seconds_from": source,
+        "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
+    }
+
+
+def _stacks(trial: TrialConfig) -> bool:
+    return trial.adapter.method != "full" and trial.adapter.path is None
+
+
+def _measured_rows(directory: Path) -> list[TrialRow]:
+    """What an earlier part of the study knows; nothing where there is none."""
+    from lorascope.store import Store
+    from lorascope.store.database import DATABASE
+
+    if not (directory / DATABASE).is_file():
+        return []
+    with Store.open(directory) as store:
+        return store.trials()
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

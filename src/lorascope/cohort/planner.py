@@ -41,6 +41,7 @@ from lorascope.plan import (
     meta_model,
     parameters,
     position_bytes,
+    product_dtype,
     slot_of,
     token_bytes,
 )
@@ -167,15 +168,23 @@ def memory_bytes(device: str) -> tuple[int, int]:
     return memory.available, memory.total
 
 
-def packed_weights_budget(device: str) -> int:
-    """How many bytes of packed weights leave as much again for training."""
-    return int(memory_bytes(device)[0] * _MEMORY_SHARE / 2)
+def packed_weights_budget(device: str, most_bytes: int | None = None) -> int:
+    """How many bytes of packed weights leave as much again for training.
+
+    Args:
+        most_bytes: that the whole process may take at its peak.
+    """
+    free = memory_bytes(device)[0] * _MEMORY_SHARE
+    if most_bytes is not None:
+        free = min(free, max(0, most_bytes - MemoryMeter(torch.device(device)).peak_bytes()))
+    return int(free / 2)
 
 
 def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
     """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated.
 
-    Full fine-tuning changes the base itself, so each such trial is a group of its own, after those that share it.
+    Full fine-tuning changes the base itself, so each such trial is a group of its own, after those that
+    share it.
     """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
@@ -193,7 +202,9 @@ def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Gro
             trial.trial if trains_base else None,
         )
         groups.setdefault(key, []).append(trial)
-    return [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+    found = [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+    bases = list(dict.fromkeys(group.trials[0].base for group in found))
+    return sorted(found, key=lambda group: (bases.index(group.trials[0].base), group.trials[0].adapter.method == "full"))
 
 
 def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any]], first: int, packs: bool) -> list[Cohort]:
@@ -223,9 +234,19 @@ def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any
 
 
 def cut_group(
-    group: Group, base: BaseModel, examples: Sequence[Example], kernels: Kernels, first: int, most_slots: int | None = None
+    group: Group,
+    base: BaseModel,
+    examples: Sequence[Example],
+    kernels: Kernels,
+    first: int,
+    most_slots: int | None = None,
+    most_bytes: int | None = None,
 ) -> list[Cohort]:
-    """Cut a group into cohorts that fit into memory, numbered from ``first``; a slot is measured on the base if it trains."""
+    """Cut a group into cohorts that fit into memory, numbered from ``first``; a slot is measured on the base if it trains.
+
+    Args:
+        most_bytes: that the whole process may take at its peak, by forecast; by default what is free.
+    """
     most = most_slots or _MOST_SLOTS
     settings = group.trials[0].train
     if not group.trains or settings.num_steps(len(examples)) == 0:
@@ -234,13 +255,13 @@ def cut_group(
     packs = follows_trees(base, examples)
     loads = _Loads(examples, settings, packs)
     one, notices = _measured(group.trials, 1, base, examples, loads)
-    num_slots, size = _fitting(group.trials, one, most, base, loads)
+    num_slots, size = _fitting(group.trials, one, most, base, loads, most_bytes)
     while num_slots > 1 and not notices:
         # Many slots leave more of the allocator's heap in pieces than one does.
         many, failed = _measured(group.trials, num_slots, base, examples, loads, size)
         if not failed and many.micro_batch_size == size:
             one = many
-            num_slots, size = _fitting(group.trials, one, num_slots, base, loads)
+            num_slots, size = _fitting(group.trials, one, num_slots, base, loads, most_bytes)
             break
         notices = failed
         num_slots //= 2
@@ -253,11 +274,18 @@ def cut_group(
 
 
 def _fitting(
-    trials: Sequence[TrialConfig], one: _One, most_slots: int, base: BaseModel, loads: _Loads
+    trials: Sequence[TrialConfig],
+    one: _One,
+    most_slots: int,
+    base: BaseModel,
+    loads: _Loads,
+    most_bytes: int | None,
 ) -> tuple[int, int | None]:
     """How many slots fit into memory, and the micro-batch with which they do."""
     settings, seeds = trials[0].train, [trial.seed for trial in trials]
     budget = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
+    if most_bytes is not None:
+        budget = min(budget, most_bytes - one.before_bytes)
     size = one.micro_batch_size
     while True:
         # Cut as for one slot, which is the coarsest: more share the cost of a pass, and are cut finer.
@@ -317,7 +345,7 @@ def _measured(
     """
     widest = envelope([slot_of(trial, base.model, base.heads) for trial in trials])
     slots = [replace(widest, name=f"{widest.name} {index}", seed=trials[index].seed) for index in range(num_slots)]
-    settings, item = trials[0].train, torch.empty(0, dtype=base.model.dtype).element_size()
+    settings, item = trials[0].train, getattr(torch, product_dtype(trials[0])).itemsize
     logits = position_bytes(base.model, item)
     state = STATE_BYTES * count_trainable(base.model, widest, base.heads)
     expected = token_bytes(base.model, widest, item)

@@ -69,7 +69,7 @@ class FullStack(Stack):
         first = next(iter(self._own.values()))
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
-        initial = self._own | self._initial_heads(initial_head)
+        initial = {**self._own, **self._initial_heads(initial_head)}
         specs = [
             ParameterSpec(name, tuple(value.shape), [initial[name]], (True,), name in decaying)
             for name, value in self._own.items()
@@ -118,9 +118,7 @@ class FullStack(Stack):
             return {}
         owners = dict.fromkeys(name.rpartition(".")[0] for name in head_parameters(self._base_parameters, self.heads))
         return {
-            f"{owner}.{name}": value
-            for owner in owners
-            for name, value in initial_head(owner, self.slots[0].seed).items()
+            f"{owner}.{name}": value for owner in owners for name, value in initial_head(owner, self.slots[0].seed).items()
         }
 
     def _take_kernels(self) -> None:
