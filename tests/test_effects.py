@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,7 +146,7 @@ def test_the_metric_is_a_searchs_objective_or_the_first_that_the_trials_have():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_the_interval_is_students(values):
     low, high = t_interval(values)
-    scale = stats.tstd(values) / math.sqrt(len(values))
+    scale = np.std(values, ddof=1) / math.sqrt(len(values))
     half = stats.t.ppf(0.975, len(values) - 1) * scale
     assert (high - low) / 2 == pytest.approx(half, abs=1e-9)
     assert low <= sum(values) / len(values) + 1e-9

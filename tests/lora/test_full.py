@@ -50,7 +50,7 @@ def test_tied_embeddings_stay_tied_and_count_once(tiny_model):
 
 
 def test_kernels_for_frozen_weights_are_off_while_they_train_and_on_again_afterwards(tiny_model):
-    model = tiny_model("qwen2", "CAUSAL_LM")
+    model = tiny_model("qwen2", "CAUSAL_LM", torch.float32)
     frozen.install(model, "plain")
     elementwise.install(model)
     layer, norm = model.model.layers[0].self_attn.q_proj, model.model.layers[0].input_layernorm
