@@ -85,12 +85,17 @@ def train(
     base: BaseModel,
     examples: Sequence[Example],
     settings: Mapping[str, TrainConfig],
+    first_step: int = 0,
 ) -> Iterator[StepResult]:
     """Train every slot of ``stack`` on ``examples``, in the order that its seed gives.
+
+    Batches, learning rates and dropout masks are functions of the step and the seeds: with the parameters of a training that
+    was broken off after n steps, ``first_step=n`` goes on as it would have.
 
     Args:
         settings: by slot name. Learning rate, warm-up, schedule, decay and clipping may differ between slots; ``epochs``,
             ``batch_size``, ``micro_batch_size`` and ``max_steps`` must not.
+        first_step: how many steps are done already.
 
     Yields:
         One result per step. A slot whose loss or gradient is not finite is reported so and not updated; it, and one whose
@@ -103,7 +108,7 @@ def train(
     micro_batch_size = shared.micro_batch_size
     groups = sibling_groups(examples)
     orders: dict[int, list[list[int]]] = {}
-    for step in range(num_steps):
+    for step in range(first_step, num_steps):
         if not stack.slots:
             return
         started = time.perf_counter()

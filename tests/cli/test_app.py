@@ -392,7 +392,7 @@ def wait_for(child, text):
 
 def check_interrupted(code, output, errors, directory):
     assert (code, output) == (130, "")
-    assert errors.splitlines()[-1] == "lorascope: interrupted; finished trials are kept, go on with --resume"
+    assert errors.splitlines()[-1] == "lorascope: interrupted; what was saved is kept, go on with --resume"
     assert "Traceback" not in errors
     with Store.open(directory) as store:
         assert [row.status for row in store.trials()] == ["interrupted", "interrupted"]
@@ -454,7 +454,7 @@ def test_ctrl_c_is_one_line(command, cli, study_file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(app, "load_study", interrupt)
     ended = cli(command, study_file())
-    resumable = "; finished trials are kept, go on with --resume" if command == "run" else ""
+    resumable = "; what was saved is kept, go on with --resume" if command == "run" else ""
     assert (ended.code, ended.err) == (130, f"lorascope: interrupted{resumable}\n")
 
 

@@ -258,11 +258,12 @@ def test_plans_are_replayed_on_resume(make_study, carry_out, rows_of, tmp_path, 
     monkeypatch.setattr(frozen, "choose", fail)
     monkeypatch.setattr(run, "cut_group", fail)
     events = carry_out(study, tmp_path / "run", resume=True)
-    assert [event.cohort for event in events if isinstance(event, CohortStarted)] == ["c3", "c2"]
-    messages = [event.notice.message for event in events if isinstance(event, Warned) and event.notice.kind == "replay"]
-    assert messages == ["1 of the 2 trials of cohort c1 are left; they run as c3"]
+    assert [event.cohort for event in events if isinstance(event, CohortStarted)] == ["c1", "c2"]
+    assert not [event for event in events if isinstance(event, Warned) and event.notice.kind == "replay"]
+    ended = [event.trial for event in events if isinstance(event, TrialEnded)]
+    assert ended == [trial.trial for trial in expand(study)[1:]], "the first had ended before"
     rows = rows_of(tmp_path / "run")
-    assert [(row.status, row.cohort) for row in rows] == [("done", name) for name in ("c1", "c3", "c2", "c2")]
+    assert [(row.status, row.cohort) for row in rows] == [("done", name) for name in ("c1", "c1", "c2", "c2")]
     after = plans_of(tmp_path / "run")
     assert after["c2"]["micro_batch_size"] == 1
     assert after["c2"]["trials"] == before["c2"]["trials"]
@@ -300,8 +301,8 @@ def test_memory_that_runs_out_while_training_is_told_and_stored(
     carry_out(study, tmp_path / "whole")
     original = training.train
 
-    def scarce(stack, base, examples, settings):
-        for step in original(stack, base, examples, settings):
+    def scarce(*arguments):
+        for step in original(*arguments):
             yield dataclasses.replace(step, micro_batch_size=2) if step.step >= 3 else step
 
     monkeypatch.setattr(training, "train", scarce)

@@ -15,8 +15,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +98,7 @@ def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
     if isinstance(error, LorascopeError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        resumable = "; finished trials are kept, go on with --resume" if arguments[:1] == ["run"] else ""
+        resumable = "; what was saved is kept, go on with --resume" if arguments[:1] == ["run"] else ""
         return _INTERRUPTED, f"interrupted{resumable}"
     if isinstance(error, _CLICK_USAGE_ERROR):
         context = getattr(error, "ctx", None)
@@ -155,6 +155,10 @@ def run(
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     memory: Memory = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
+    ] = None,
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
@@ -172,7 +176,16 @@ def run(
         return
     if most_bytes is not None:
         trials = _fitting(study, trials, directory, most_bytes)
-    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device, most_bytes=most_bytes)
+    document = run_and_report(
+        study,
+        trials,
+        directory,
+        resume=resume,
+        slots=slots,
+        device=device,
+        most_bytes=most_bytes,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     if as_json:
         print_json(document)
     else:
@@ -326,8 +339,13 @@ def run_and_report(
     slots: int | None = None,
     device: str | None = None,
     most_bytes: int | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Run with progress on stderr; the results document."""
+    """Run with progress on stderr; the results document.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
+    """
     from lorascope.cli.progress import StudyProgress
     from lorascope.store import Store
 
@@ -335,11 +353,24 @@ def run_and_report(
         from lorascope.cohort.run import run_study
 
         chosen = _device(device)
+        running = run_study(
+            study,
+            trials,
+            directory,
+            resume=resume,
+            most_slots=slots,
+            device=chosen,
+            most_bytes=most_bytes,
+            checkpoint_seconds=checkpoint_seconds,
+        )
         # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-        running = run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen, most_bytes=most_bytes)
-        with closing(running) as events:
+        with _deferred_signals() as interrupted, closing(running) as events:
             for event in events:
                 progress.show(event)
+                if interrupted():
+                    break
+        if interrupted():
+            raise KeyboardInterrupt
     with Store.open(directory) as store:
         return _with_effects([store])
 
@@ -522,6 +553,34 @@ def _print_csv(document: dict[str, Any]) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Within, the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+
+    Yields:
+        Whether one came.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        for each in own:
+            signal.signal(each, _interrupt)
+        came.append(number)
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\nsaving after the step in progress; interrupt again to end at once\n")
+
+    # Ignored where a shell without job control started the command in the background; that is left alone.
+    own = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    own = {each: handler for each, handler in own.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for each in own:
+            signal.signal(each, note)
+        yield lambda: bool(came)
+    finally:
+        for each, handler in own.items():
+            signal.signal(each, handler)
 
 
 def _prepare_streams() -> None:

@@ -102,6 +102,8 @@ class Cohort:
         packs: rows are prefix trees.
         forecast: None where nothing trains.
         changes: a notice for what could not be replayed.
+        ended: members that reached their end in an earlier part of the study. They run along, so that the others' sums are
+            rounded as before, and nothing more is stored of them.
     """
 
     name: str
@@ -112,6 +114,12 @@ class Cohort:
     packs: bool = False
     forecast: Forecast | None = None
     changes: tuple[Notice, ...] = ()
+    ended: tuple[str, ...] = ()
+
+    @property
+    def pending(self) -> tuple[TrialConfig, ...]:
+        """The trials whose results are wanted."""
+        return tuple(trial for trial in self.trials if trial.trial not in self.ended)
 
     def num_steps(self, num_examples: int) -> int:
         """Optimiser steps of each of its trials."""
@@ -207,10 +215,18 @@ def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Gro
     return sorted(found, key=lambda group: (bases.index(group.trials[0].base), group.trials[0].adapter.method == "full"))
 
 
-def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any]], first: int, packs: bool) -> list[Cohort]:
+def replay(
+    group: Group,
+    kernels: Kernels,
+    stored: Mapping[str, Mapping[str, Any]],
+    first: int,
+    packs: bool,
+    ended: Mapping[str, TrialConfig],
+) -> list[Cohort]:
     """The cohorts that an earlier part of the study planned for trials of the group, as far as these still have to run.
 
-    A cohort keeps its name where all of its trials do; else it is numbered from ``first``, and a notice says so.
+    A cohort keeps its members, those among ``ended`` too, and with them its name: a trial's bits depend on its neighbours'
+    number and shapes. Where one of them is in neither, the rest is numbered from ``first``, and a notice says so.
     """
     plan_of = {trial: name for name, plan in stored.items() for trial in plan["trials"]}
     cohorts: list[Cohort] = []
@@ -220,7 +236,12 @@ def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any
         members = tuple(trial for trial in group.trials if plan_of.get(trial.trial) == name)
         changes: list[Notice] = []
         new_name = name
-        if len(members) < len(plan["trials"]):
+        known = {**ended, **{trial.trial: trial for trial in members}}
+        finished = tuple(trial for trial in plan["trials"] if trial in ended)
+        if all(trial in known for trial in plan["trials"]):
+            members = tuple(known[trial] for trial in plan["trials"])
+        else:
+            finished = ()
             new_name, renamed = f"c{first + renamed}", renamed + 1
             message = f"{len(members)} of the {len(plan['trials'])} trials of cohort {name} are left; they run as {new_name}"
             changes.append(Notice("replay", len(members), f"cohort {name}", message))
@@ -229,7 +250,7 @@ def replay(group: Group, kernels: Kernels, stored: Mapping[str, Mapping[str, Any
             changes.append(Notice("replay", len(members), f"cohort {name}", message))
         forecast = None if plan["forecast"] is None else Forecast(**plan["forecast"])
         size = plan["micro_batch_size"]
-        cohorts.append(Cohort(new_name, members, group.trains, kernels, size, packs, forecast, tuple(changes)))
+        cohorts.append(Cohort(new_name, members, group.trains, kernels, size, packs, forecast, tuple(changes), finished))
     return cohorts
 
 

@@ -12,13 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, load_tokenizer, read_config, task_type_of
+from lorascope.cohort.checkpoint import discard_ended
 from lorascope.cohort.events import Events, StudyStarted
-from lorascope.cohort.kernels import Kernels, install_kernels
+from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
 from lorascope.cohort.training import FINAL, run_cohort, warn
@@ -40,16 +42,19 @@ def run_study(
     most_slots: int | None = None,
     device: str = "cpu",
     most_bytes: int | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
     Everything that can be wrong with the study, the data or the base is found before the directory is made. Close the
-    generator to interrupt the study: what is done stays done, and what was running is marked as interrupted.
+    generator to interrupt the study: what is done stays done, the state of the cohort that was training is saved, and what was
+    running is marked as interrupted.
 
     Args:
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
         most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
+        checkpoint_seconds: see ``Checkpoints``.
 
     Raises:
         CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
@@ -67,9 +72,10 @@ def run_study(
     task = _encoded(raw, base, study)
     audited = _audit(study, trials, raw, task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
-    with Store.create(directory, study, resume=resume) as store:
+    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), base) as threads:
         store.add_trials(trials)
         _check_unchanged(store, loaded, task, base, judge)
+        discard_ended(store, FINAL)
         status = {row.trial: row.status for row in store.trials()}
         pending = [trial for trial in trials if status[trial.trial] not in FINAL]
         groups = form_groups(pending, skeletons)
@@ -79,7 +85,7 @@ def run_study(
         _describe(store, task, base, judge)
         notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_full_notice(trials)]
         notices += _warmup_notice(trials, len(task.train))
-        yield from warn(store, [*notices, *_judge_notice(task, judge)])
+        yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
         kernels: Kernels | None = None
         for group in groups:
             wanted = group.trials[0].base
@@ -96,7 +102,7 @@ def run_study(
             cohorts = _plan(store, group, base, task, kernels, most_slots, most_bytes)
             yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
-                yield from run_cohort(store, study, task, base, cohort, judge)
+                yield from run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
@@ -125,12 +131,16 @@ def _prepare(
     store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str, most_bytes: int | None
 ) -> tuple[Kernels, list[Notice]]:
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
-    wanted = config.model_dump(mode="json")
-    stored = next((plan["kernels"] for plan in store.cohorts().values() if plan["base"] == wanted), None)
-    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), stored)
+    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), _kernels(store, config))
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
+
+
+def _kernels(store: Store, config: BaseModelConfig | None = None) -> dict[str, Any] | None:
+    """What an earlier part of the study computed with, on one base or on any."""
+    wanted = None if config is None else config.model_dump(mode="json")
+    return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)
 
 
 def _plan(
@@ -145,7 +155,8 @@ def _plan(
     """The group's cohorts, stored before the first step: those of an earlier part of the study, and new ones for the rest."""
     packs = group.trains and follows_trees(base, task.train)
     stored = {name: plan for name, plan in store.cohorts().items() if len(plan["trials"]) <= (most_slots or math.inf)}
-    cohorts = replay(group, kernels, stored, _next_cohort(store), packs)
+    ended = {row.trial: TrialConfig.from_flat(row.config, row.seed) for row in store.trials() if row.status in FINAL}
+    cohorts = replay(group, kernels, stored, _next_cohort(store), packs, ended)
     for cohort in cohorts:
         store.set_cohort(cohort.name, cohort.record())
     planned = {trial.trial for cohort in cohorts for trial in cohort.trials}

@@ -9,7 +9,7 @@ Legend: N slots, P numbers of one slot.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,7 @@ class SlotParameters:
         """A copy of one slot's parameter, ``[*shape]``."""
         return self._view(name, slot).clone()
 
+    @torch.no_grad()
     def set_value(self, name: str, slot: int, value: Tensor) -> None:
         """Overwrite one slot's parameter."""
         self._view(name, slot).copy_(value)
@@ -76,6 +77,22 @@ class SlotParameters:
         assert len(self.values_NP) == 1
         parameter.data = self._view(name, 0)
         self._leaves[name] = parameter.requires_grad_()
+
+    def state(self, with_moments: bool) -> dict[str, Tensor]:
+        """All that a training goes on from: the values themselves, and AdamW's moments."""
+        moments = {"first_moment": self.first_moment_NP, "second_moment": self.second_moment_NP}
+        return {"values": self.values_NP, **(moments if with_moments else {})}
+
+    @torch.no_grad()
+    def load_state(self, state: Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrite what ``state`` gave, in place, so that the leaves show it."""
+        own = self.state(with_moments=True)
+        for name, value in state:
+            if value.shape != own[name].shape or value.dtype != own[name].dtype:
+                raise ValueError(
+                    f"{name} is {value.dtype} {tuple(value.shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
+                )
+            own[name].copy_(value)
 
     def zero_gradients(self) -> None:
         """Clear every slot's gradient."""

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from lorascope.config import Study, TrialConfig
 from lorascope.errors import StoreError, UsageError
-from lorascope.store.files import file_errors, write_atomically
+from lorascope.store.files import file_errors, remove_unfinished, write_atomically
 
 STATUSES = ("planned", "running", "done", "pruned", "diverged", "failed", "interrupted")
 
@@ -279,11 +279,12 @@ class Store:
                 f"INSERT OR REPLACE INTO steps (trial, {', '.join(_STEP_COLUMNS)}) VALUES ({marks})", values
             )
 
-    def clear_trial(self, trial: str) -> None:
-        """Forget steps, metrics, decodings and warnings of a trial that starts again."""
+    def clear_trial(self, trial: str, first_step: int = 0) -> None:
+        """Forget metrics, decodings and warnings of a trial that starts again, and its steps from ``first_step`` on."""
         with self._writing(trial) as connection:
-            for table in ("steps", "metrics", "decodings", "warnings"):
+            for table in ("metrics", "decodings", "warnings"):
                 connection.execute(f"DELETE FROM {table} WHERE trial = ?", (trial,))
+            connection.execute("DELETE FROM steps WHERE trial = ? AND step >= ?", (trial, first_step))
 
     def set_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
         """Set the named metrics of a trial and leave its other ones."""
@@ -387,6 +388,7 @@ class Store:
             )
         else:
             self.study = stored
+            remove_unfinished(self.directory)
             with self._writing() as connection:
                 connection.execute(_COHORTS)  # a study begun before there were plans
                 connection.execute(_DECODINGS)
