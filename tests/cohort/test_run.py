@@ -580,3 +580,16 @@ def test_a_full_fine_tuning_that_diverges_leaves_the_base_as_it_was(make_study, 
     study = make_study("bert", [{"method": "full", "learning_rate": 1e30}, {"method": "full", "learning_rate": 1e-3}])
     carry_out(study, tmp_path / "run")
     assert [row.status for row in rows_of(tmp_path / "run")] == ["diverged", "done"]
+
+
+def test_an_interrupted_full_fine_tuning_ends_with_the_same_numbers(make_study, carry_out, rows_of, losses_of, tmp_path):
+    study = make_study("bert", [{"method": "full", "learning_rate": 1e-3}])
+    carry_out(study, tmp_path / "whole")
+    for event in (events := run_study(study, expand(study), tmp_path / "run", checkpoint_seconds=0)):
+        if isinstance(event, StepResult) and event.step == 4:
+            events.close()
+    assert [row.status for row in rows_of(tmp_path / "run")] == ["interrupted"]
+    again = carry_out(study, tmp_path / "run", resume=True)
+    assert next(event.step for event in again if isinstance(event, StepResult)) == 5
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "run")[0].metrics == rows_of(tmp_path / "whole")[0].metrics
