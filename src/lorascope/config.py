@@ -358,9 +358,9 @@ class TrackingConfig(Section):
 class Study(Section):
     """One base, one task, one design.
 
-    ``controls`` are further trials that the design's are held against, each a set of overrides with a ``method`` of ``full`` or
-    ``head``, such as ``{method: full, learning_rate: [1.0e-5, 3.0e-5]}``; of a list every value makes a trial with each seed, and
-    the best of a method's trials is the control.
+    ``controls`` are further trials that the design's are held against, each a set of overrides with the ``method`` ``full`` or
+    ``head``, such as ``{method: full, learning_rate: [1.0e-5, 3.0e-5]}``; of a list every value makes a trial with each seed,
+    and the best of a method's configurations is the control.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

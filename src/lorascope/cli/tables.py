@@ -165,7 +165,7 @@ def print_controls(console: Console, document: Mapping[str, Any]) -> None:
             f"within {margin:g} %": [{None: "–", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
         }
         title = f"{document['study']}: shortfall against controls"
-        _print_table(console, title, columns, _config_columns(rows).keys(), ())
+        _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
     console.print(f"a control is the best by {controls['chosen_on']}", markup=False, highlight=False, soft_wrap=True)
 
 
