@@ -27,6 +27,8 @@ from lorascope.errors import UsageError, did_you_mean
 def expand(study: Study) -> list[TrialConfig]:
     """The design's trials, then the controls, each configuration with every seed; equal configurations count once.
 
+    Of a search and of a Shapley design, whose trials are proposed as the study goes on, the controls alone.
+
     Raises:
         UsageError: a key that no section has, or a value that the section refuses.
     """

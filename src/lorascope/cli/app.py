@@ -425,8 +425,8 @@ def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_byte
         UsageError: none is left.
     """
     document = _plan_document(study, trials, directory, most_bytes=most_bytes)
-    for one in document["dropped"]:
-        stderr().print(f"dropped: {one['trial']} {one['reason']}", markup=False, highlight=False, soft_wrap=True)
+    for line in tables.dropped_lines(document["dropped"]):
+        stderr().print(line, markup=False, highlight=False, soft_wrap=True)
     names = {one["trial"] for one in document["dropped"]}
     left = [trial for trial in trials if trial.trial not in names]
     if not left:

@@ -46,9 +46,16 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         if trial["reason"]:
             reasons.setdefault(trial["reason"], []).append(trial["trial"])
     lines = [f"{'' if len(names) == len(trials) else ', '.join(names) + ': '}{reason}" for reason, names in reasons.items()]
-    lines += [f"dropped: {one['trial']} {one['reason']}" for one in document.get("dropped", ())]
-    for line in [*lines, *_total_lines(document)]:
+    for line in [*lines, *dropped_lines(document.get("dropped", ())), *_total_lines(document)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Reason by reason, the configurations that are dropped."""
+    reasons: dict[str, dict[str, None]] = {}
+    for one in dropped:
+        reasons.setdefault(one["reason"], {})[one["trial"].rpartition("-s")[0]] = None
+    return [f"dropped: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _total_lines(document: Mapping[str, Any]) -> list[str]:
