@@ -44,8 +44,9 @@ from lorascope.losses import LOGIT_CHUNK
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of one trained number in single precision: value, gradient and AdamW's two moments.
 STATE_BYTES = 16
-# Of the step itself, where the whole base trains: its gradients before they are added up, or AdamW's quotient.
-_STEP_BYTES = 4
+# Of the step itself, where the whole base trains: its gradients before they are added up, or AdamW's quotient; and a mark of
+# what decays.
+STEP_BYTES = 5
 # Positions whose logits exist together.
 LOGIT_POSITIONS = LOGIT_CHUNK
 # Batches that are looked at for the largest micro-batch, those first that could hold it.
@@ -220,7 +221,7 @@ def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) ->
 def slot_bytes(model: nn.Module, slot: Slot, load: Load, item: int, num_trained: int) -> int:
     """What one slot adds to the base: its state, its activations and its logits."""
     logits = min(load.positions, LOGIT_POSITIONS) * position_bytes(model, item)
-    state = STATE_BYTES + _STEP_BYTES if slot.trains_base else STATE_BYTES
+    state = STATE_BYTES + STEP_BYTES if slot.trains_base else STATE_BYTES
     return num_trained * state + load.tokens * token_bytes(model, slot, item) + logits
 
 

@@ -31,6 +31,8 @@ from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, rel
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
+# So many numbers of a slot are cast to float64 at a time.
+_MOST_CAST_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,7 @@ def adamw_step(
     """
     gradients_NP = parameters.gradients_NP
     values = parameters.values_NP
-    # In float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
-    norms_N = torch.linalg.vector_norm(gradients_NP, dim=1, dtype=torch.float64).to(gradients_NP.dtype)
+    norms_N = _norms(gradients_NP).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
     limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
     rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
@@ -289,6 +290,17 @@ def adamw_step(
     values.sub_(update_NP.mul_((rates_N / (1.0 - beta1 ** (step + 1)))[:, None]))
     # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
     return norms_N, finite_N & torch.isfinite(torch.linalg.vecdot(values, values))
+
+
+def _norms(gradients_NP: Tensor) -> Tensor:
+    """``[N]``, in float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
+
+    Part by part, because torch makes a float64 copy of what it is given.
+    """
+    parts = [
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in gradients_NP.split(_MOST_CAST_NUMBERS, dim=1)
+    ]
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
 def _num_supervised(examples: Sequence[Example], rows: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ from lorascope.losses import follows_trees
 from lorascope.plan import (
     LOGIT_POSITIONS,
     STATE_BYTES,
+    STEP_BYTES,
     Load,
     check_lengths,
     largest_load,
@@ -391,11 +392,16 @@ def _measured(
         return _One(MemoryMeter(base.device).peak_bytes(), state, expected, logits, size), (notice,)
     if seen.micro_batch_size != size:
         load, _ = loads.largest(seeds, seen.micro_batch_size, num_slots, weight)
-    margin = _HEAP_MARGIN if num_slots > 1 and base.device.type == "cpu" else 1.0
+    # The gradients of a whole base break the heap into pieces as several slots do, and its step comes on top.
+    trains_base = widest.trains_base
+    margin = _HEAP_MARGIN if (num_slots > 1 or trains_base) and base.device.type == "cpu" else 1.0
     taken = margin * (seen.peak_bytes - seen.before_bytes - _logit_bytes(num_slots, load.positions, logits))
     # Where the system's peak cannot be reset, nothing seems to be taken.
     per_token = max(taken / (num_slots * load.tokens), expected / 2)
-    return _One(seen.before_bytes - num_slots * state, state, per_token, logits, seen.micro_batch_size), ()
+    before = seen.before_bytes - num_slots * state
+    if trains_base:
+        state += STEP_BYTES * state // STATE_BYTES
+    return _One(before, state, per_token, logits, seen.micro_batch_size), ()
 
 
 class _Loads:

@@ -66,6 +66,7 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
                 seconds_per_token.append(step.seconds / step.num_tokens)
         finally:
             stack.detach()
+            del stack  # one that trains a whole base must not lie beside the next
     peak = meter.peak_bytes()
     epoch = median(seconds_per_token[1:]) * sum(example.num_tokens for example in examples)
     return SoloCost(epoch, len(examples) / epoch, peak)
