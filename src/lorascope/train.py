@@ -297,7 +297,7 @@ def _norms(gradients_NP: Tensor) -> Tensor:
 
     Part by part, because torch makes a float64 copy of what it is given.
     """
-    parts = [
+    parts: list[Tensor] = [
         torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in gradients_NP.split(_MOST_CAST_NUMBERS, dim=1)
     ]
     return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
