@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from lorascope import losses
+from lorascope import train as train_module
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
@@ -450,3 +451,12 @@ def test_values_whose_squares_overflow_are_not_finite():
     parameters.gradients_NP.fill_(0.5)
     _, finite_N = adamw_step(parameters, torch.ones(2, dtype=torch.float64), 0, [1e-2] * 2, [TrainConfig()] * 2)
     assert finite_N.tolist() == [True, False]
+
+
+def test_a_norm_taken_part_by_part_is_the_whole_ones(monkeypatch):
+    gradients_NP = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    whole = torch.linalg.vector_norm(gradients_NP.double(), dim=1)
+    torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
+    monkeypatch.setattr(train_module, "_MOST_CAST_NUMBERS", 64)
+    torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
+    assert train_module._norms(torch.zeros(2, 0)).tolist() == [0.0, 0.0]

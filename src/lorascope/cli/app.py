@@ -35,6 +35,8 @@ from lorascope.config import (
     TaskType,
     TrialConfig,
     load_study,
+    parse_duration,
+    parse_memory,
     parse_override,
     validate,
 )
@@ -62,6 +64,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 Adapters = Annotated[
     list[Path] | None,
     typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
 ]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the trials, from 1.")]
 
@@ -124,11 +129,18 @@ def plan(
     study_file: StudyFile,
     overrides: Override = None,
     shard: Shard = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that the study may take, e.g. 2h.")] = None,
+    memory: Memory = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
+    """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
     study, trials = _study_and_trials(study_file, overrides, shard, None)
-    document = _plan_document(study, trials)
+    seconds = None if budget is None else parse_duration(budget)
+    most_bytes = None if memory is None else parse_memory(memory)
+    document = _plan_document(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -144,6 +156,7 @@ def run(
     shard: Shard = None,
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
+    memory: Memory = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
     checkpoint_seconds: Annotated[
         float | None,
@@ -160,11 +173,14 @@ def run(
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})
+    directory = out or Path("runs") / study.name
+    most_bytes = None if memory is None else parse_memory(memory)
     if dry_run:
-        document = _plan_document(study, trials)
+        document = _plan_document(study, trials, directory, most_bytes=most_bytes)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
-    directory = out or Path("runs") / study.name
+    if most_bytes is not None and isinstance(trials, list):
+        trials = _fitting(study, trials, directory, most_bytes)
     document = run_and_report(
         study,
         trials,
@@ -172,6 +188,7 @@ def run(
         resume=resume,
         slots=slots,
         device=device,
+        most_bytes=most_bytes,
         checkpoint_seconds=checkpoint_seconds,
         part=None if shard is None else parse_shard(shard),
     )
@@ -338,6 +355,7 @@ def run_and_report(
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
@@ -365,6 +383,7 @@ def run_and_report(
                 resume=resume,
                 most_slots=slots,
                 device=chosen,
+                most_bytes=most_bytes,
                 checkpoint_seconds=checkpoint_seconds,
             )
         )
@@ -421,13 +440,17 @@ def _results(
     """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
     from lorascope.attribution.document import shapley_document
     from lorascope.compare import comparisons
-    from lorascope.store import results_document
+    from lorascope.effects import ablation_document, controls_document
+    from lorascope.store import merge_results, results_document
 
-    return {
-        **results_document(stores),
+    study, rows = stores[0].study, merge_results(stores)
+    found = {
         "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
         "shapley": shapley_document(stores),
+        "ablation": ablation_document(study, rows),
+        "controls": controls_document(study, rows),
     }
+    return results_document(stores) | {name: document for name, document in found.items() if document is not None}
 
 
 def _device(name: str | None) -> str:
@@ -473,29 +496,85 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones."""
+def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_bytes: int) -> list[TrialConfig]:
+    """The trials that the memory is enough for; the others are named on stderr.
+
+    Raises:
+        UsageError: none is left.
+    """
+    document = _plan_document(study, trials, directory, most_bytes=most_bytes)
+    for line in tables.dropped_lines(document["dropped"]):
+        stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+    names = {one["trial"] for one in document["dropped"]}
+    left = [trial for trial in trials if trial.trial not in names]
+    if not left:
+        raise UsageError("every trial needs more", where="--memory", fix="allow more, or choose a smaller base or batch")
+    return left
+
+
+def _plan_document(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones.
+
+    Times are corrected by what an earlier part of the study in ``directory`` measured.
+    """
     import psutil
 
+    from lorascope import budget
     from lorascope import plan as planning
 
     trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
-    memory = psutil.virtual_memory().available
-    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
+    memory = min(psutil.virtual_memory().available, most_bytes or sys.maxsize)
+    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(map(planning.product_dtype, trials))}
     skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
     rows = []
     for trial in trials:
         if trial.base not in skeletons:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
-        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
+        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[planning.product_dtype(trial)])
         rows.append(_plan_row(trial, cost, reason))
-    document: dict[str, Any] = {"study": study.name, "trials": rows}
+    measured = _measured_rows(directory)
+    source = budget.correct(rows, measured, work.num_examples)
+    prices = [
+        budget.Price(row["trial"], trial.configuration, row["train_seconds"], row["memory_bytes"], _stacks(trial))
+        for trial, row in zip(trials, rows, strict=True)
+    ]
+    speedup = budget.measured_speedup(measured)
+    ratio = budget.ASSUMED_SPEEDUP if speedup is None else speedup[0]
+    chosen = budget.select(prices, budget_seconds=budget_seconds, memory_bytes=most_bytes, speedup=ratio)
+    document: dict[str, Any] = {
+        "study": study.name,
+        "trials": rows,
+        "dropped": [{"trial": name, "reason": why} for name, why in chosen.dropped.items()],
+        "train_seconds_total": chosen.train_seconds,
+        "train_seconds_from": source,
+        "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
+    }
     if isinstance(study.design, ShapleyDesign):
         from lorascope.attribution.players import game_plan, read_game
 
         document["shapley"] = game_plan(read_game(study))
     return document
+
+
+def _stacks(trial: TrialConfig) -> bool:
+    return trial.adapter.method != "full" and trial.adapter.path is None
+
+
+def _measured_rows(directory: Path) -> list[TrialRow]:
+    """What an earlier part of the study knows; nothing where there is none."""
+    from lorascope.store import DATABASE, Store
+
+    if not (directory / DATABASE).is_file():
+        return []
+    with Store.open(directory) as store:
+        return store.trials()
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

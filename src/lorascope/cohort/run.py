@@ -41,6 +41,7 @@ def run_study(
     resume: bool = False,
     most_slots: int | None = None,
     device: str = "cpu",
+    most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
@@ -52,6 +53,7 @@ def run_study(
     Args:
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
+        most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
         checkpoint_seconds: see ``Checkpoints``.
 
     Raises:
@@ -81,7 +83,8 @@ def run_study(
         trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
         yield StudyStarted(task, len(trials), len(pending), trial_steps)
         _describe(store, task, base, judge)
-        notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
+        notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_full_notice(trials)]
+        notices += _warmup_notice(trials, len(task.train))
         yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
         kernels: Kernels | None = None
         for group in groups:
@@ -94,9 +97,9 @@ def run_study(
                 task = _encoded(raw, base, study)
                 yield from warn(store, _notices(task, base, loaded))
             if kernels is None:
-                kernels, changes = _prepare(store, base, loaded, task, device)
+                kernels, changes = _prepare(store, base, loaded, task, device, most_bytes)
                 yield from warn(store, changes)
-            cohorts = _plan(store, group, base, task, kernels, most_slots)
+            cohorts = _plan(store, group, base, task, kernels, most_slots, most_bytes)
             yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
                 yield from run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
@@ -124,9 +127,11 @@ def _audit(study: Study, trials: Sequence[TrialConfig], raw: RawTask, task: Task
     return list(dict.fromkeys(notice for each in found for notice in each.notices()))
 
 
-def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:
+def _prepare(
+    store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str, most_bytes: int | None
+) -> tuple[Kernels, list[Notice]]:
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
-    kernels, notices = install_kernels(base, packed_weights_budget(device), _kernels(store, config))
+    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), _kernels(store, config))
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
@@ -138,7 +143,15 @@ def _kernels(store: Store, config: BaseModelConfig | None = None) -> dict[str, A
     return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)
 
 
-def _plan(store: Store, group: Group, base: BaseModel, task: Task, kernels: Kernels, most_slots: int | None) -> list[Cohort]:
+def _plan(
+    store: Store,
+    group: Group,
+    base: BaseModel,
+    task: Task,
+    kernels: Kernels,
+    most_slots: int | None,
+    most_bytes: int | None,
+) -> list[Cohort]:
     """The group's cohorts, stored before the first step: those of an earlier part of the study, and new ones for the rest."""
     packs = group.trains and follows_trees(base, task.train)
     stored = {name: plan for name, plan in store.cohorts().items() if len(plan["trials"]) <= (most_slots or math.inf)}
@@ -149,7 +162,8 @@ def _plan(store: Store, group: Group, base: BaseModel, task: Task, kernels: Kern
     planned = {trial.trial for cohort in cohorts for trial in cohort.trials}
     left = tuple(trial for trial in group.trials if trial.trial not in planned)
     if left:
-        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, _next_cohort(store), most_slots)
+        first = _next_cohort(store)
+        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, first, most_slots, most_bytes)
         for cohort in fresh:
             store.set_cohort(cohort.name, cohort.record())
         cohorts += fresh
@@ -194,6 +208,14 @@ def _dropout_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
     count = sum(trial.train.base_dropout for trial in trials)
     message = f"in {count} trials the base model's dropout acts, but not on attention probabilities"
     return [Notice("base_dropout", count, "train.base_dropout", message)] if count else []
+
+
+def _full_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
+    """What full fine-tuning leaves behind, and what its numbers are."""
+    full = [trial for trial in trials if trial.adapter.method == "full"]
+    dtype = " in float32, though the base is bfloat16," if any(trial.base.dtype == "bfloat16" for trial in full) else ""
+    message = f"{len(full)} trials train the whole base{dtype} one at a time; their scores are kept, their weights are not"
+    return [Notice("full", len(full), "adapter.method", message)] if full else []
 
 
 def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Notice]:
