@@ -338,13 +338,13 @@ def run_and_report(
             checkpoint_seconds=checkpoint_seconds,
         )
         # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-        with _deferred_signals() as interrupted, closing(running) as events:
-            for event in events:
-                progress.show(event)
-                if interrupted():
-                    break
-        if interrupted():
-            raise KeyboardInterrupt
+        with closing(running) as events:
+            progress.show(next(events))  # until then there is nothing to save
+            with _deferred_signals() as interrupted:
+                for event in events:
+                    progress.show(event)
+                    if interrupted():
+                        raise KeyboardInterrupt
     with Store.open(directory) as store:
         return results_document([store])
 
