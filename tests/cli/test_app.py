@@ -90,6 +90,28 @@ def test_results_are_a_table_or_csv_too(cli, finished):
     assert (both.code, both.out) == (2, "")
 
 
+def test_a_run_and_its_results_compare_the_configurations(cli, study_file, tmp_path):
+    trials = [{"r": 2, "targets": ["query"]}, {"r": 4, "targets": "all-linear"}, {"r": 2, "targets": ["value"]}]
+    file = study_file(seeds=[1, 2], design={"kind": "list", "trials": trials}, train={"max_steps": 2, "batch_size": 4})
+    ran = json.loads(cli("run", file, "--out", tmp_path / "run", "--json").out)["comparisons"]
+    first = ran["baseline"]
+    assert (ran["metric"], [row["against"] for row in ran["rows"]]) == ("accuracy", [first, first])
+    assert {"configuration", "metric", "difference", "low", "high", "p", "p_holm", "verdict", "seeds", "examples", "failed",
+            "diverged"} <= ran["rows"][0].keys()  # fmt: skip
+    assert [(row["seeds"], row["examples"]) for row in ran["rows"]] == [(2, 6), (2, 6)]
+    loss = ["--metric", "eval_loss", "--metric", "accuracy"]
+    again = json.loads(cli("results", tmp_path / "run", "--pairs", *loss, "--json").out)["comparisons"]
+    assert (again["baseline"], len(again["rows"]), again["metrics"]) == (None, 6, ["eval_loss", "accuracy"])
+    assert all(row["examples"] == 6 for row in again["rows"])
+    other = ran["rows"][1]["configuration"]
+    table = cli("results", tmp_path / "run", "--baseline", f"{other}-s2")
+    assert (table.code, f"accuracy against {other}" in table.out) == (0, True)
+    for wrong, message in ((["--baseline", "x"], "no configuration 'x'"), (["--metric", "f2"], "no trial has a metric 'f2'"),
+                           (["--pairs", "--baseline", other], "exclude each other")):  # fmt: skip
+        ended = cli("results", tmp_path / "run", *wrong)
+        assert (ended.code, ended.out, message in ended.err) == (2, "", True)
+
+
 def test_a_study_is_not_run_twice_by_accident(cli, finished, study_file):
     before = tree(finished)
     again = cli("run", study_file(), "--out", finished)

@@ -175,16 +175,29 @@ def run(
 @app.command()
 def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="TRIAL", help="The trial or configuration that others are compared with; the first by default."),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Compare every two configurations.")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What is compared; may be repeated, and all of it is corrected together.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One row per trial."""
+    """One row per trial, and which configurations differ."""
+    from lorascope.compare import comparisons
     from lorascope.store import Store, results_document
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
+    if pairs and baseline is not None:
+        raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
+        stores = [opened.enter_context(Store.open(directory)) for directory in directories]
+        document = results_document(stores)
+        document["comparisons"] = comparisons(stores, baseline=baseline, metrics=metric, pairs=pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -345,8 +358,10 @@ def run_and_report(
                     progress.show(event)
                     if interrupted():
                         raise KeyboardInterrupt
+    from lorascope.compare import comparisons
+
     with Store.open(directory) as store:
-        return results_document([store])
+        return {**results_document([store]), "comparisons": comparisons([store])}
 
 
 def _device(name: str | None) -> str:

@@ -13,6 +13,9 @@ from rich.table import Table
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
 
+# Words rather than numbers.
+_LEFT = ("trial", "status", "configuration", "against", "verdict")
+
 # A configuration's value may be folded down to so many characters.
 _FOLD_WIDTH = 12
 
@@ -65,6 +68,7 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     # A column is whole or absent: half a number looks like another one.
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_comparisons(console, document)
     print_decodings(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
@@ -75,6 +79,53 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
             for status in dict.fromkeys(trial["status"] for trial in unsettled)
         )
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
+
+
+def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
+    """Which configurations differ, and how sure that is; nothing where there is one configuration."""
+    compared = document.get("comparisons") or {"rows": []}
+    rows = compared["rows"]
+    if not rows:
+        return
+    fewest, metrics = compared["fewest_seeds"], ", ".join(compared["metrics"])
+    if all(row["verdict"] == "too few seeds" for row in rows):
+        message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return
+    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    chosen = [{"config": configs[row["configuration"]]} for row in rows]
+    varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        **({"against": [row["against"] for row in rows]} if compared["baseline"] is None else {}),
+        **{key: cells[: len(rows)] for key, cells in varying.items()},
+        **({"metric": [row["metric"] for row in rows]} if len(compared["metrics"]) > 1 else {}),
+        "difference": [_signed(row["difference"]) for row in rows],
+        f"{compared['level']:.0%} interval": [
+            "–" if row["low"] is None else f"{_signed(row['low'])} … {_signed(row['high'])}" for row in rows
+        ],
+        "p": [number_text(row["p_holm"]) for row in rows],
+        "verdict": [row["verdict"] for row in rows],
+        "seeds": [str(row["seeds"]) for row in rows],
+        "examples": ["–" if row["examples"] is None else f"{row['examples']:,}" for row in rows],
+    }
+    against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
+    if compared["baseline"] is not None:
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+    title = f"{document['study']}: {metrics} {against}"
+    dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
+    _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
+    lines += dict.fromkeys(row["note"] for row in rows if row["note"])
+    for name, counts in compared["configurations"].items():
+        lost = ", ".join(f"{number} {status}" for status, number in counts.items() if status != "done")
+        lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
@@ -137,7 +188,7 @@ def _print_table(
         del shown[name]
     table = Table(title=escape(title), title_justify="left")
     for header in shown:
-        left = header in folding or header in ("trial", "status")
+        left = header in folding or header in _LEFT
         table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*map(escape, row))
