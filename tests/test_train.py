@@ -1,6 +1,7 @@
 """THE LOOP: schedule, optimiser and losses against transformers and torch, and slots that diverge."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -282,6 +283,25 @@ def steps_of(base, settings, num_examples=10):
     values_NP = stack.parameters.values_NP.clone()
     stack.detach()
     return steps, values_NP
+
+
+def test_a_training_that_was_broken_off_goes_on_from_its_parameters_and_the_number_of_steps_done(tiny_model):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    settings = TrainConfig(batch_size=4, epochs=3, warmup_ratio=0.5)
+    whole, values_NP = steps_of(base, settings)
+    states = []
+    for first, steps in ((0, 4), (4, 5)):
+        stack = Stack(base.model, slots_of(base, 1), base.heads)
+        if states:
+            stack.parameters.load_state(states)
+        course = train(stack, base, examples_for("SEQ_CLS", 10), {"s0": settings}, first)
+        part = [next(course) for _ in range(steps)]
+        states = [(name, tensor.clone()) for name, tensor in stack.parameters.state(with_moments=True).items()]
+        assert [replace(step, seconds=0) for step in part] == [
+            replace(step, seconds=0) for step in whole[first : first + steps]
+        ]
+        stack.detach()
+    assert torch.equal(dict(states)["values"], values_NP)
 
 
 def test_epochs_and_max_steps_say_how_long_it_trains(tiny_model):

@@ -20,6 +20,7 @@ from lorascope.cli import app
 from lorascope.cohort import training
 from lorascope.store import Store
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("plan", "run", "results", "evaluate", "export", "demo")
 ROW_KEYS = {
     "trial", "seed", "status", "config", "trainable_params", "total_params", "peft_total_params", "trainable_percent",
@@ -430,6 +431,7 @@ def test_ctrl_c_interrupts_a_study(study_file, process, tmp_path):
     child.send_signal(signal.SIGINT)
     output, errors = child.communicate(timeout=60)
     check_interrupted(child.returncode, output, errors, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "checkpoints" / "c1").glob("step-*/manifest.json"))) == 1
 
 
 def test_sigterm_interrupts_a_study(cli, study_file, tmp_path, monkeypatch):
@@ -440,6 +442,51 @@ def test_sigterm_interrupts_a_study(cli, study_file, tmp_path, monkeypatch):
     monkeypatch.setattr("lorascope.cli.progress.StudyProgress.show", terminate)
     ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
     check_interrupted(ended.code, ended.out, ended.err, tmp_path / "run")
+
+
+def test_a_second_signal_ends_at_once(cli, study_file, tmp_path, monkeypatch):
+    reached = []
+
+    def terminate(self, event):
+        if type(event).__name__ == "StepResult":
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the first is noted")
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the second is too")
+
+    monkeypatch.setattr("lorascope.cli.progress.StudyProgress.show", terminate)
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
+    check_interrupted(ended.code, ended.out, ended.err, tmp_path / "run")
+    assert reached == ["the first is noted"]
+
+
+def test_an_interrupted_study_ends_with_the_adapters_of_one_left_alone(
+    cli, study_file, model_directory, tmp_path, monkeypatch
+):
+    # Which path of frozen products is the fastest may change between two runs; in float64 there is one.
+    path = study_file(base={"model": str(model_directory("bert")), "dtype": "float64"})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lorascope.cli.progress.StudyProgress.show",
+            lambda self, event: os.kill(os.getpid(), signal.SIGINT) if type(event).__name__ == "StepResult" else None,
+        )
+        assert cli("run", path, "--out", tmp_path / "run").code == 130
+    ended = cli("run", path, "--out", tmp_path / "run", "--resume", "--checkpoint-seconds", 0)
+    assert ended.code == 0, ended.err
+    assert cli("run", path, "--out", tmp_path / "whole").code == 0
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "trials").rglob("*.*"))
+    assert len([file for file in files if file.name == "adapter_model.safetensors"]) == 2
+    assert all((tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes() for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not part of a source distribution")
+def test_a_study_killed_at_random_moments_differs_in_nothing():
+    command = [sys.executable, "-m", "benchmarks.kill", "--kills", "4", "--per-study", "4", "--set", "seeds=[1]"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout[ended.stdout.index("{") :])["differences"] == []
 
 
 def test_a_killed_study_is_resumed(cli, study_file, process, tmp_path):

@@ -406,14 +406,16 @@ def _show(running: Events) -> None:
     """
     from lorascope.cli.progress import StudyProgress
 
-    with StudyProgress(stderr()) as progress:
-        with _deferred_signals() as interrupted, closing(running) as events:
+    with StudyProgress(stderr()) as progress, closing(running) as events:
+        first = next(events, None)  # until then there is nothing to save
+        if first is None:
+            return
+        progress.show(first)
+        with _deferred_signals() as interrupted:
             for event in events:
                 progress.show(event)
                 if interrupted():
-                    break
-        if interrupted():
-            raise KeyboardInterrupt
+                    raise KeyboardInterrupt
 
 
 def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
