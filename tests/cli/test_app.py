@@ -721,3 +721,18 @@ def test_a_packed_base_has_no_full_fine_tuning(cli, study_file):
     ended = cli("plan", path)
     assert ended.code == 2
     assert "method full trains the base's weights, which nf4 packs into 4 bits" in ended.err
+
+
+def test_a_run_is_tracked_where_it_is_asked_for(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorboard", "--json")
+    assert ended.code == 0
+    trials = {trial["trial"] for trial in json.loads(ended.out)["trials"]}
+    assert {path.parent.name for path in (tmp_path / "run" / "tensorboard").glob("*/events.out.tfevents.*")} == trials
+
+
+def test_an_unknown_tracker_is_named_before_anything_is_made(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorbord")
+    assert ended.code == 2
+    assert "--track" in ended.err
+    assert "tensorboard" in ended.err
+    assert not (tmp_path / "run").exists()

@@ -33,6 +33,7 @@ from lorascope.config import (
     Study,
     TaskConfig,
     TaskType,
+    TrackingConfig,
     TrialConfig,
     load_study,
     parse_duration,
@@ -163,6 +164,9 @@ def run(
         typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
     ] = None,
     allow: Allow = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +174,9 @@ def run(
     from lorascope.design import parse_shard
 
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    if track:
+        to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
+        study = study.model_copy(update={"tracking": validate(TrackingConfig, to, "--track")})
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})

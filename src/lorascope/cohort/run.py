@@ -23,6 +23,7 @@ from lorascope.cohort.events import Events, StudyStarted
 from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
+from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
@@ -31,6 +32,7 @@ from lorascope.errors import StoreError
 from lorascope.judge import Judge, load_judge
 from lorascope.losses import follows_trees
 from lorascope.store import Store
+from lorascope.tracking import check_installed
 
 
 def run_study(
@@ -64,6 +66,7 @@ def run_study(
     if not resume:
         Store.refuse_existing(directory)
     check_kinds(study.task.allow)
+    check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
     skeletons = find_impossible(study, raw, trials, device)
     steady_allocator()
@@ -85,6 +88,8 @@ def run_study(
         _describe(store, task, base, judge)
         notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_full_notice(trials)]
         notices += _warmup_notice(trials, len(task.train))
+        tracking = open_tracking(store, study)
+        notices += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
         yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
         kernels: Kernels | None = None
         for group in groups:
@@ -102,7 +107,8 @@ def run_study(
             cohorts = _plan(store, group, base, task, kernels, most_slots, most_bytes)
             yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
             for cohort in cohorts:
-                yield from run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
+                running = run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
+                yield from follow(running, store, tracking)
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
