@@ -286,7 +286,9 @@ class ShapleyDesign(Section):
             once with random coalitions and reads all of them off.
         coalitions: how many are valued at most where there are too many to enumerate; None for what ``width`` takes.
         width: sampling ends when no interval of a value is wider than this share of what all players together add.
-        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed.
+        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed; no map is shown
+            without.
+        length: in ``one_run``, how many times as many steps it trains as one retrained coalition.
     """
 
     kind: Literal["shapley"]
@@ -296,7 +298,24 @@ class ShapleyDesign(Section):
     game: Literal["usefulness", "reliance", "one_run"] = "usefulness"
     coalitions: int | None = Field(None, ge=2)
     width: float = Field(0.2, gt=0.0)
-    retrained: int = Field(12, ge=0)
+    retrained: int = Field(12, ge=4)
+    length: float = Field(3.0, gt=0.0)
+
+    @field_validator("players")
+    @classmethod
+    def _players_are_distinct(cls, value: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a player twice")
+        if isinstance(value, dict) and not all(value.values()):
+            raise ValueError("a group has no target")
+        return value
+
+    @field_validator("values")
+    @classmethod
+    def _values_are_distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("names a metric twice")
+        return value
 
 
 class Range(Section):
@@ -322,15 +341,17 @@ class Range(Section):
 
 
 class SearchDesign(Section):
-    """Configurations that a sampler proposes, a cohort at a time, each learning from those before.
+    """Configurations that a sampler proposes, some at a time, each time having seen what the earlier ones gave.
 
     Attributes:
-        over: for each key a list of values or a range.
+        over: for each key a list of values, which the sampler takes for words without an order (numbers too), or a range.
         trials: configurations in all.
         objective: a metric of the evaluation; whether higher is better is the metric's own.
         sampler: of Optuna.
         pruner: ``successive_halving`` stops the worse part of a cohort at each rung, the rest goes on.
         reduction: one in so many survives a rung.
+        batch: configurations proposed at a time. None: as many as a cohort of 16 holds with every seed, but a quarter of
+            ``trials`` at most, so that a sampler has something to learn from.
         sampler_seed: of the proposals.
     """
 
@@ -341,7 +362,8 @@ class SearchDesign(Section):
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
     pruner: Literal["none", "successive_halving"] = "none"
     reduction: int = Field(3, ge=2)
-    sampler_seed: int = Field(0, ge=0)
+    batch: int | None = Field(None, ge=1)
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
 
 
 Design = Annotated[ListDesign | GridDesign | AblationDesign | ShapleyDesign | SearchDesign, Field(discriminator="kind")]
@@ -447,6 +469,17 @@ class TrialConfig(Section):
 
 # The sections that make a trial's configuration; no two have a key in common.
 SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
+
+
+def in_layers(name: str, first: int, last: int) -> str:
+    """A target's name restricted to a run of layers, as ``adapter.targets`` takes it."""
+    return f"{name}.L{first}" if first == last else f"{name}.L{first}-{last}"
+
+
+def split_layers(name: str) -> tuple[str, tuple[int, int] | None]:
+    """What `in_layers` put together: the target's name, and its first and last layer where it is restricted."""
+    match = re.fullmatch(r"(.+)\.L(\d+)(?:-(\d+))?", name)
+    return (name, None) if match is None else (match[1], (int(match[2]), int(match[3] or match[2])))
 
 
 def section_of(key: str) -> str | None:

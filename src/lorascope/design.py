@@ -11,22 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lorascope.config import (
+    SECTIONS,
     AblationDesign,
-    AdapterConfig,
-    BaseModelConfig,
     GridDesign,
     ListDesign,
-    Section,
     Study,
-    TrainConfig,
     TrialConfig,
     design_keys,
     section_of,
     validate,
 )
 from lorascope.errors import UsageError, did_you_mean
-
-_SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
 
 
 def expand(study: Study) -> list[TrialConfig]:
@@ -37,7 +32,7 @@ def expand(study: Study) -> list[TrialConfig]:
     """
     trials: dict[str, TrialConfig] = {}
     for overrides, where in _overrides(study):
-        sections = _apply(study, overrides, where)
+        sections = apply(study, overrides, where)
         # An adapter that comes trained has no seed of its own; it is evaluated once.
         seeds = study.seeds[:1] if sections["adapter"].path is not None else study.seeds
         for seed in seeds:
@@ -85,7 +80,12 @@ def _one_factor(study: Study, design: AblationDesign, key: str, value: Any) -> d
     return {key: value}
 
 
-def _apply(study: Study, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+def apply(study: Study, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The study's ``adapter``, ``train`` and ``base`` with some keys replaced, as ``TrialConfig`` takes them.
+
+    Raises:
+        UsageError: a key that no section has, or a value that the section refuses; names ``where``.
+    """
     sections: dict[str, dict[str, Any]] = {
         "adapter": study.adapter.model_dump(),
         "train": study.train.model_dump(),
@@ -96,4 +96,4 @@ def _apply(study: Study, overrides: Mapping[str, Any], where: str) -> dict[str, 
         if section is None:
             raise UsageError(f"no section has a key {key!r}", where=where, fix=did_you_mean(key, design_keys()))
         sections[section][key] = value
-    return {name: validate(_SECTIONS[name], values, where) for name, values in sections.items()}
+    return {name: validate(SECTIONS[name], values, where) for name, values in sections.items()}

@@ -15,8 +15,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, s
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
+    ShapleyDesign,
     Study,
     TaskConfig,
     TaskType,
@@ -40,7 +42,10 @@ from lorascope.config import (
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
+    from lorascope.cohort.events import Events
+    from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
+    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -150,6 +155,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
+    from lorascope.design import parse_shard
+
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
@@ -160,7 +167,14 @@ def run(
         return
     directory = out or Path("runs") / study.name
     document = run_and_report(
-        study, trials, directory, resume=resume, slots=slots, device=device, checkpoint_seconds=checkpoint_seconds
+        study,
+        trials,
+        directory,
+        resume=resume,
+        slots=slots,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        part=None if shard is None else parse_shard(shard),
     )
     if as_json:
         print_json(document)
@@ -186,9 +200,8 @@ def results(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One row per trial, and which configurations differ."""
-    from lorascope.compare import comparisons
-    from lorascope.store import Store, results_document
+    """One row per trial, and what they show together: which configurations differ, what each player adds."""
+    from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
@@ -196,8 +209,7 @@ def results(
         raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
         stores = [opened.enter_context(Store.open(directory)) for directory in directories]
-        document = results_document(stores)
-        document["comparisons"] = comparisons(stores, baseline=baseline, metrics=metric, pairs=pairs)
+        document = _results(stores, baseline, metric, pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -321,47 +333,103 @@ def demo(
 
 def run_and_report(
     study: Study,
-    trials: list[TrialConfig],
+    trials: list[TrialConfig] | Proposer,
     directory: Path,
     *,
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
     checkpoint_seconds: float | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document.
+
+    Args:
+        part: the shard that this is, as (index from 1, count).
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
     """
-    from lorascope.cli.progress import StudyProgress
-    from lorascope.store import Store, results_document
+    from lorascope.store import Store
 
-    with StudyProgress(stderr()) as progress:
+    chosen = _device(device)
+    if not resume:
+        Store.refuse_existing(directory)
+    for some in _proposals(trials, directory):
         from lorascope.cohort.run import run_study
 
-        chosen = _device(device)
-        running = run_study(
-            study,
-            trials,
-            directory,
-            resume=resume,
-            most_slots=slots,
-            device=chosen,
-            checkpoint_seconds=checkpoint_seconds,
+        _show(
+            run_study(
+                study,
+                some,
+                directory,
+                resume=resume,
+                most_slots=slots,
+                device=chosen,
+                checkpoint_seconds=checkpoint_seconds,
+            )
         )
-        # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
+        resume = True
+    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
+        from lorascope.attribution.maps import draw_maps
+        from lorascope.attribution.players import read_game
+
+        seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
+        _show(draw_maps(read_game(study), directory, device=chosen, seeds=seeds))
+    with Store.open(directory) as store:
+        return _results([store])
+
+
+def _show(running: Events) -> None:
+    """Carry something out with its progress on stderr; closed at once whatever ends it, so that its trials say so.
+
+    Raises:
+        KeyboardInterrupt: see `run_and_report`.
+    """
+    from lorascope.cli.progress import StudyProgress
+
+    with StudyProgress(stderr()) as progress:
         with closing(running) as events:
-            progress.show(next(events))  # until then there is nothing to save
+            for event in islice(events, 1):
+                progress.show(event)  # until then there is nothing to save
             with _deferred_signals() as interrupted:
                 for event in events:
                     progress.show(event)
                     if interrupted():
                         raise KeyboardInterrupt
-    from lorascope.compare import comparisons
 
-    with Store.open(directory) as store:
-        return {**results_document([store]), "comparisons": comparisons([store])}
+
+def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
+    """The trials to run, as often as there are new ones."""
+    from lorascope.store import DATABASE, Store
+
+    if isinstance(trials, list):
+        yield trials
+        return
+    rows: list[TrialRow] = []
+    while True:
+        if (directory / DATABASE).is_file():
+            with Store.open(directory) as store:
+                rows = store.trials()
+        some = trials.propose(rows)
+        if not some:
+            return
+        yield some
+
+
+def _results(
+    stores: Sequence[Store], baseline: str | None = None, metrics: Sequence[str] | None = None, pairs: bool = False
+) -> dict[str, Any]:
+    """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
+    from lorascope.attribution.document import shapley_document
+    from lorascope.compare import comparisons
+    from lorascope.store import results_document
+
+    return {
+        **results_document(stores),
+        "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
+        "shapley": shapley_document(stores),
+    }
 
 
 def _device(name: str | None) -> str:
@@ -381,11 +449,21 @@ def _device(name: str | None) -> str:
 
 def _study_and_trials(
     study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
-) -> tuple[Study, list[TrialConfig]]:
+) -> tuple[Study, list[TrialConfig] | Proposer]:
     from lorascope import design
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
     trials = design.expand(study)
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import design_trials, read_game
+
+        proposed = design_trials(read_game(study), trials)
+        if not isinstance(proposed, list):
+            if shard is not None or adapters:
+                where, fix = "--shard" if shard else "--adapter", "leave it out, or give at most 10 players and no coalitions"
+                raise UsageError("coalitions are proposed from the results of all earlier ones", where=where, fix=fix)
+            return study, proposed
+        trials = proposed
     if adapters:
         from lorascope.cohort.single import adapter_trial
 
@@ -397,12 +475,13 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+def _plan_document(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones."""
     import psutil
 
     from lorascope import plan as planning
 
+    trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
     memory = psutil.virtual_memory().available
     rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
@@ -413,7 +492,12 @@ def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
         cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
         rows.append(_plan_row(trial, cost, reason))
-    return {"study": study.name, "trials": rows}
+    document: dict[str, Any] = {"study": study.name, "trials": rows}
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import game_plan, read_game
+
+        document["shapley"] = game_plan(read_game(study))
+    return document
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

@@ -41,6 +41,9 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    if document.get("shapley"):
+        game = document["shapley"]
+        console.print(f"{game['game']}: {game['how']}", markup=False, highlight=False, soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for trial in trials:
         if trial["reason"]:
@@ -72,6 +75,8 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     print_decodings(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
+    if document.get("shapley"):
+        print_shapley(console, document)
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -160,6 +165,138 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
         else f"accuracy {check['accuracy']:.4f} on {check['num_examples']:,} examples of {check['task']} ({check['split']})"
     )
     console.print(f"c_score is judged by {name}: {known}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_shapley(console: Console, document: Mapping[str, Any]) -> None:
+    """What each player adds: for every metric a table with bars, the ranking, interactions, and the recommendation."""
+    game = document["shapley"]
+    seeds = counted(len(game["seeds"]), "seed")
+    console.print(f"{document['study']}: {game['what']}; {seeds}", markup=False, highlight=False, soft_wrap=True)
+    for name, metric in game["metrics"].items():
+        if "values" not in metric:
+            console.print(f"{name}: no values, {metric['reason']}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        _print_values(console, name, metric)
+        lines = [metric["verdict"], *_interaction_lines(metric), *metric["notes"], *_agreement_lines(metric)]
+        if metric["recommended"] is not None:
+            chosen = metric["recommended"]
+            members = " ".join(chosen["players"]) or "(none)"
+            lines.append(f"recommended: {members} ({name} {number_text(chosen['mean'])}): {chosen['why']}")
+        for line in lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in _cost_lines(game.get("cost")):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> None:
+    order = [player for group in metric["ranking"] for player in group]
+    values = [metric["values"][player] for player in order]
+    columns = {
+        "player": order,
+        "value": [_signed_text(value["estimate"]) for value in values],
+        "95 % interval": [_interval_text(value) for value in values],
+        "": _bars(values),
+        "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
+        "per s of an epoch": [number_text(value["per_second"]) for value in values],
+    }
+    calibrated = metric.get("calibrated", {}).get("values")
+    if calibrated:
+        columns["calibrated"] = [_signed_text(calibrated[player]["estimate"]) for player in order]
+        columns["its interval"] = [_interval_text(calibrated[player]) for player in order]
+    columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
+    better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
+    coalitions = counted(metric["num_coalitions"], "coalition")
+    whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
+    title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
+    _print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
+
+
+_BAR = 25
+
+
+def _bars(values: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Each interval as a line with the estimate on it and zero marked, all on one scale."""
+    ends = [value[end] for value in values for end in ("estimate", "low", "high") if value[end] is not None]
+    low, high = min(0.0, *(end for end in ends if end is not None)), max(0.0, *(end for end in ends if end is not None))
+    span = (high - low) or 1.0
+
+    def place(value: float) -> int:
+        return round((value - low) / span * (_BAR - 1))
+
+    bars = []
+    for value in values:
+        cells = [" "] * _BAR
+        if value["low"] is not None and value["high"] is not None:
+            cells[place(value["low"]) : place(value["high"]) + 1] = "─" * (place(value["high"]) - place(value["low"]) + 1)
+        cells[place(0.0)] = "│"
+        assert value["estimate"] is not None
+        cells[place(value["estimate"])] = "●"
+        bars.append("".join(cells))
+    return bars
+
+
+_INTERACTIONS = 6
+
+
+def _interaction_lines(metric: Mapping[str, Any]) -> list[str]:
+    """The pairs that add more, or less, together than apart: the largest, and how many can be told from zero."""
+    pairs = sorted(metric["interactions"], key=lambda pair: -abs(pair["estimate"] or 0.0))
+    known = [pair for pair in pairs if pair["low"] is not None and pair["high"] is not None]
+    clear = [pair for pair in known if pair["low"] > 0.0 or pair["high"] < 0.0]
+    lines = [
+        f"interaction of {' and '.join(pair['players'])}: {_signed_text(pair['estimate'])} {_interval_text(pair)}"
+        for pair in (clear or pairs)[:_INTERACTIONS]
+        if pair["estimate"] is not None
+    ]
+    if known:
+        lines.append(f"{len(clear)} of {counted(len(pairs), 'interaction')} can be told from zero, each for itself")
+    return lines
+
+
+def _agreement_lines(metric: Mapping[str, Any]) -> list[str]:
+    """How far a one-run map is to be believed."""
+    found = metric.get("agreement")
+    if found is None:
+        return []
+    told = {
+        f"the map against retraining ({found['num_retrained']} coalitions, means over the seeds)": [found["of_means"]],
+        "the map against retraining, one seed each": found["by_seed"],
+        "retraining against itself with another seed": found["retraining_with_itself"],
+        "the players' additive effects, by the map and by retraining": [found["of_effects"]] if found["of_effects"] else [],
+    }
+    lines = []
+    for what, figures in told.items():
+        taus = [each["kendall_tau"] for each in figures if each["kendall_tau"] is not None]
+        correlations = [each["pearson"] for each in figures if each["pearson"] is not None]
+        if taus:
+            tau, correlation = sum(taus) / len(taus), sum(correlations) / len(correlations)
+            lines.append(f"{what}: Kendall's tau {tau:.2f}, correlation {correlation:.2f}")
+    calibrated = metric["calibrated"]
+    if "values" in calibrated:
+        many = counted(calibrated["num_retrained"], "retrained coalition")
+        lines.append(f"calibrated: usefulness by the map as a control variate for {many} (slope {calibrated['slope']:.2f})")
+    return lines or ["agreement with retraining: not known, no retrained coalition is done"]
+
+
+def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    if cost is None:
+        return []
+    if "reason" in cost:
+        return [f"cost against retraining: {cost['reason']}"]
+    share = cost["share_of_retraining_as_many_as_read"]
+    return [
+        f"cost of a map: {seconds_text(cost['map_train_seconds'])} of training and {seconds_text(cost['map_read_seconds'])} "
+        f"of reading {cost['num_read']:g} coalitions; to retrain as many takes "
+        f"{seconds_text(cost['seconds_per_retrained_coalition'] * cost['num_read'])} alone, {1.0 / share:.1f} times as long"
+    ]
+
+
+def _signed_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _interval_text(value: Mapping[str, float | None]) -> str:
+    return "" if value["low"] is None else f"[{_signed_text(value['low'])}, {_signed_text(value['high'])}]"
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorascope.config import BaseModelConfig
@@ -46,7 +46,8 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
                 "total_params": row.total_params,
                 "peft_total_params": row.peft_total_params,
                 "trainable_percent": row.trainable_percent,
-                "metrics": {name: value if math.isfinite(value) else None for name, value in row.metrics.items()},
+                "metrics": _strict(row.metrics),
+                "rungs": [{"step": step, "metrics": _strict(metrics)} for step, metrics in sorted(row.rungs.items())],
                 "decoding": store.decodings(row.trial),
                 "train_seconds": row.train_seconds,
                 "examples_per_second": row.examples_per_second,
@@ -67,6 +68,10 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
         "cohorts": cohorts,
         "warnings": _warnings(stores),
     }
+
+
+def _strict(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _warnings(stores: Sequence[Store]) -> list[dict[str, Any]]:
