@@ -388,15 +388,14 @@ def _show(running: Events) -> None:
     """
     from lorascope.cli.progress import StudyProgress
 
-    with StudyProgress(stderr()) as progress:
-        with closing(running) as events:
-            for event in islice(events, 1):
-                progress.show(event)  # until then there is nothing to save
-            with _deferred_signals() as interrupted:
-                for event in events:
-                    progress.show(event)
-                    if interrupted():
-                        raise KeyboardInterrupt
+    with StudyProgress(stderr()) as progress, closing(running) as events:
+        for event in islice(events, 1):
+            progress.show(event)  # until then there is nothing to save
+        with _deferred_signals() as interrupted:
+            for event in events:
+                progress.show(event)
+                if interrupted():
+                    raise KeyboardInterrupt
 
 
 def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
