@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -414,10 +415,8 @@ def _show(running: Events) -> None:
     from lorascope.cli.progress import StudyProgress
 
     with StudyProgress(stderr()) as progress, closing(running) as events:
-        first = next(events, None)  # until then there is nothing to save
-        if first is None:
-            return
-        progress.show(first)
+        for event in islice(events, 1):
+            progress.show(event)  # until then there is nothing to save
         with _deferred_signals() as interrupted:
             for event in events:
                 progress.show(event)
