@@ -18,11 +18,13 @@ import torch
 
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, load_tokenizer, read_config, task_type_of
+from lorascope.cohort.budget import Budget, within
 from lorascope.cohort.checkpoint import discard_ended
 from lorascope.cohort.events import Events, StudyStarted
 from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
+from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
@@ -35,13 +37,15 @@ from lorascope.store import Store
 
 def run_study(
     study: Study,
-    trials: Sequence[TrialConfig],
+    trials: Sequence[TrialConfig] | Proposer,
     directory: Path,
     *,
+    first: Sequence[TrialConfig] = (),
     resume: bool = False,
     most_slots: int | None = None,
     device: str = "cpu",
     checkpoint_seconds: float | None = None,
+    budget: Budget | None = None,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
@@ -50,9 +54,13 @@ def run_study(
     running is marked as interrupted.
 
     Args:
+        trials: a list, or what proposes them; a proposer that is a ``Pruner`` too stops the worse of each cohort.
+        first: trials that are carried out before those proposed, and that the proposer does not see.
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
         checkpoint_seconds: see ``Checkpoints``.
+        budget: no cohort begins that would not end in time, and one that does not is interrupted at the deadline; what is left
+            stays ``planned``, and a warning says so.
 
     Raises:
         CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
@@ -63,43 +71,74 @@ def run_study(
         Store.refuse_existing(directory)
     check_kinds(study.task.allow)
     raw = read_task(study.task, study.evaluate.split)
-    skeletons = find_impossible(study, raw, trials, device)
+    proposer = trials if isinstance(trials, Proposer) else None
+    known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
+    possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
+    skeletons = find_impossible(study, raw, possible, device)
     steady_allocator()
-    loaded = trials[0].base
+    loaded = known[0].base
     base = load_base(loaded, raw.task_type, raw.labels, device)
     task = _encoded(raw, base, study)
-    audited = _audit(study, trials, raw, task, base)
+    audited = _audit(study, possible, raw, task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
+    pruner = trials if isinstance(trials, Pruner) else None
+    names = {trial.trial for trial in first}
     with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), base) as threads:
-        store.add_trials(trials)
-        _check_unchanged(store, loaded, task, base, judge)
-        discard_ended(store, FINAL)
-        status = {row.trial: row.status for row in store.trials()}
-        pending = [trial for trial in trials if status[trial.trial] not in FINAL]
-        groups = form_groups(pending, skeletons)
-        trained = [trial for group in groups if group.trains for trial in group.trials]
-        trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
-        yield StudyStarted(task, len(trials), len(pending), trial_steps)
-        _describe(store, task, base, judge)
-        notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_warmup_notice(trials, len(task.train))]
-        yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
+        batches = [list(trials)] if not isinstance(trials, Proposer) else [list(first)] if first else []
         kernels: Kernels | None = None
-        for group in groups:
-            wanted = group.trials[0].base
-            if wanted != loaded:
-                del base
-                gc.collect()  # the earlier model goes before the next one comes
-                base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
-                # Another base has another tokenizer.
-                task = _encoded(raw, base, study)
-                yield from warn(store, _notices(task, base, loaded))
-            if kernels is None:
-                kernels, changes = _prepare(store, base, loaded, task, device)
-                yield from warn(store, changes)
-            cohorts = _plan(store, group, base, task, kernels, most_slots)
-            yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
-            for cohort in cohorts:
-                yield from run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
+        started = False
+        while True:
+            batch = batches.pop() if batches else []
+            of_pruner = None
+            if not batch and proposer is not None:
+                batch = proposer.propose([row for row in store.trials() if row.trial not in names])
+                of_pruner = pruner
+            if not batch:
+                return
+            store.add_trials(batch)
+            status = {row.trial: row.status for row in store.trials()}
+            pending = [trial for trial in batch if status[trial.trial] not in FINAL]
+            groups = form_groups(pending, {**skeletons, **find_impossible(study, raw, pending, device)})
+            trained = [trial for group in groups if group.trains for trial in group.trials]
+            trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
+            if not started:
+                _check_unchanged(store, loaded, task, base, judge)
+                discard_ended(store, FINAL)
+            yield StudyStarted(task, len(batch), len(pending), trial_steps)
+            if not started:
+                _describe(store, task, base, judge)
+                notices = [*_notices(task, base, loaded), *audited]
+                yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
+                started = True
+            yield from warn(store, [*_dropout_notice(batch), *_warmup_notice(batch, len(task.train))])
+            for group in groups:
+                wanted = group.trials[0].base
+                if wanted != loaded:
+                    del base
+                    gc.collect()  # the earlier model goes before the next one comes
+                    base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
+                    # Another base has another tokenizer.
+                    task = _encoded(raw, base, study)
+                    yield from warn(store, _notices(task, base, loaded))
+                if kernels is None:
+                    kernels, changes = _prepare(store, base, loaded, task, device)
+                    yield from warn(store, changes)
+                cohorts = _plan(store, group, base, task, kernels, most_slots)
+                yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
+                for cohort in cohorts:
+                    course = run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds, of_pruner)
+                    if budget is None:
+                        yield from course
+                    elif not (yield from within(budget, course, cohort, task, of_pruner)):
+                        yield from warn(store, _left_over(store, budget))
+                        return
+
+
+def _left_over(store: Store, budget: Budget) -> list[Notice]:
+    """What the budget did not suffice for."""
+    left = sum(row.status in ("planned", "interrupted") for row in store.trials())
+    message = f"the budget of {budget.seconds:.0f} s ends the study: {left} of its trials are left; go on with --resume"
+    return [Notice("budget", left, "--budget", message)]
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
