@@ -29,18 +29,24 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, s
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
+    SearchDesign,
     Study,
     TaskConfig,
     TaskType,
     TrialConfig,
     load_study,
+    parse_duration,
     parse_override,
     validate,
 )
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lorascope.plan import Cost, Workload
+    from lorascope.search import Search
+    from lorascope.store import Store
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -124,7 +130,7 @@ def plan(
 ) -> None:
     """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
     study, trials = _study_and_trials(study_file, overrides, shard, None)
-    document = _plan_document(study, trials)
+    document = _planned(study, trials)
     if as_json:
         print_json(document)
     else:
@@ -145,22 +151,33 @@ def run(
         float | None,
         typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin no cohort that would not end in so much time: 90s, 30m, 1h30m.")
+    ] = None,
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
+    seconds = None if budget is None else parse_duration(budget)
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})
     if dry_run:
-        document = _plan_document(study, trials)
+        document = _planned(study, trials)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
     directory = out or Path("runs") / study.name
     document = run_and_report(
-        study, trials, directory, resume=resume, slots=slots, device=device, checkpoint_seconds=checkpoint_seconds
+        study,
+        trials,
+        directory,
+        resume=resume,
+        slots=slots,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        budget_seconds=seconds,
     )
     if as_json:
         print_json(document)
@@ -184,7 +201,8 @@ def results(
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
+        stores = [opened.enter_context(Store.open(directory)) for directory in directories]
+        document = results_document(stores) | _search_document(stores)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -315,6 +333,7 @@ def run_and_report(
     slots: int | None = None,
     device: str | None = None,
     checkpoint_seconds: float | None = None,
+    budget_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document.
 
@@ -325,17 +344,22 @@ def run_and_report(
     from lorascope.store import Store, results_document
 
     with StudyProgress(stderr()) as progress:
+        from lorascope.cohort.budget import Budget
         from lorascope.cohort.run import run_study
 
+        budget = None if budget_seconds is None else Budget(budget_seconds)
         chosen = _device(device)
+        proposer = _proposer(study)
         running = run_study(
             study,
-            trials,
+            trials if proposer is None else proposer,
             directory,
+            first=[] if proposer is None else trials,
             resume=resume,
             most_slots=slots,
             device=chosen,
             checkpoint_seconds=checkpoint_seconds,
+            budget=budget,
         )
         # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
         with _deferred_signals() as interrupted, closing(running) as events:
@@ -346,7 +370,47 @@ def run_and_report(
         if interrupted():
             raise KeyboardInterrupt
     with Store.open(directory) as store:
-        return results_document([store])
+        return results_document([store]) | _search_document([store])
+
+
+def _proposer(study: Study) -> Search | None:
+    """What proposes the trials of a search."""
+    if not isinstance(study.design, SearchDesign):
+        return None
+    from lorascope.search import proposer
+
+    return proposer(study)
+
+
+def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
+    """``{"search": …}`` of a search, else nothing."""
+    if not isinstance(stores[0].study.design, SearchDesign):
+        return {}
+    from lorascope.search import search_document
+    from lorascope.store import merge_results
+
+    return {"search": search_document(stores[0].study, merge_results(stores))}
+
+
+def _planned(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
+    """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
+    search = _proposer(study)
+    if search is None:
+        return _plan_document(study, trials)
+    shown = [*trials, *search.propose([])]
+    document = _plan_document(study, [*shown, *search.foreseen()])
+    extremes = document["trials"][len(shown) :]
+    document["trials"] = document["trials"][: len(shown)]
+    by_cost = sorted(extremes, key=lambda row: (row["train_seconds"] or 0.0, row["trainable_params"]))
+    document["search"] = {
+        "over": study.model_dump(mode="json", by_alias=True)["design"]["over"],
+        "configurations": search.design.trials,
+        "batch": search.batch,
+        "cheapest": by_cost[0],
+        "costliest": by_cost[-1],
+        "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
+    }
+    return document
 
 
 def _device(name: str | None) -> str:
@@ -375,6 +439,9 @@ def _study_and_trials(
         from lorascope.cohort.single import adapter_trial
 
         trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
+    if shard is not None and isinstance(study.design, SearchDesign):
+        what = "a search cannot be cut into shards: what it proposes depends on all that there is"
+        raise UsageError(what, where="--shard", fix="run it on one machine")
     if shard is not None:
         trials = design.shard(trials, *design.parse_shard(shard))
         if not trials:
