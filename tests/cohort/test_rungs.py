@@ -1,4 +1,4 @@
-"""Rungs: the worse of a cohort leave the stack, the rest goes on as if they had never been there, and a resume decides alike."""
+"""Rungs: the worse of a cohort leave the stack, the rest goes on as if alone, and a resume decides alike."""
 
 from contextlib import closing
 

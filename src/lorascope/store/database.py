@@ -290,7 +290,7 @@ class Store:
             )
 
     def clear_trial(self, trial: str, first_step: int = 0) -> None:
-        """Forget metrics, decodings and warnings of a trial that starts again, steps from ``first_step`` on, rungs after it."""
+        """Forget metrics, decodings and warnings of a trial that starts again, steps from ``first_step`` on, later rungs."""
         with self._writing(trial) as connection:
             for table in ("metrics", "decodings", "warnings"):
                 connection.execute(f"DELETE FROM {table} WHERE trial = ?", (trial,))
