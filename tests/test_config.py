@@ -15,10 +15,12 @@ from lorascope.config import (
     TrainConfig,
     TrialConfig,
     design_keys,
+    in_layers,
     load_study,
     parse_duration,
     parse_override,
     section_of,
+    split_layers,
     validate,
 )
 from lorascope.errors import UsageError
@@ -375,6 +377,13 @@ def test_quantization_is_nf4_or_nothing_and_not_from_float64(refusal):
     assert text != MINIMAL
     assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in refusal(text)
     assert "base.quantization" in refusal(text.replace("nf4", "int3"))
+
+
+@given(st.sampled_from(["query", "mlp.c_proj", "layer.0.attention"]), st.integers(0, 99), st.integers(0, 99))
+def test_a_restricted_name_is_read_as_it_was_written(name, one, other):
+    first, last = min(one, other), max(one, other)
+    assert split_layers(in_layers(name, first, last)) == (name, (first, last))
+    assert split_layers(name) == (name, None)
 
 
 @pytest.mark.parametrize(

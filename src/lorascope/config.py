@@ -286,7 +286,9 @@ class ShapleyDesign(Section):
             once with random coalitions and reads all of them off.
         coalitions: how many are valued at most where there are too many to enumerate; None for what ``width`` takes.
         width: sampling ends when no interval of a value is wider than this share of what all players together add.
-        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed.
+        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed; no map is shown
+            without.
+        length: in ``one_run``, how many times as many steps it trains as one retrained coalition.
     """
 
     kind: Literal["shapley"]
@@ -296,7 +298,24 @@ class ShapleyDesign(Section):
     game: Literal["usefulness", "reliance", "one_run"] = "usefulness"
     coalitions: int | None = Field(None, ge=2)
     width: float = Field(0.2, gt=0.0)
-    retrained: int = Field(12, ge=0)
+    retrained: int = Field(12, ge=4)
+    length: float = Field(3.0, gt=0.0)
+
+    @field_validator("players")
+    @classmethod
+    def _players_are_distinct(cls, value: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a player twice")
+        if isinstance(value, dict) and not all(value.values()):
+            raise ValueError("a group has no target")
+        return value
+
+    @field_validator("values")
+    @classmethod
+    def _values_are_distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("names a metric twice")
+        return value
 
 
 class Range(Section):
@@ -450,6 +469,17 @@ class TrialConfig(Section):
 
 # The sections that make a trial's configuration; no two have a key in common.
 SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
+
+
+def in_layers(name: str, first: int, last: int) -> str:
+    """A target's name restricted to a run of layers, as ``adapter.targets`` takes it."""
+    return f"{name}.L{first}" if first == last else f"{name}.L{first}-{last}"
+
+
+def split_layers(name: str) -> tuple[str, tuple[int, int] | None]:
+    """What `in_layers` put together: the target's name, and its first and last layer where it is restricted."""
+    match = re.fullmatch(r"(.+)\.L(\d+)(?:-(\d+))?", name)
+    return (name, None) if match is None else (match[1], (int(match[2]), int(match[3] or match[2])))
 
 
 def section_of(key: str) -> str | None:

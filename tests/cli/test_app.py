@@ -89,6 +89,28 @@ def test_results_are_a_table_or_csv_too(cli, finished):
     assert (both.code, both.out) == (2, "")
 
 
+def test_a_run_and_its_results_compare_the_configurations(cli, study_file, tmp_path):
+    trials = [{"r": 2, "targets": ["query"]}, {"r": 4, "targets": "all-linear"}, {"r": 2, "targets": ["value"]}]
+    file = study_file(seeds=[1, 2], design={"kind": "list", "trials": trials}, train={"max_steps": 2, "batch_size": 4})
+    ran = json.loads(cli("run", file, "--out", tmp_path / "run", "--json").out)["comparisons"]
+    first = ran["baseline"]
+    assert (ran["metric"], [row["against"] for row in ran["rows"]]) == ("accuracy", [first, first])
+    assert {"configuration", "metric", "difference", "low", "high", "p", "p_holm", "verdict", "seeds", "examples", "failed",
+            "diverged"} <= ran["rows"][0].keys()  # fmt: skip
+    assert [(row["seeds"], row["examples"]) for row in ran["rows"]] == [(2, 6), (2, 6)]
+    loss = ["--metric", "eval_loss", "--metric", "accuracy"]
+    again = json.loads(cli("results", tmp_path / "run", "--pairs", *loss, "--json").out)["comparisons"]
+    assert (again["baseline"], len(again["rows"]), again["metrics"]) == (None, 6, ["eval_loss", "accuracy"])
+    assert all(row["examples"] == 6 for row in again["rows"])
+    other = ran["rows"][1]["configuration"]
+    table = cli("results", tmp_path / "run", "--baseline", f"{other}-s2")
+    assert (table.code, f"accuracy against {other}" in table.out) == (0, True)
+    for wrong, message in ((["--baseline", "x"], "no configuration 'x'"), (["--metric", "f2"], "no trial has a metric 'f2'"),
+                           (["--pairs", "--baseline", other], "exclude each other")):  # fmt: skip
+        ended = cli("results", tmp_path / "run", *wrong)
+        assert (ended.code, ended.out, message in ended.err) == (2, "", True)
+
+
 def test_a_study_is_not_run_twice_by_accident(cli, finished, study_file):
     before = tree(finished)
     again = cli("run", study_file(), "--out", finished)
@@ -527,3 +549,57 @@ def test_an_adapter_of_a_packed_base_scores_the_same_on_one(cli, study_file, tmp
     assert packed["metrics"] != full["metrics"]
     wrong = cli(*command, "--quantization", "int3")
     assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+
+
+SHAPLEY = {"kind": "shapley", "players": ["query", "value"]}
+
+
+def test_a_shapley_study_is_planned_run_and_shown(cli, study_file, tmp_path):
+    path = study_file(seeds=[1, 2], design=SHAPLEY)
+    planned = json.loads(cli("plan", path, "--json").out)
+    assert [trial["config"]["targets"] for trial in planned["trials"][::2]] == [[], ["query"], ["value"], ["query", "value"]]
+    assert planned["shapley"]["num_coalitions"] == 4
+    assert "all 4 coalitions of 2 players" in " ".join(cli("plan", path).out.split())
+    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)
+    metric = document["shapley"]["metrics"]["eval_loss"]
+    assert document["shapley"]["game"] == "usefulness"
+    assert sum(one["estimate"] for one in metric["values"].values()) == pytest.approx(metric["full"]["estimate"])
+    assert json.loads(cli("results", tmp_path / "run", "--json").out)["shapley"] == document["shapley"]
+    shown = cli("results", tmp_path / "run").out
+    for text in ("usefulness: every coalition was trained anew", "recommended:", "interaction of query and value", "●"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("game", ["reliance", "one_run"])
+def test_a_game_of_masks_runs_resumes_and_is_shown_over_its_shards(game, cli, study_file, tmp_path):
+    design = {**SHAPLEY, "game": game} | ({"retrained": 4, "length": 2} if game == "one_run" else {})
+    path = study_file(seeds=[1, 2], design=design)
+    whole = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)["shapley"]
+    assert [each["seed"] for each in whole["maps"]] == [1, 2]
+    again = cli("run", path, "--out", tmp_path / "run", "--resume", "--json")
+    assert json.loads(again.out)["shapley"] == whole
+    for index in (1, 2):
+        assert cli("run", path, "--out", tmp_path / str(index), "--shard", f"{index}/2", "--json").code == 0
+    merged = json.loads(cli("results", tmp_path / "1", tmp_path / "2", "--json").out)["shapley"]
+    for name, metric in whole["metrics"].items():
+        for player, value in metric["values"].items():
+            assert merged["metrics"][name]["values"][player]["estimate"] == pytest.approx(value["estimate"], abs=1e-4)
+    shown = cli("results", tmp_path / "run").out
+    agreement = ["the map against retraining", "retraining against itself with another seed", "cost of a map"]
+    assert all((text in shown) == (game == "one_run") for text in agreement)
+
+
+def test_coalitions_that_are_too_many_are_proposed_until_they_are_enough(cli, study_file, tmp_path):
+    design = {"kind": "shapley", "players": ["query", "key", "value", "output"], "coalitions": 6, "width": 1e-6}
+    path = study_file(design=design)
+    assert "at most 6, until no interval" in " ".join(cli("plan", path).out.split())
+    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)
+    assert len(document["trials"]) == 6
+    assert {trial["status"] for trial in document["trials"]} == {"done"}
+    metric = document["shapley"]["metrics"]["eval_loss"]
+    assert not metric["exact"]
+    assert metric["num_coalitions"] == 6
+    refused = cli("run", path, "--out", tmp_path / "run")
+    assert (refused.code, "holds a study already" in refused.err) == (1, True)
+    refused = cli("run", path, "--out", tmp_path / "other", "--shard", "1/2")
+    assert (refused.code, "proposed from the results" in refused.err) == (2, True)

@@ -89,6 +89,56 @@ def test_values_are_written_for_people():
     assert [tables.counted(number, "trial") for number in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]
 
 
+def compared(trials, verdicts, **changes):
+    """The comparisons of some trials with the first; ``changes`` go into every row."""
+    names = [trial["trial"].partition("-")[0] for trial in trials]
+    unsure = {"difference": 0.0125, "low": -0.01, "high": 0.035, "p": 0.02, "p_holm": 0.04, "seeds": 3, "examples": 872,
+              "failed": 0, "diverged": 1, "metric": "accuracy", "against": names[0], "note": None}  # fmt: skip
+    rows = [{**unsure, "configuration": n, "verdict": v, **changes} for n, v in zip(names[1:], verdicts, strict=True)]
+    counts = {name: {"done": 3, "diverged": 1} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
+    return {"baseline": names[0], "metrics": ["accuracy"], "level": 0.95, "fewest_seeds": 2, "rows": rows,
+            "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_comparisons_show_verdicts_with_what_they_rest_on(width):
+    trials = [row(1), row(2, config={**CONFIG, "r": 16}), row(3, config={**CONFIG, "r": 32})]
+    console = Console(file=StringIO(), width=width)
+    document = {
+        "study": "a [bold] study",
+        "trials": trials,
+        "comparisons": compared(trials, ["better", "not distinguishable"]),
+    }
+    tables.print_comparisons(console, document)
+    text = console.file.getvalue()
+    assert "against 01234561" in text
+    table = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
+    assert ["better" in line for line in table if "01234562" in line] == [True]
+    assert ["not distinguishable" in line for line in table if "01234563" in line] == [True]
+    assert "+0.0125" in text
+    assert "-0.0100 … +0.0350" in text
+    assert "Holm over 2 comparisons" in text
+    assert "01234561: 2 failed of 5 seeds" in text
+    assert "01234562: 1 diverged of 4 seeds" in text
+    assert max(map(len, table)) <= width
+
+
+def test_too_few_seeds_are_one_line_and_one_configuration_none():
+    trials = [row(1), row(2), row(3)]
+    absent = dict.fromkeys(("difference", "low", "high", "p", "p_holm", "examples"))
+    for verdicts, expected in ((["too few seeds"] * 2, True), (["too few seeds", "worse"], False)):
+        console = Console(file=StringIO(), width=200)
+        changes = absent if expected else {}
+        tables.print_comparisons(
+            console, {"study": "s", "trials": trials, "comparisons": compared(trials, verdicts, **changes)}
+        )
+        assert ("no verdict on accuracy: no two configurations have 2 seeds in common" in console.file.getvalue()) == expected
+        assert (len(console.file.getvalue().splitlines()) == 1) == expected
+    console = Console(file=StringIO(), width=200)
+    tables.print_comparisons(console, {"study": "s", "trials": trials[:1], "comparisons": compared(trials[:1], [])})
+    assert console.file.getvalue() == ""
+
+
 def decoded(label, **metrics):
     return {"label": label, "metrics": metrics, "tokens_per_answer": 7.25, "answers_per_second": 12.5, "unfinished": 3}
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
     SearchDesign,
+    ShapleyDesign,
     Study,
     TaskConfig,
     TaskType,
@@ -42,8 +43,8 @@ from lorascope.config import (
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from lorascope.cohort.events import Events
+    from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
     from lorascope.search import Search
     from lorascope.store import Store
@@ -159,6 +160,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
+    from lorascope.design import parse_shard
+
     seconds = None if budget is None else parse_duration(budget)
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if allow:
@@ -178,6 +181,7 @@ def run(
         device=device,
         checkpoint_seconds=checkpoint_seconds,
         budget_seconds=seconds,
+        part=None if shard is None else parse_shard(shard),
     )
     if as_json:
         print_json(document)
@@ -192,17 +196,27 @@ def run(
 @app.command()
 def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="TRIAL", help="The trial or configuration that others are compared with; the first by default."),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Compare every two configurations.")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What is compared; may be repeated, and all of it is corrected together.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One row per trial."""
-    from lorascope.store import Store, results_document
+    """One row per trial, and what they show together: which configurations differ, what each player adds."""
+    from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
+    if pairs and baseline is not None:
+        raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
         stores = [opened.enter_context(Store.open(directory)) for directory in directories]
-        document = results_document(stores) | _search_document(stores)
+        document = _results(stores, baseline, metric, pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -326,7 +340,7 @@ def demo(
 
 def run_and_report(
     study: Study,
-    trials: list[TrialConfig],
+    trials: list[TrialConfig] | Proposer,
     directory: Path,
     *,
     resume: bool = False,
@@ -334,34 +348,58 @@ def run_and_report(
     device: str | None = None,
     checkpoint_seconds: float | None = None,
     budget_seconds: float | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document.
+
+    Args:
+        part: the shard that this is, as (index from 1, count).
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
     """
-    from lorascope.cli.progress import StudyProgress
-    from lorascope.store import Store, results_document
+    from lorascope.cohort.budget import Budget
+    from lorascope.store import Store
 
-    with StudyProgress(stderr()) as progress:
-        from lorascope.cohort.budget import Budget
-        from lorascope.cohort.run import run_study
+    budget = None if budget_seconds is None else Budget(budget_seconds)
+    chosen = _device(device)
+    if not resume:
+        Store.refuse_existing(directory)
+    from lorascope.cohort.run import run_study
 
-        budget = None if budget_seconds is None else Budget(budget_seconds)
-        chosen = _device(device)
-        proposer = _proposer(study)
-        running = run_study(
+    proposer = _proposer(study)
+    _show(
+        run_study(
             study,
             trials if proposer is None else proposer,
             directory,
-            first=[] if proposer is None else trials,
+            first=trials if proposer is not None and isinstance(trials, list) else [],
             resume=resume,
             most_slots=slots,
             device=chosen,
             checkpoint_seconds=checkpoint_seconds,
             budget=budget,
         )
-        # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
+    )
+    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
+        from lorascope.attribution.maps import draw_maps
+        from lorascope.attribution.players import read_game
+
+        seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
+        _show(draw_maps(read_game(study), directory, device=chosen, seeds=seeds))
+    with Store.open(directory) as store:
+        return _results([store])
+
+
+def _show(running: Events) -> None:
+    """Carry something out with its progress on stderr; closed at once whatever ends it, so that its trials say so.
+
+    Raises:
+        KeyboardInterrupt: see `run_and_report`.
+    """
+    from lorascope.cli.progress import StudyProgress
+
+    with StudyProgress(stderr()) as progress:
         with _deferred_signals() as interrupted, closing(running) as events:
             for event in events:
                 progress.show(event)
@@ -369,8 +407,6 @@ def run_and_report(
                     break
         if interrupted():
             raise KeyboardInterrupt
-    with Store.open(directory) as store:
-        return results_document([store]) | _search_document([store])
 
 
 def _proposer(study: Study) -> Search | None:
@@ -382,20 +418,10 @@ def _proposer(study: Study) -> Search | None:
     return proposer(study)
 
 
-def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
-    """``{"search": …}`` of a search, else nothing."""
-    if not isinstance(stores[0].study.design, SearchDesign):
-        return {}
-    from lorascope.search import search_document
-    from lorascope.store import merge_results
-
-    return {"search": search_document(stores[0].study, merge_results(stores))}
-
-
-def _planned(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
+def _planned(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
     """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
     search = _proposer(study)
-    if search is None:
+    if search is None or not isinstance(trials, list):
         return _plan_document(study, trials)
     shown = [*trials, *search.propose([])]
     document = _plan_document(study, [*shown, *search.foreseen()])
@@ -411,6 +437,32 @@ def _planned(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
         "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
     }
     return document
+
+
+def _results(
+    stores: Sequence[Store], baseline: str | None = None, metrics: Sequence[str] | None = None, pairs: bool = False
+) -> dict[str, Any]:
+    """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
+    from lorascope.attribution.document import shapley_document
+    from lorascope.compare import comparisons
+    from lorascope.store import results_document
+
+    return {
+        **results_document(stores),
+        "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
+        "shapley": shapley_document(stores),
+        **_search_document(stores),
+    }
+
+
+def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
+    """``{"search": …}`` of a search, else nothing."""
+    if not isinstance(stores[0].study.design, SearchDesign):
+        return {}
+    from lorascope.search import search_document
+    from lorascope.store import merge_results
+
+    return {"search": search_document(stores[0].study, merge_results(stores))}
 
 
 def _device(name: str | None) -> str:
@@ -430,11 +482,21 @@ def _device(name: str | None) -> str:
 
 def _study_and_trials(
     study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
-) -> tuple[Study, list[TrialConfig]]:
+) -> tuple[Study, list[TrialConfig] | Proposer]:
     from lorascope import design
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
     trials = design.expand(study)
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import design_trials, read_game
+
+        proposed = design_trials(read_game(study), trials)
+        if not isinstance(proposed, list):
+            if shard is not None or adapters:
+                where, fix = "--shard" if shard else "--adapter", "leave it out, or give at most 10 players and no coalitions"
+                raise UsageError("coalitions are proposed from the results of all earlier ones", where=where, fix=fix)
+            return study, proposed
+        trials = proposed
     if adapters:
         from lorascope.cohort.single import adapter_trial
 
@@ -449,12 +511,13 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+def _plan_document(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones."""
     import psutil
 
     from lorascope import plan as planning
 
+    trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
     memory = psutil.virtual_memory().available
     rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
@@ -465,7 +528,12 @@ def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
         cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
         rows.append(_plan_row(trial, cost, reason))
-    return {"study": study.name, "trials": rows}
+    document: dict[str, Any] = {"study": study.name, "trials": rows}
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import game_plan, read_game
+
+        document["shapley"] = game_plan(read_game(study))
+    return document
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from rich.table import Table
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
 
+# Words rather than numbers.
+_LEFT = ("trial", "status", "configuration", "against", "verdict")
+
 # A configuration's value may be folded down to so many characters.
 _FOLD_WIDTH = 12
 
@@ -38,6 +41,9 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    if document.get("shapley"):
+        game = document["shapley"]
+        console.print(f"{game['game']}: {game['how']}", markup=False, highlight=False, soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for trial in trials:
         if trial["reason"]:
@@ -67,11 +73,14 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     # A column is whole or absent: half a number looks like another one.
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_comparisons(console, document)
     print_decodings(console, document)
     if "search" in document:
         print_search(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
+    if document.get("shapley"):
+        print_shapley(console, document)
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -122,6 +131,53 @@ def _print_space(console: Console, search: Mapping[str, Any]) -> None:
         console.print(f"{which}: {cost}", highlight=False, soft_wrap=True)
 
 
+def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
+    """Which configurations differ, and how sure that is; nothing where there is one configuration."""
+    compared = document.get("comparisons") or {"rows": []}
+    rows = compared["rows"]
+    if not rows:
+        return
+    fewest, metrics = compared["fewest_seeds"], ", ".join(compared["metrics"])
+    if all(row["verdict"] == "too few seeds" for row in rows):
+        message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return
+    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    chosen = [{"config": configs[row["configuration"]]} for row in rows]
+    varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        **({"against": [row["against"] for row in rows]} if compared["baseline"] is None else {}),
+        **{key: cells[: len(rows)] for key, cells in varying.items()},
+        **({"metric": [row["metric"] for row in rows]} if len(compared["metrics"]) > 1 else {}),
+        "difference": [_signed(row["difference"]) for row in rows],
+        f"{compared['level']:.0%} interval": [
+            "–" if row["low"] is None else f"{_signed(row['low'])} … {_signed(row['high'])}" for row in rows
+        ],
+        "p": [number_text(row["p_holm"]) for row in rows],
+        "verdict": [row["verdict"] for row in rows],
+        "seeds": [str(row["seeds"]) for row in rows],
+        "examples": ["–" if row["examples"] is None else f"{row['examples']:,}" for row in rows],
+    }
+    against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
+    if compared["baseline"] is not None:
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+    title = f"{document['study']}: {metrics} {against}"
+    dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
+    _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
+    lines += dict.fromkeys(row["note"] for row in rows if row["note"])
+    for name, counts in compared["configurations"].items():
+        lost = ", ".join(f"{number} {status}" for status, number in counts.items() if status != "done")
+        lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
 def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
     """Adapter × way of decoding, where there are several ways: score, diversity, length and speed."""
     rows = [(trial, one) for trial in document["trials"] for one in trial["decoding"]]
@@ -156,6 +212,138 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     console.print(f"c_score is judged by {name}: {known}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_shapley(console: Console, document: Mapping[str, Any]) -> None:
+    """What each player adds: for every metric a table with bars, the ranking, interactions, and the recommendation."""
+    game = document["shapley"]
+    seeds = counted(len(game["seeds"]), "seed")
+    console.print(f"{document['study']}: {game['what']}; {seeds}", markup=False, highlight=False, soft_wrap=True)
+    for name, metric in game["metrics"].items():
+        if "values" not in metric:
+            console.print(f"{name}: no values, {metric['reason']}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        _print_values(console, name, metric)
+        lines = [metric["verdict"], *_interaction_lines(metric), *metric["notes"], *_agreement_lines(metric)]
+        if metric["recommended"] is not None:
+            chosen = metric["recommended"]
+            members = " ".join(chosen["players"]) or "(none)"
+            lines.append(f"recommended: {members} ({name} {number_text(chosen['mean'])}): {chosen['why']}")
+        for line in lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in _cost_lines(game.get("cost")):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> None:
+    order = [player for group in metric["ranking"] for player in group]
+    values = [metric["values"][player] for player in order]
+    columns = {
+        "player": order,
+        "value": [_signed_text(value["estimate"]) for value in values],
+        "95 % interval": [_interval_text(value) for value in values],
+        "": _bars(values),
+        "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
+        "per s of an epoch": [number_text(value["per_second"]) for value in values],
+    }
+    calibrated = metric.get("calibrated", {}).get("values")
+    if calibrated:
+        columns["calibrated"] = [_signed_text(calibrated[player]["estimate"]) for player in order]
+        columns["its interval"] = [_interval_text(calibrated[player]) for player in order]
+    columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
+    better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
+    coalitions = counted(metric["num_coalitions"], "coalition")
+    whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
+    title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
+    _print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
+
+
+_BAR = 25
+
+
+def _bars(values: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Each interval as a line with the estimate on it and zero marked, all on one scale."""
+    ends = [value[end] for value in values for end in ("estimate", "low", "high") if value[end] is not None]
+    low, high = min(0.0, *(end for end in ends if end is not None)), max(0.0, *(end for end in ends if end is not None))
+    span = (high - low) or 1.0
+
+    def place(value: float) -> int:
+        return round((value - low) / span * (_BAR - 1))
+
+    bars = []
+    for value in values:
+        cells = [" "] * _BAR
+        if value["low"] is not None and value["high"] is not None:
+            cells[place(value["low"]) : place(value["high"]) + 1] = "─" * (place(value["high"]) - place(value["low"]) + 1)
+        cells[place(0.0)] = "│"
+        assert value["estimate"] is not None
+        cells[place(value["estimate"])] = "●"
+        bars.append("".join(cells))
+    return bars
+
+
+_INTERACTIONS = 6
+
+
+def _interaction_lines(metric: Mapping[str, Any]) -> list[str]:
+    """The pairs that add more, or less, together than apart: the largest, and how many can be told from zero."""
+    pairs = sorted(metric["interactions"], key=lambda pair: -abs(pair["estimate"] or 0.0))
+    known = [pair for pair in pairs if pair["low"] is not None and pair["high"] is not None]
+    clear = [pair for pair in known if pair["low"] > 0.0 or pair["high"] < 0.0]
+    lines = [
+        f"interaction of {' and '.join(pair['players'])}: {_signed_text(pair['estimate'])} {_interval_text(pair)}"
+        for pair in (clear or pairs)[:_INTERACTIONS]
+        if pair["estimate"] is not None
+    ]
+    if known:
+        lines.append(f"{len(clear)} of {counted(len(pairs), 'interaction')} can be told from zero, each for itself")
+    return lines
+
+
+def _agreement_lines(metric: Mapping[str, Any]) -> list[str]:
+    """How far a one-run map is to be believed."""
+    found = metric.get("agreement")
+    if found is None:
+        return []
+    told = {
+        f"the map against retraining ({found['num_retrained']} coalitions, means over the seeds)": [found["of_means"]],
+        "the map against retraining, one seed each": found["by_seed"],
+        "retraining against itself with another seed": found["retraining_with_itself"],
+        "the players' additive effects, by the map and by retraining": [found["of_effects"]] if found["of_effects"] else [],
+    }
+    lines = []
+    for what, figures in told.items():
+        taus = [each["kendall_tau"] for each in figures if each["kendall_tau"] is not None]
+        correlations = [each["pearson"] for each in figures if each["pearson"] is not None]
+        if taus:
+            tau, correlation = sum(taus) / len(taus), sum(correlations) / len(correlations)
+            lines.append(f"{what}: Kendall's tau {tau:.2f}, correlation {correlation:.2f}")
+    calibrated = metric["calibrated"]
+    if "values" in calibrated:
+        many = counted(calibrated["num_retrained"], "retrained coalition")
+        lines.append(f"calibrated: usefulness by the map as a control variate for {many} (slope {calibrated['slope']:.2f})")
+    return lines or ["agreement with retraining: not known, no retrained coalition is done"]
+
+
+def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    if cost is None:
+        return []
+    if "reason" in cost:
+        return [f"cost against retraining: {cost['reason']}"]
+    share = cost["share_of_retraining_as_many_as_read"]
+    return [
+        f"cost of a map: {seconds_text(cost['map_train_seconds'])} of training and {seconds_text(cost['map_read_seconds'])} "
+        f"of reading {cost['num_read']:g} coalitions; to retrain as many takes "
+        f"{seconds_text(cost['seconds_per_retrained_coalition'] * cost['num_read'])} alone, {1.0 / share:.1f} times as long"
+    ]
+
+
+def _signed_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _interval_text(value: Mapping[str, float | None]) -> str:
+    return "" if value["low"] is None else f"[{_signed_text(value['low'])}, {_signed_text(value['high'])}]"
+
+
 def _title(document: Mapping[str, Any]) -> str:
     return f"{document['study']}: {counted(len(document['trials']), 'trial')}"
 
@@ -182,7 +370,7 @@ def _print_table(
         del shown[name]
     table = Table(title=escape(title), title_justify="left")
     for header in shown:
-        left = header in folding or header in ("trial", "status")
+        left = header in folding or header in _LEFT
         table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*map(escape, row))

@@ -73,6 +73,10 @@ _DECODINGS = (
     "CREATE TABLE IF NOT EXISTS decodings (trial TEXT NOT NULL REFERENCES trials (trial), position INTEGER NOT NULL,"
     " record TEXT NOT NULL, PRIMARY KEY (trial, position))"
 )
+_MAPS = (
+    "CREATE TABLE IF NOT EXISTS maps (game TEXT NOT NULL, seed INTEGER NOT NULL, record TEXT NOT NULL,"
+    " PRIMARY KEY (game, seed))"
+)
 _RUNGS = (
     "CREATE TABLE IF NOT EXISTS rungs (trial TEXT NOT NULL REFERENCES trials (trial), step INTEGER NOT NULL,"
     " metrics TEXT NOT NULL, PRIMARY KEY (trial, step))"
@@ -90,6 +94,7 @@ _TABLES = (
     " count INTEGER NOT NULL, place TEXT NOT NULL, message TEXT NOT NULL)",
     _COHORTS,
     _DECODINGS,
+    _MAPS,
     _RUNGS,
 )
 
@@ -357,6 +362,19 @@ class Store:
             row["cohort"]: json.loads(row["plan"]) for row in self._rows("SELECT cohort, plan FROM cohorts ORDER BY rowid")
         }
 
+    def set_map(self, game: str, seed: int, record: Mapping[str, Any]) -> None:
+        """Record what coalitions were worth when they were read off one adapter; a number that is none becomes null."""
+        with self._writing() as connection:
+            values = (game, seed, json.dumps(_finite(record)))
+            connection.execute("INSERT OR REPLACE INTO maps (game, seed, record) VALUES (?, ?, ?)", values)
+
+    def maps(self, game: str) -> dict[int, dict[str, Any]]:
+        """What `set_map` recorded for a game, by seed; nothing in a study of an earlier version."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'maps'"):
+            return {}
+        found = self._rows("SELECT seed, record FROM maps WHERE game = ? ORDER BY seed", game)
+        return {row["seed"]: json.loads(row["record"]) for row in found}
+
     def trials(self) -> list[TrialRow]:
         """Every trial, in the order in which they were added."""
         columns = ", ".join(("trial", "seed", "status", "config", *_COLUMNS))
@@ -414,6 +432,7 @@ class Store:
             with self._writing() as connection:
                 connection.execute(_COHORTS)  # a study begun before there were plans
                 connection.execute(_DECODINGS)
+                connection.execute(_MAPS)
                 connection.execute(_RUNGS)
                 connection.execute("UPDATE trials SET status = 'interrupted' WHERE status = 'running'")
         self._write_study_file()
@@ -512,6 +531,8 @@ def _finite(value: Any) -> Any:
     """As strict JSON can hold it."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

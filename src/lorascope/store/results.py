@@ -20,7 +20,7 @@ def merge_results(stores: Sequence[Store]) -> list[TrialRow]:
     Raises:
         UsageError: the directories hold different studies.
     """
-    return [row for _, row in _merged(stores)]
+    return [row for _, row in merged_rows(stores)]
 
 
 def results_document(stores: Sequence[Store]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
         UsageError: the directories hold different studies.
     """
     trials = []
-    for store, row in _merged(stores):
+    for store, row in merged_rows(stores):
         adapter = row.adapter
         if adapter is not None and len(stores) > 1:
             adapter = (store.directory / adapter).as_posix()
@@ -80,7 +80,7 @@ def _warnings(stores: Sequence[Store]) -> list[dict[str, Any]]:
     return [dict(items) for items in dict.fromkeys(tuple(sorted(row.items())) for row in rows)]
 
 
-def _merged(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
+def merged_rows(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
     """The chosen row of each trial with its store, in the order of first appearance."""
     if not stores:
         raise UsageError("no study given", fix="give the directory of a run")
