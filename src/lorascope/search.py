@@ -22,6 +22,7 @@ import optuna
 from numpy.random import SeedSequence
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
@@ -88,13 +89,13 @@ class Search:
     def __init__(self, study: Study) -> None:
         assert isinstance(study.design, SearchDesign)
         self._study = study
-        self._design = study.design
+        self.design = study.design
         self.objective = study.design.objective
         if self.objective not in HIGHER_IS_BETTER:
             fix = did_you_mean(self.objective, list(HIGHER_IS_BETTER))
             raise UsageError(f"no metric {self.objective!r}", where=study.place("design", "objective"), fix=fix)
-        self._distributions = {key: _distribution(values) for key, values in self._design.over.items()}
-        for key, values in self._design.over.items():
+        self._distributions = {key: _distribution(values) for key, values in self.design.over.items()}
+        for key, values in self.design.over.items():
             place = study.place("design", "over", key)
             for value in _ends(values) if isinstance(values, Range) else values:
                 apply(study, {key: value}, place)
@@ -102,7 +103,7 @@ class Search:
                 _check_real(study, key, values, place)
         self._check_sampler()
         cohort = max(1, _COHORT // len(study.seeds))
-        self.batch = min(self._design.batch or min(cohort, math.ceil(self._design.trials / 4)), self._design.trials)
+        self.batch = min(self.design.batch or min(cohort, math.ceil(self.design.trials / 4)), self.design.trials)
 
     def propose(self, rows: Sequence[TrialRow]) -> list[TrialConfig]:
         """The next batch, every configuration with every seed; the last one again while it has not ended."""
@@ -111,7 +112,7 @@ class Search:
         last = [row for name in names[(len(names) - 1) // self.batch * self.batch :] for row in known[name]] if names else []
         if not all(map(has_ended, last)):
             return [TrialConfig.from_flat(row.config, row.seed) for row in last]
-        count = min(self.batch, self._design.trials - len(names))
+        count = min(self.batch, self.design.trials - len(names))
         if count <= 0:
             return []
         asked = [apply(self._study, overrides, "design.over") for overrides in self._ask(known, count)]
@@ -119,7 +120,7 @@ class Search:
 
     def foreseen(self) -> list[TrialConfig]:
         """Trials that between them hold every value of a list and both ends of every range, the costly keys' together."""
-        ends = {key: _ends(values) for key, values in self._design.over.items()}
+        ends = {key: _ends(values) for key, values in self.design.over.items()}
         costly = [key for key in ends if key in _COSTLY]
         chosen = [dict(zip(costly, values, strict=True)) for values in itertools.product(*(ends[key] for key in costly))]
         chosen += [{key: value} for key, values in ends.items() if key not in costly for value in values]
@@ -128,11 +129,11 @@ class Search:
 
     def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the design varies, as a row's configuration has it; where a key has no effect there, its first value."""
-        ranges = {key: config[key] for key, values in self._design.over.items() if isinstance(values, Range)}
-        lists = {key: values for key, values in self._design.over.items() if not isinstance(values, Range)}
+        ranges = {key: config[key] for key, values in self.design.over.items() if isinstance(values, Range)}
+        lists = {key: values for key, values in self.design.over.items() if not isinstance(values, Range)}
         plain = {key: config[key] for key in lists if key in config}
         found: dict[str, Any] = {}
-        for key in self._design.over:
+        for key in self.design.over:
             if key in ranges:
                 found[key] = ranges[key]
                 continue
@@ -151,10 +152,10 @@ class Search:
         return study
 
     def _check_sampler(self) -> None:
-        name, place = self._design.sampler, self._study.place("design", "sampler")
+        name, place = self.design.sampler, self._study.place("design", "sampler")
         if name != "cmaes":
             return
-        if sum(isinstance(values, Range) for values in self._design.over.values()) < 2:
+        if sum(isinstance(values, Range) for values in self.design.over.values()) < 2:
             raise UsageError("cmaes needs two ranges at least", where=place, fix="use tpe")
         if importlib.util.find_spec("cmaes") is None:
             raise UsageError("the sampler cmaes is not installed", where=place, fix="pip install cmaes, or use tpe")
@@ -169,12 +170,12 @@ class Search:
 
     def _ask(self, known: Mapping[str, Sequence[TrialRow]], count: int) -> list[dict[str, Any]]:
         """Configurations that there were not yet, as overrides; fewer where the space has no more."""
-        sequential = self._design.sampler in _SEQUENTIAL
-        seed = self._design.sampler_seed
+        sequential = self.design.sampler in _SEQUENTIAL
+        seed = self.design.sampler_seed
         if not sequential:
             seed = int(SeedSequence([seed, len(known)]).generate_state(1)[0])
-        startup = min(10, max(self.batch, math.ceil(self._design.trials / 4)))
-        study = self._optuna_study(_SAMPLERS[self._design.sampler](seed, startup))
+        startup = min(10, max(self.batch, math.ceil(self.design.trials / 4)))
+        study = self._optuna_study(_SAMPLERS[self.design.sampler](seed, startup))
         for rows in known.values():
             told = self._told(rows)
             if sequential:
@@ -194,14 +195,14 @@ class Search:
 
     def _sampled(self, study: optuna.Study, most: int) -> Iterator[dict[str, Any]]:
         for _ in range(most):
-            yield _overrides_of(study.ask(self._distributions).params, self._design)
+            yield _overrides_of(study.ask(self._distributions).params, self.design)
 
     def _rest(self) -> Iterator[dict[str, Any]]:
         """Where a sampler repeats itself, the configurations of a finite space one after the other."""
-        values = [_all_values(values) for values in self._design.over.values()]
+        values = [_all_values(values) for values in self.design.over.values()]
         if all(each is not None for each in values):
             for combination in itertools.product(*(each for each in values if each is not None)):
-                yield dict(zip(self._design.over, combination, strict=True))
+                yield dict(zip(self.design.over, combination, strict=True))
 
     def _told(self, rows: Sequence[TrialRow]) -> optuna.trial.FrozenTrial:
         """One configuration's trials as one of Optuna's.
@@ -234,7 +235,7 @@ class HalvingSearch(Search):
 
     def rungs(self, num_steps: int) -> list[int]:
         """``num_steps / reduction^k``, as many as it takes to leave one of a batch at the last."""
-        reduction, count, steps = self._design.reduction, 0, set()
+        reduction, count, steps = self.design.reduction, 0, set()
         while reduction ** (count + 1) <= self.batch:
             count += 1
             steps.add(num_steps // reduction**count)
@@ -255,7 +256,7 @@ class HalvingSearch(Search):
             each = [scores.get(name, math.nan) for name in names]
             cost[configuration] = sign * sum(each) / len(each) if all(map(math.isfinite, each)) else math.inf
         ranked = sorted(members, key=lambda configuration: cost[configuration])
-        kept = ranked[: math.ceil(len(ranked) / self._design.reduction)]
+        kept = ranked[: math.ceil(len(ranked) / self.design.reduction)]
         if not any(name in scores for configuration in kept for name in members[configuration]):
             kept = [next((one for one in ranked if any(name in scores for name in members[one])), ranked[0])]
         return {name for configuration in kept for name in members[configuration]}
@@ -289,6 +290,71 @@ def mean_objective(rows: Sequence[TrialRow], objective: str) -> float | None:
             raise UsageError(f"the evaluation has no metric {objective!r}", where="design.objective", fix=fix)
     mean = sum(row.metrics[objective] for row in rows) / len(rows)
     return mean if math.isfinite(mean) else None
+
+
+def search_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any]:
+    """What a search found, from the rows of its store alone.
+
+    ``configurations`` come best first, those without a score last, by how far they came; ``course`` says how the best score
+    grew with the configurations proposed; ``importances`` are fANOVA's (Hutter et al. 2014), over the finished ones.
+    """
+    search = proposer(study)
+    found: list[dict[str, Any]] = []
+    for number, (name, members) in enumerate(configurations(rows).items()):
+        mean = mean_objective(members, search.objective)
+        rungs = _mean_rungs(members, search.objective)
+        statuses = {row.status for row in members}
+        found.append(
+            {
+                "configuration": name,
+                "number": number,
+                "values": search.overrides(members[0].config),
+                "status": next(iter(statuses)) if len(statuses) == 1 else "mixed",
+                "objective": mean,
+                "by_seed": {str(row.seed): row.metrics.get(search.objective) for row in members if row.status == "done"},
+                "last_rung": {"step": max(rungs), "objective": rungs[max(rungs)]} if rungs else None,
+            }
+        )
+    higher = HIGHER_IS_BETTER[search.objective]
+    ranked = sorted(found, key=lambda one: _place(one, higher))
+    best: float | None = None
+    course = []
+    for one in found:
+        score = one["objective"]
+        if score is not None and (best is None or (score > best if higher else score < best)):
+            best = score
+        course.append({"proposed": one["number"] + 1, "objective": score, "best": best})
+    return {
+        "objective": search.objective,
+        "higher_is_better": higher,
+        "sampler": search.design.sampler,
+        "pruner": search.design.pruner,
+        "proposed": len(found),
+        "trials": search.design.trials,
+        "best": ranked[0]["configuration"] if best is not None else None,
+        "configurations": ranked,
+        "course": course,
+        "importances": _importances(search.history(rows)),
+    }
+
+
+def _place(one: Mapping[str, Any], higher: bool) -> tuple[float, float, float, int]:
+    sign = -1.0 if higher else 1.0
+    if one["objective"] is not None:
+        return 0.0, 0.0, sign * one["objective"], one["number"]
+    if one["last_rung"] is not None:
+        return 1.0, -float(one["last_rung"]["step"]), sign * one["last_rung"]["objective"], one["number"]
+    return 2.0, 0.0, 0.0, one["number"]
+
+
+def _importances(history: optuna.Study) -> dict[str, float] | None:
+    """How much each key matters, in shares of one; None where too few configurations, or equal ones, cannot say."""
+    scores = [trial.value for trial in history.trials if trial.state == TrialState.COMPLETE]
+    if len(scores) < _FEWEST_FOR_IMPORTANCES or len(set(scores)) == 1:
+        return None
+    # Not Optuna's default: PED-ANOVA looks at the best tenth, which of some dozens of configurations is a handful.
+    shares = get_param_importances(history, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
 
 
 def _mean_rungs(rows: Sequence[TrialRow], objective: str) -> dict[int, float]:

@@ -30,6 +30,7 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, s
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
+    SearchDesign,
     ShapleyDesign,
     Study,
     TaskConfig,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lorascope.cohort.events import Events
     from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
+    from lorascope.search import Search
     from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
@@ -142,7 +144,7 @@ def plan(
     study, trials = _study_and_trials(study_file, overrides, shard, None)
     seconds = None if budget is None else parse_duration(budget)
     most_bytes = None if memory is None else parse_memory(memory)
-    document = _plan_document(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
+    document = _planned(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -164,6 +166,9 @@ def run(
         float | None,
         typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin no cohort that would not end in so much time: 90s, 30m, 1h30m.")
+    ] = None,
     allow: Allow = None,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
@@ -174,6 +179,7 @@ def run(
     """Train, evaluate and store every trial of a study."""
     from lorascope.design import parse_shard
 
+    seconds = None if budget is None else parse_duration(budget)
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if track:
         to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
@@ -184,7 +190,7 @@ def run(
     directory = out or Path("runs") / study.name
     most_bytes = None if memory is None else parse_memory(memory)
     if dry_run:
-        document = _plan_document(study, trials, directory, most_bytes=most_bytes)
+        document = _planned(study, trials, directory, seconds, most_bytes)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
     if most_bytes is not None and isinstance(trials, list):
@@ -198,6 +204,7 @@ def run(
         device=device,
         most_bytes=most_bytes,
         checkpoint_seconds=checkpoint_seconds,
+        budget_seconds=seconds,
         part=None if shard is None else parse_shard(shard),
     )
     if as_json:
@@ -365,6 +372,7 @@ def run_and_report(
     device: str | None = None,
     most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
+    budget_seconds: float | None = None,
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run with progress on stderr; the results document.
@@ -375,27 +383,29 @@ def run_and_report(
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
     """
+    from lorascope.cohort.deadline import Deadline
     from lorascope.store import Store
 
     chosen = _device(device)
     if not resume:
         Store.refuse_existing(directory)
-    for some in _proposals(trials, directory):
-        from lorascope.cohort.run import run_study
+    from lorascope.cohort.run import run_study
 
-        _show(
-            run_study(
-                study,
-                some,
-                directory,
-                resume=resume,
-                most_slots=slots,
-                device=chosen,
-                most_bytes=most_bytes,
-                checkpoint_seconds=checkpoint_seconds,
-            )
+    proposer = _proposer(study)
+    _show(
+        run_study(
+            study,
+            trials if proposer is None else proposer,
+            directory,
+            first=trials if proposer is not None and isinstance(trials, list) else [],
+            resume=resume,
+            most_slots=slots,
+            device=chosen,
+            most_bytes=most_bytes,
+            checkpoint_seconds=checkpoint_seconds,
+            deadline=None if budget_seconds is None else Deadline(budget_seconds),
         )
-        resume = True
+    )
     if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
         from lorascope.attribution.maps import draw_maps
         from lorascope.attribution.players import read_game
@@ -424,22 +434,39 @@ def _show(running: Events) -> None:
                     raise KeyboardInterrupt
 
 
-def _proposals(trials: list[TrialConfig] | Proposer, directory: Path) -> Iterator[list[TrialConfig]]:
-    """The trials to run, as often as there are new ones."""
-    from lorascope.store import DATABASE, Store
+def _proposer(study: Study) -> Search | None:
+    """What proposes the trials of a search."""
+    if not isinstance(study.design, SearchDesign):
+        return None
+    from lorascope.search import proposer
 
-    if isinstance(trials, list):
-        yield trials
-        return
-    rows: list[TrialRow] = []
-    while True:
-        if (directory / DATABASE).is_file():
-            with Store.open(directory) as store:
-                rows = store.trials()
-        some = trials.propose(rows)
-        if not some:
-            return
-        yield some
+    return proposer(study)
+
+
+def _planned(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
+    search = _proposer(study)
+    if search is None or not isinstance(trials, list):
+        return _plan_document(study, trials, directory, budget_seconds, most_bytes)
+    shown = [*trials, *search.propose([])]
+    document = _plan_document(study, shown, directory, budget_seconds, most_bytes)
+    extremes = _plan_document(study, search.foreseen(), directory)["trials"]
+    by_cost = sorted(extremes, key=lambda row: (row["train_seconds"] or 0.0, row["trainable_params"]))
+    document["search"] = {
+        "over": study.model_dump(mode="json", by_alias=True)["design"]["over"],
+        "configurations": search.design.trials,
+        "batch": search.batch,
+        "cheapest": by_cost[0],
+        "costliest": by_cost[-1],
+        "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
+    }
+    return document
 
 
 def _results(
@@ -457,8 +484,19 @@ def _results(
         "shapley": shapley_document(stores),
         "ablation": ablation_document(study, rows),
         "controls": controls_document(study, rows),
+        **_search_document(stores),
     }
     return results_document(stores) | {name: document for name, document in found.items() if document is not None}
+
+
+def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
+    """``{"search": …}`` of a search, else nothing."""
+    if not isinstance(stores[0].study.design, SearchDesign):
+        return {}
+    from lorascope.search import search_document
+    from lorascope.store import merge_results
+
+    return {"search": search_document(stores[0].study, merge_results(stores))}
 
 
 def _device(name: str | None) -> str:
@@ -497,6 +535,9 @@ def _study_and_trials(
         from lorascope.cohort.single import adapter_trial
 
         trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
+    if shard is not None and isinstance(study.design, SearchDesign):
+        what = "a search cannot be cut into shards: what it proposes depends on all that there is"
+        raise UsageError(what, where="--shard", fix="run it on one machine")
     if shard is not None:
         trials = design.shard(trials, *design.parse_shard(shard))
         if not trials:

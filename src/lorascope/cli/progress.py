@@ -56,6 +56,7 @@ class StudyProgress:
         self._evaluation: TaskID | None = None
         self._ended = 0
         self._pending = 0
+        self._total = 0
         self._line_at = 0.0
 
     def __enter__(self) -> StudyProgress:
@@ -90,8 +91,15 @@ class StudyProgress:
 
     def _start(self, event: events.StudyStarted) -> None:
         task = event.task
-        self._pending = event.pending
         done = event.num_trials - event.pending
+        if self._study is not None:  # a further batch of proposals
+            self._pending += event.pending
+            self._total += event.trial_steps + event.pending
+            self._progress.update(self._study, total=self._total)
+            self._say(f"{counted(event.pending, 'further trial')} proposed")
+            return
+        self._pending = event.pending
+        self._total = event.trial_steps + event.pending
         self._say(f"data: {task.shape}; {len(task.train)} train, {len(task.eval)} {task.eval_split}")
         skipped = f", {done} finished earlier" if done else ""
         self._say(f"{counted(event.pending, 'trial')} to run{skipped}")

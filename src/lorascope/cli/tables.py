@@ -51,6 +51,8 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
     for trial in trials:
         if trial["reason"]:
             reasons.setdefault(trial["reason"], []).append(trial["trial"])
+    if "search" in document:
+        _print_space(console, document["search"])
     lines = [f"{'' if len(names) == len(trials) else ', '.join(names) + ': '}{reason}" for reason, names in reasons.items()]
     for line in [*lines, *dropped_lines(document.get("dropped", ())), *_total_lines(document)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -99,6 +101,8 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     print_decodings(console, document)
     print_ablation(console, document)
     print_controls(console, document)
+    if "search" in document:
+        print_search(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
     if document.get("shapley"):
@@ -110,6 +114,47 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
             for status in dict.fromkeys(trial["status"] for trial in unsettled)
         )
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
+
+
+def print_search(console: Console, document: Mapping[str, Any]) -> None:
+    """A search's configurations, best first, how its best score grew, and which keys mattered."""
+    search = document["search"]
+    rows = search["configurations"]
+    name = search["objective"]
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        "proposed": [str(row["number"] + 1) for row in rows],
+        **{key: [text_of(row["values"][key]) for row in rows] for key in (rows[0]["values"] if rows else ())},
+        name: [number_text(row["objective"]) for row in rows],
+        "status": [
+            row["status"] if (rung := row["last_rung"]) is None or row["objective"] is not None
+            else f"{row['status']} at step {rung['step']}: {rung['objective']:.4f}"
+            for row in rows
+        ],
+    }  # fmt: skip
+    title = f"{document['study']}: {counted(len(rows), 'configuration')} by {search['sampler']}, best first"
+    folding = {*(rows[0]["values"] if rows else ()), "status"}
+    _print_table(console, title, columns, folding, ("proposed",))
+    if search["best"] is not None:
+        grown = [step for step, before in zip(search["course"], [None, *search["course"]], strict=False)
+                 if step["best"] is not None and (before is None or step["best"] != before["best"])]  # fmt: skip
+        steps = ", ".join(f"{step['best']:.4f} ({step['proposed']})" for step in grown)
+        console.print(f"best: {search['best']}; {name} by configurations proposed: {steps}", highlight=False, soft_wrap=True)
+    if search["importances"]:
+        shares = ", ".join(f"{key} {share:.2f}" for key, share in search["importances"].items())
+        console.print(f"share of each key in {name} (fANOVA): {shares}", highlight=False, soft_wrap=True)
+
+
+def _print_space(console: Console, search: Mapping[str, Any]) -> None:
+    """What a search's plan adds: how much is proposed, and what the cheapest and the costliest configurations take."""
+    text = f"{counted(search['configurations'], 'configuration')} in all, {search['batch']} at a time; the first are shown"
+    console.print(f"{text}: they depend on no result", highlight=False, soft_wrap=True)
+    for which in ("cheapest", "costliest"):
+        row = search[which]
+        cost = (
+            f"{row['trainable_params']:,} parameters, {bytes_text(row['memory_bytes'])}, {seconds_text(row['train_seconds'])}"
+        )
+        console.print(f"{which}: {cost}", highlight=False, soft_wrap=True)
 
 
 def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ import gc
 import math
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import torch
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, load_tokenizer, read_config, task_type_of
 from lorascope.cohort.checkpoint import discard_ended
-from lorascope.cohort.events import Events, StudyStarted
+from lorascope.cohort.deadline import Deadline, within
+from lorascope.cohort.events import Event, Events, StudyStarted
 from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
+from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
 from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
@@ -37,14 +39,16 @@ from lorascope.tracking import check_installed
 
 def run_study(
     study: Study,
-    trials: Sequence[TrialConfig],
+    trials: Sequence[TrialConfig] | Proposer,
     directory: Path,
     *,
+    first: Sequence[TrialConfig] = (),
     resume: bool = False,
     most_slots: int | None = None,
     device: str = "cpu",
     most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
+    deadline: Deadline | None = None,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
@@ -53,10 +57,14 @@ def run_study(
     running is marked as interrupted.
 
     Args:
+        trials: a list, or what proposes them; a proposer that is a ``Pruner`` too stops the worse of each cohort.
+        first: trials that are carried out before those proposed, and that the proposer does not see.
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
         most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
         checkpoint_seconds: see ``Checkpoints``.
+        deadline: no cohort begins that would not end in time, and one that does not is interrupted then; what is left stays
+            ``planned``, and a warning says so.
 
     Raises:
         CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
@@ -68,47 +76,106 @@ def run_study(
     check_kinds(study.task.allow)
     check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
-    skeletons = find_impossible(study, raw, trials, device)
+    known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
+    possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
+    skeletons = find_impossible(study, raw, possible, device)
     steady_allocator()
-    loaded = trials[0].base
-    base = load_base(loaded, raw.task_type, raw.labels, device)
-    task = _encoded(raw, base, study)
-    audited = _audit(study, trials, raw, task, base)
+    base = load_base(known[0].base, raw.task_type, raw.labels, device)
+    loaded = _Loaded(known[0].base, base, _encoded(raw, base, study))
+    audited = _audit(study, possible, raw, loaded.task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
-    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), base) as threads:
-        store.add_trials(trials)
-        _check_unchanged(store, loaded, task, base, judge)
-        discard_ended(store, FINAL)
-        status = {row.trial: row.status for row in store.trials()}
-        pending = [trial for trial in trials if status[trial.trial] not in FINAL]
-        groups = form_groups(pending, skeletons)
-        trained = [trial for group in groups if group.trains for trial in group.trials]
-        trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
-        yield StudyStarted(task, len(trials), len(pending), trial_steps)
-        _describe(store, task, base, judge)
-        notices = [*_notices(task, base, loaded), *audited, *_dropout_notice(trials), *_full_notice(trials)]
-        notices += _warmup_notice(trials, len(task.train))
+    del base  # ``loaded`` alone holds it: another may take its place
+    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), loaded.base) as threads:
+        limits = _Limits(device, most_slots, most_bytes)
         tracking = open_tracking(store, study)
-        notices += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
-        yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
-        kernels: Kernels | None = None
-        for group in groups:
-            wanted = group.trials[0].base
-            if wanted != loaded:
-                del base
-                gc.collect()  # the earlier model goes before the next one comes
-                base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
-                # Another base has another tokenizer.
-                task = _encoded(raw, base, study)
-                yield from warn(store, _notices(task, base, loaded))
-            if kernels is None:
-                kernels, changes = _prepare(store, base, loaded, task, device, most_bytes)
-                yield from warn(store, changes)
-            cohorts = _plan(store, group, base, task, kernels, most_slots, most_bytes)
-            yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
-            for cohort in cohorts:
-                running = run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds)
-                yield from follow(running, store, tracking)
+        opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
+        opening += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
+        begun = False
+        for batch, pruner in _batches(store, trials, first):
+            task = loaded.task
+            store.add_trials(batch)
+            status = {row.trial: row.status for row in store.trials()}
+            pending = [trial for trial in batch if status[trial.trial] not in FINAL]
+            groups = form_groups(pending, {**skeletons, **find_impossible(study, raw, pending, device)})
+            if not begun:
+                _check_unchanged(store, loaded.config, task, loaded.base, judge)
+                discard_ended(store, FINAL)
+            trained = [trial for group in groups if group.trains for trial in group.trials]
+            yield StudyStarted(task, len(batch), len(pending), sum(one.train.num_steps(len(task.train)) for one in trained))
+            if not begun:
+                _describe(store, task, loaded.base, judge)
+            about = [*_dropout_notice(batch), *_full_notice(batch), *_warmup_notice(batch, len(task.train))]
+            yield from warn(store, about if begun else [*opening, *about])
+            begun = True
+            for group in groups:
+                for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)):
+                    course = run_cohort(store, study, loaded.task, loaded.base, cohort, judge, checkpoint_seconds, pruner)
+                    course = follow(course, store, tracking)
+                    if deadline is None:
+                        yield from course
+                    elif not (yield from within(deadline, course, cohort, loaded.task, pruner)):
+                        yield from warn(store, _left_over(store, deadline))
+                        return
+
+
+@dataclass
+class _Loaded:
+    """The base in memory, the task in its tokens, and what it computes with; kernels None before they were chosen."""
+
+    config: BaseModelConfig
+    base: BaseModel
+    task: Task
+    kernels: Kernels | None = None
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Where a cohort runs, and the most slots and bytes that it may have."""
+
+    device: str
+    most_slots: int | None
+    most_bytes: int | None
+
+
+def _batches(
+    store: Store, trials: Sequence[TrialConfig] | Proposer, first: Sequence[TrialConfig]
+) -> Iterator[tuple[list[TrialConfig], Pruner | None]]:
+    """The trials to carry out next, and what prunes them: all at once, or as long as more are proposed."""
+    if not isinstance(trials, Proposer):
+        yield list(trials), None
+        return
+    if first:
+        yield list(first), None
+    names = {trial.trial for trial in first}
+    while batch := trials.propose([row for row in store.trials() if row.trial not in names]):
+        yield batch, trials if isinstance(trials, Pruner) else None
+
+
+def _cohorts(
+    store: Store, study: Study, raw: RawTask, group: Group, loaded: _Loaded, limits: _Limits
+) -> Generator[Event, None, list[Cohort]]:
+    """The group's cohorts, with its base in memory and that base's kernels chosen."""
+    wanted = group.trials[0].base
+    if wanted != loaded.config:
+        del loaded.base
+        gc.collect()  # the earlier model goes before the next one comes
+        loaded.base = load_base(wanted, raw.task_type, raw.labels, limits.device)
+        # Another base has another tokenizer.
+        loaded.config, loaded.kernels, loaded.task = wanted, None, _encoded(raw, loaded.base, study)
+        yield from warn(store, _notices(loaded.task, loaded.base, wanted))
+    if loaded.kernels is None:
+        loaded.kernels, changes = _prepare(store, loaded.base, wanted, loaded.task, limits.device, limits.most_bytes)
+        yield from warn(store, changes)
+    cohorts = _plan(store, group, loaded.base, loaded.task, loaded.kernels, limits.most_slots, limits.most_bytes)
+    yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
+    return cohorts
+
+
+def _left_over(store: Store, deadline: Deadline) -> list[Notice]:
+    """What the budget did not suffice for."""
+    left = sum(row.status in ("planned", "interrupted") for row in store.trials())
+    message = f"the budget of {deadline.seconds:.0f} s ends the study: {left} of its trials are left; go on with --resume"
+    return [Notice("budget", left, "--budget", message)]
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:

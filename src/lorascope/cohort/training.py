@@ -18,6 +18,8 @@ from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, Tri
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.planner import Cohort
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
+from lorascope.cohort.proposals import Pruner
+from lorascope.cohort.rungs import Rungs
 from lorascope.config import Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
@@ -42,6 +44,7 @@ def run_cohort(
     cohort: Cohort,
     judge: Judge | None,
     checkpoint_seconds: float | None = None,
+    pruner: Pruner | None = None,
 ) -> Events:
     """Train, evaluate and store one cohort, from its latest checkpoint where there is one.
 
@@ -54,7 +57,8 @@ def run_cohort(
     checkpoints = Checkpoints(store, cohort, task, base, judge, checkpoint_seconds)
     failure: str | None = None
     try:
-        with closing(_cohort_events(store, study, task, base, cohort, judge, checkpoints)) as events:
+        rungs = None if pruner is None else Rungs(store, study, base, cohort, task, judge, pruner)
+        with closing(_cohort_events(store, study, task, base, cohort, judge, checkpoints, rungs)) as events:
             for event in events:
                 if isinstance(event, TrialEnded):
                     del running[event.trial]
@@ -74,7 +78,7 @@ def run_cohort(
         for half in _halves(store, cohort, list(running.values())):
             message = f"cohort {cohort.name} failed ({failure}); {len(half.trials)} of its trials start again as {half.name}"
             yield from warn(store, [Notice("retry", len(half.trials), f"cohort {cohort.name}", message)])
-            yield from run_cohort(store, study, task, base, half, judge, checkpoint_seconds)
+            yield from run_cohort(store, study, task, base, half, judge, checkpoint_seconds, pruner)
     elif failure is not None:
         _set_status(store, running, "failed", failure)
         for name in running:
@@ -109,7 +113,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _cohort_events(
-    store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, judge: Judge | None, checkpoints: Checkpoints
+    store: Store,
+    study: Study,
+    task: Task,
+    base: BaseModel,
+    cohort: Cohort,
+    judge: Judge | None,
+    checkpoints: Checkpoints,
+    rungs: Rungs | None,
 ) -> Events:
     trials = {trial.trial: trial for trial in cohort.pending}
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
@@ -130,7 +141,7 @@ def _cohort_events(
             store.clear_trial(trial, progress.step)
         yield from warn(store, told)
         if num_steps:
-            progress = yield from _train(store, stack, base, task, cohort, checkpoints, progress, meter)
+            progress = yield from _train(store, stack, base, task, cohort, checkpoints, progress, meter, rungs)
             # The plan is about training; evaluation bounds its memory by ``batch_tokens``.
             store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": progress.peak_bytes})
         if not any(slot.name in trials for slot in stack.slots):
@@ -224,6 +235,7 @@ def _train(
     checkpoints: Checkpoints,
     progress: Progress,
     meter: MemoryMeter,
+    rungs: Rungs | None,
 ) -> Generator[Event, None, Progress]:
     """Train the stack from ``progress`` on, storing curves as they grow and checkpoints as they are due."""
     settings = {
@@ -239,6 +251,8 @@ def _train(
         peak = max(earlier.peak_bytes, meter.peak_bytes())
         return checkpoints.save(stack, replace(progress, peak_bytes=peak))
 
+    if rungs is not None and rungs.at(progress.step):  # saved before the rung was done
+        yield from rungs.judged(stack, progress.step, progress.seconds, progress.num_examples)
     for step in train(stack, base, task.train, settings, progress.step):
         progress = progress.after(step)
         for name, rows in buffers.items():
@@ -259,6 +273,9 @@ def _train(
         try:
             yield replace(step, slots={name: step.slots[name] for name in buffers if name in step.slots})
             yield from told
+            if rungs is not None and stack.slots and rungs.at(progress.step):
+                _flush(store, buffers)
+                yield from rungs.judged(stack, progress.step, progress.seconds, progress.num_examples)
         except GeneratorExit:
             with suppress(StoreError):  # of the warning; the curves have been flushed or raise
                 list(warn(store, saved()))

@@ -295,7 +295,7 @@ class Store:
             )
 
     def clear_trial(self, trial: str, first_step: int = 0) -> None:
-        """Forget metrics, decodings and warnings of a trial that starts again, and steps and rungs from ``first_step`` on."""
+        """Forget metrics, decodings and warnings of a trial that starts again, steps from ``first_step`` on, later rungs."""
         with self._writing(trial) as connection:
             for table in ("metrics", "decodings", "warnings"):
                 connection.execute(f"DELETE FROM {table} WHERE trial = ?", (trial,))

@@ -10,19 +10,22 @@ off at the deadline. Knows time. Does not know who trains what. Floor: ``cohort`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
+
+from lorascope.cohort.events import Event, Events, ProbeDone
+from lorascope.cohort.planner import Cohort
+from lorascope.cohort.proposals import Pruner
+from lorascope.data.task import Task
+from lorascope.train import StepResult
 
 # A cohort may take so much longer than forecast.
 _MARGIN = 1.1
 
 
-class BudgetSpent(Exception):
-    """The deadline came while a cohort was running; not an error of anyone's."""
-
-
 @dataclass
-class Budget:
+class Deadline:
     """So many seconds from when it is made.
 
     Attributes:
@@ -63,19 +66,48 @@ class Budget:
         self.trials += trials
         self.other_seconds += seconds - training_seconds
 
-    def check(self) -> None:
-        """Raise ``BudgetSpent`` after the deadline."""
-        if self.left_seconds <= 0:
-            raise BudgetSpent
-
     def forecast_seconds(self, slot_examples: int, trials: int, num_evaluated: int) -> float:
         """How long a cohort takes, with a margin, that trains so many examples in its slots and evaluates its trials."""
         rate = self.training_seconds / self.slot_examples if self.slot_examples else self._alone
         other = self.other_seconds / self.trials if self.trials else rate * num_evaluated
         return _MARGIN * (slot_examples * rate + trials * other)
 
-    def fitting(self, slot_examples: Sequence[int], num_evaluated: int) -> int:
-        """How many trials fit: ``slot_examples[n]`` is what a cohort of the first ``n + 1`` trains in its slots."""
-        left = self.left_seconds
-        fits = [self.forecast_seconds(examples, n, num_evaluated) <= left for n, examples in enumerate(slot_examples, 1)]
-        return max((n for n, fit in enumerate(fits, 1) if fit), default=0)
+
+def within(
+    deadline: Deadline, course: Events, cohort: Cohort, task: Task, pruner: Pruner | None
+) -> Generator[Event, None, bool]:
+    """Carry a cohort out if it is forecast to end in time; False where it is not begun, or is interrupted at the deadline.
+
+    While nothing has been measured, a cohort begins in any case.
+    """
+    trials, evaluated = len(cohort.pending), len(task.eval)
+    expected = _slot_examples(cohort, task, pruner)
+    with closing(course) as events:
+        if deadline.knows and deadline.forecast_seconds(expected, trials, evaluated) > deadline.left_seconds:
+            return False
+        begun, slot_examples, training = deadline.clock(), 0, 0.0
+        for event in events:
+            yield event
+            if isinstance(event, ProbeDone) and not deadline.knows:
+                deadline.note_alone(event.cost.examples_per_second)
+            if isinstance(event, StepResult):
+                slot_examples += event.num_examples * len(event.slots)
+                training += event.seconds
+            if deadline.left_seconds <= 0:
+                return False
+    deadline.note_cohort(slot_examples, training, trials, deadline.clock() - begun)
+    return True
+
+
+def _slot_examples(cohort: Cohort, task: Task, pruner: Pruner | None) -> int:
+    """Examples that the cohort trains in all of its slots, as a pruner would leave them if all did equally well."""
+    names = [trial.trial for trial in cohort.pending]
+    num_steps = cohort.num_steps(len(task.train))
+    total, before = 0, 0
+    for step in [*([] if pruner is None else pruner.rungs(num_steps)), num_steps]:
+        total += len(names) * (step - before)
+        before = step
+        if pruner is not None and step < num_steps:
+            kept = pruner.keep(names, step, num_steps, dict.fromkeys(names, 0.0))
+            names = [name for name in names if name in kept]
+    return total * cohort.trials[0].train.batch_size
