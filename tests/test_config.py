@@ -1,6 +1,7 @@
 """The study file: what is refused, in which words, and which configurations are one."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from lorascope.config import (
     TrainConfig,
     TrialConfig,
     design_keys,
+    in_layers,
     load_study,
+    parse_duration,
+    parse_memory,
     parse_override,
     section_of,
+    split_layers,
     validate,
 )
 from lorascope.errors import UsageError
@@ -373,3 +378,52 @@ def test_quantization_is_nf4_or_nothing_and_not_from_float64(refusal):
     assert text != MINIMAL
     assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in refusal(text)
     assert "base.quantization" in refusal(text.replace("nf4", "int3"))
+
+
+@given(st.sampled_from(["query", "mlp.c_proj", "layer.0.attention"]), st.integers(0, 99), st.integers(0, 99))
+def test_a_restricted_name_is_read_as_it_was_written(name, one, other):
+    first, last = min(one, other), max(one, other)
+    assert split_layers(in_layers(name, first, last)) == (name, (first, last))
+    assert split_layers(name) == (name, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("1d", 86400), (" 5m1s ", 301)],
+)
+def test_a_duration_is_its_seconds(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "h", "30m1h", "-5m", "0s", "1h 30m", "2 hours", "9" * 400 + "s"])
+def test_what_is_no_duration_is_refused_with_the_forms_there_are(text):
+    with pytest.raises(UsageError, match="is no duration; write it as 90s, 30m, 2h or 1h30m"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"adapter": {"r": 4, "lora_alpha": "1.5r", "targets": "all-linear"}},
+        {"adapter": {"method": "head"}},
+        {"adapter": {"path": "a"}},
+    ],
+)
+def test_a_trial_is_made_again_from_the_row_that_a_store_keeps_of_it(sections):
+    adapter = AdapterConfig(**sections.get("adapter", {}))
+    trial = TrialConfig(base=BaseModelConfig(model="m"), adapter=adapter, train=TrainConfig(max_steps=3), seed=7)
+    assert TrialConfig.from_flat(json.loads(json.dumps(trial.flat())), 7) == trial
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("512MiB", 2**29), ("1.5 GiB", 3 * 2**29), ("2g", 2 * 10**9), ("1KB", 1000)]
+)
+def test_memory_is_written_with_its_unit(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8", "GB", "-8GB", "0GB", "8 QB", "1e3MB", "8GBit"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match=r"^--memory: .* is no amount of memory; write it as 8GB"):
+        parse_memory(text)

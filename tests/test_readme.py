@@ -71,10 +71,13 @@ def test_the_readmes_study_and_its_commands_run(shared_data, tmp_path, monkeypat
 def test_every_example_is_a_valid_study_that_can_be_planned(path, tmp_path, model_directory):
     classifies = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2")
     family = "bert" if classifies else "t5" if "t5" in path.stem else "gpt2"
-    positions = ["task.max_length=64"]
-    document = json.loads(call("plan", str(path), "--json", *overrides(f"base.model={model_directory(family)}", *positions)))
+    small = ["task.max_length=64"]
+    if path.stem == "one-run-sst2":
+        small.append("design.layer_groups=2")  # the tiny model has no more
+    document = json.loads(call("plan", str(path), "--json", *overrides(f"base.model={model_directory(family)}", *small)))
     assert document["trials"]
-    assert all((trial["trainable_params"] > 0) == bool(trial["config"]["targets"]) for trial in document["trials"])
+    for trial in document["trials"]:
+        assert (trial["trainable_params"] > 0) == (bool(trial["config"]["targets"]) or trial["config"]["method"] != "lora")
 
 
 @pytest.mark.shared_data
@@ -83,6 +86,41 @@ def test_the_sst2_example_runs(shared_data, tmp_path):
     settings = overrides(f"base.model={minilm()}", f"task.data={shared_data / 'sst2'}", *SMALL, "seeds=[42]")
     document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
     assert [trial["status"] for trial in document["trials"]] == ["done"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_the_ablation_example_covers_every_factor_and_its_controls(shared_data, tmp_path, model_directory):
+    study = str(ROOT / "examples" / "ablation-sst2.yaml")
+    # Of every factor the last value.
+    last = {factor: values[-1:] for factor, values in yaml.safe_load(Path(study).read_text())["design"]["over"].items()}
+    fewer = [f"design.over={json.dumps(last)}", "controls=[{method: full}, {method: head}]", "seeds=[42]"]
+    small = [*fewer, "task.max_train=32", "task.max_eval=8", "task.max_length=64", "train.max_steps=1"]
+    settings = overrides(f"base.model={model_directory('bert')}", f"task.data={shared_data / 'sst2'}", *small)
+    document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
+    assert {trial["status"] for trial in document["trials"]} == {"done"}
+    rows = document["ablation"]["rows"]
+    factors = ["r", "lora_alpha", "lora_dropout", "bias", "targets", "learning_rate", "quantization"]
+    assert list(dict.fromkeys(row["factor"] for row in rows)) == ["baseline", *factors]
+    assert len({row["configuration"] for row in rows}) == len(rows)
+    assert {one["against"] for one in document["controls"]["shortfalls"]} == {"full", "head"}
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "more", "num_players"),
+    [("shapley-sst2", [], 2), ("one-run-sst2", ["design.retrained=4", "design.coalitions=null", "design.layer_groups=2"], 4)],
+)
+def test_the_shapley_examples_say_what_each_player_adds(name, more, num_players, shared_data, tmp_path):
+    study = str(ROOT / "examples" / f"{name}.yaml")
+    few = ["task.max_train=32", "task.max_eval=16", "seeds=[42]", "design.players=[query, value]", *more]
+    settings = overrides(f"base.model={minilm()}", f"task.data={shared_data / 'sst2'}", *few)
+    document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
+    assert [trial["status"] for trial in document["trials"]] == ["done"] * 4
+    metric = document["shapley"]["metrics"]["eval_loss"]
+    assert len(metric["values"]) == num_players
+    assert metric["exact"]
+    assert ("agreement" in metric) == (name == "one-run-sst2")
 
 
 @pytest.mark.shared_data

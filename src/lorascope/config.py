@@ -33,6 +33,11 @@ ALL_LINEAR = "all-linear"
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"]
 NLIClass = Literal["entailment", "neutral", "contradiction"]
 
+# Days, hours, minutes and seconds, each with or without decimals.
+_DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
+_MEMORY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
+_UNITS = (86400.0, 3600.0, 60.0, 1.0)
+
 
 class Section(BaseModel):
     """A part of the study file: immutable, and refuses keys it does not know and numbers that are none."""
@@ -282,7 +287,9 @@ class ShapleyDesign(Section):
             once with random coalitions and reads all of them off.
         coalitions: how many are valued at most where there are too many to enumerate; None for what ``width`` takes.
         width: sampling ends when no interval of a value is wider than this share of what all players together add.
-        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed.
+        retrained: in ``one_run``, how many coalitions are retrained to say how far the map is to be believed; no map is shown
+            without.
+        length: in ``one_run``, how many times as many steps it trains as one retrained coalition.
     """
 
     kind: Literal["shapley"]
@@ -292,7 +299,24 @@ class ShapleyDesign(Section):
     game: Literal["usefulness", "reliance", "one_run"] = "usefulness"
     coalitions: int | None = Field(None, ge=2)
     width: float = Field(0.2, gt=0.0)
-    retrained: int = Field(12, ge=0)
+    retrained: int = Field(12, ge=4)
+    length: float = Field(3.0, gt=0.0)
+
+    @field_validator("players")
+    @classmethod
+    def _players_are_distinct(cls, value: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a player twice")
+        if isinstance(value, dict) and not all(value.values()):
+            raise ValueError("a group has no target")
+        return value
+
+    @field_validator("values")
+    @classmethod
+    def _values_are_distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("names a metric twice")
+        return value
 
 
 class Range(Section):
@@ -318,15 +342,17 @@ class Range(Section):
 
 
 class SearchDesign(Section):
-    """Configurations that a sampler proposes, a cohort at a time, each learning from those before.
+    """Configurations that a sampler proposes, some at a time, each time having seen what the earlier ones gave.
 
     Attributes:
-        over: for each key a list of values or a range.
+        over: for each key a list of values, which the sampler takes for words without an order (numbers too), or a range.
         trials: configurations in all.
         objective: a metric of the evaluation; whether higher is better is the metric's own.
         sampler: of Optuna.
         pruner: ``successive_halving`` stops the worse part of a cohort at each rung, the rest goes on.
         reduction: one in so many survives a rung.
+        batch: configurations proposed at a time. None: as many as a cohort of 16 holds with every seed, but a quarter of
+            ``trials`` at most, so that a sampler has something to learn from.
         sampler_seed: of the proposals.
     """
 
@@ -337,7 +363,8 @@ class SearchDesign(Section):
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
     pruner: Literal["none", "successive_halving"] = "none"
     reduction: int = Field(3, ge=2)
-    sampler_seed: int = Field(0, ge=0)
+    batch: int | None = Field(None, ge=1)
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
 
 
 Design = Annotated[ListDesign | GridDesign | AblationDesign | ShapleyDesign | SearchDesign, Field(discriminator="kind")]
@@ -353,8 +380,9 @@ class TrackingConfig(Section):
 class Study(Section):
     """One base, one task, one design.
 
-    ``controls`` are further trials that the design's are held against, each a set of overrides such as ``{method: full,
-    learning_rate: [1.0e-5, 3.0e-5]}``; of a list of values each makes a trial, and the best of them is the control.
+    ``controls`` are further trials that the design's are held against, each a set of overrides with the ``method`` ``full`` or
+    ``head``, such as ``{method: full, learning_rate: [1.0e-5, 3.0e-5]}``; of a list every value makes a trial with each seed,
+    and the best of a method's configurations is the control.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -431,18 +459,39 @@ class TrialConfig(Section):
             del flat["path"]
         return flat
 
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any], seed: int) -> TrialConfig:
+        """The trial that ``flat`` was made of."""
+        sections = {
+            name: schema.model_validate({key: flat[key] for key in schema.model_fields if key in flat})
+            for name, schema in SECTIONS.items()
+        }
+        return cls(**sections, seed=seed)
+
+
+# The sections that make a trial's configuration; no two have a key in common.
+SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
+
+
+def in_layers(name: str, first: int, last: int) -> str:
+    """A target's name restricted to a run of layers, as ``adapter.targets`` takes it."""
+    return f"{name}.L{first}" if first == last else f"{name}.L{first}-{last}"
+
+
+def split_layers(name: str) -> tuple[str, tuple[int, int] | None]:
+    """What `in_layers` put together: the target's name, and its first and last layer where it is restricted."""
+    match = re.fullmatch(r"(.+)\.L(\d+)(?:-(\d+))?", name)
+    return (name, None) if match is None else (match[1], (int(match[2]), int(match[3] or match[2])))
+
 
 def section_of(key: str) -> str | None:
     """The section of a trial's configuration that owns ``key``: ``adapter``, ``train``, ``base`` or None."""
-    for section, schema in (("adapter", AdapterConfig), ("train", TrainConfig), ("base", BaseModelConfig)):
-        if key in schema.model_fields:
-            return section
-    return None
+    return next((name for name, schema in SECTIONS.items() if key in schema.model_fields), None)
 
 
 def design_keys() -> list[str]:
     """Every key that a design may vary."""
-    return [*AdapterConfig.model_fields, *TrainConfig.model_fields, *BaseModelConfig.model_fields]
+    return [key for schema in SECTIONS.values() for key in schema.model_fields]
 
 
 def validate(schema: type[Section], values: Mapping[str, Any], where: str) -> Any:
@@ -488,6 +537,32 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except Exception:  # a malformed scalar (2024-13-45) raises whatever PyYAML's constructor ran into
         raise UsageError(f"the value of {key!r} is no YAML: {value!r}", where="--set") from None
+
+
+def parse_duration(text: str, where: str = "--budget") -> float:
+    """``"90s"``, ``"30m"``, ``"2h"`` or ``"1h30m"`` in seconds.
+
+    Raises:
+        UsageError: it is none of these, or no time at all.
+    """
+    parts = _DURATION.fullmatch(text.strip())
+    seconds = 0.0 if parts is None else sum(float(part or 0) * unit for part, unit in zip(parts.groups(), _UNITS, strict=True))
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{text!r} is no duration", where=where, fix="write it as 90s, 30m, 2h or 1h30m")
+    return seconds
+
+
+def parse_memory(text: str, where: str = "--memory") -> int:
+    """``"8GB"``, ``"512MiB"`` or ``"1.5GiB"`` in bytes; of ``GB`` a thousand make a ``TB``, of ``GiB`` 1,024.
+
+    Raises:
+        UsageError: it is none of these, or no memory at all.
+    """
+    parts = _MEMORY.fullmatch(text.strip())
+    size = 0.0 if parts is None else float(parts[1]) * (1024 if parts[3] else 1000) ** " KMGT".index(parts[2].upper())
+    if size < 1:
+        raise UsageError(f"{text!r} is no amount of memory", where=where, fix="write it as 8GB, 512MiB or 1.5GiB")
+    return int(size)
 
 
 def _override(document: dict[str, Any], dotted: str, value: Any) -> None:

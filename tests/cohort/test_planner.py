@@ -258,11 +258,12 @@ def test_plans_are_replayed_on_resume(make_study, carry_out, rows_of, tmp_path, 
     monkeypatch.setattr(frozen, "choose", fail)
     monkeypatch.setattr(run, "cut_group", fail)
     events = carry_out(study, tmp_path / "run", resume=True)
-    assert [event.cohort for event in events if isinstance(event, CohortStarted)] == ["c3", "c2"]
-    messages = [event.notice.message for event in events if isinstance(event, Warned) and event.notice.kind == "replay"]
-    assert messages == ["1 of the 2 trials of cohort c1 are left; they run as c3"]
+    assert [event.cohort for event in events if isinstance(event, CohortStarted)] == ["c1", "c2"]
+    assert not [event for event in events if isinstance(event, Warned) and event.notice.kind == "replay"]
+    ended = [event.trial for event in events if isinstance(event, TrialEnded)]
+    assert ended == [trial.trial for trial in expand(study)[1:]], "the first had ended before"
     rows = rows_of(tmp_path / "run")
-    assert [(row.status, row.cohort) for row in rows] == [("done", name) for name in ("c1", "c3", "c2", "c2")]
+    assert [(row.status, row.cohort) for row in rows] == [("done", name) for name in ("c1", "c1", "c2", "c2")]
     after = plans_of(tmp_path / "run")
     assert after["c2"]["micro_batch_size"] == 1
     assert after["c2"]["trials"] == before["c2"]["trials"]
@@ -300,8 +301,8 @@ def test_memory_that_runs_out_while_training_is_told_and_stored(
     carry_out(study, tmp_path / "whole")
     original = training.train
 
-    def scarce(stack, base, examples, settings):
-        for step in original(stack, base, examples, settings):
+    def scarce(*arguments):
+        for step in original(*arguments):
             yield dataclasses.replace(step, micro_batch_size=2) if step.step >= 3 else step
 
     monkeypatch.setattr(training, "train", scarce)
@@ -312,3 +313,39 @@ def test_memory_that_runs_out_while_training_is_told_and_stored(
     )  # fmt: skip
     assert plans_of(tmp_path / "run")["c1"]["micro_batch_size"] == 2
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
+def test_each_full_fine_tuning_is_a_group_of_its_own_behind_those_that_share_its_base(make_study):
+    trials = [{"method": "full"}, {}, {"dtype": "bfloat16"}, {"method": "full", "dtype": "bfloat16"}, {"method": "head"}]
+    study = make_study("bert", trials, [1, 2])
+    expanded = expand(study)
+    groups = form_groups(expanded, find_impossible(study, read_task(study.task), expanded))
+    assert [(len(group.trials), group.trials[0].adapter.method, group.trials[0].base.dtype) for group in groups] == [
+        (4, "lora", "float32"),
+        (1, "full", "float32"),
+        (1, "full", "float32"),
+        (2, "lora", "bfloat16"),
+        (1, "full", "bfloat16"),
+        (1, "full", "bfloat16"),
+    ]
+
+
+def test_a_full_fine_tunings_memory_is_measured_before_it_runs(prepared):
+    _, base, task, kernels, groups = prepared("bert", [{"method": "full"}])
+    (cohort,) = cut_group(groups[0], base, task.train, kernels, 1)
+    assert cohort.changes == ()
+    assert cohort.forecast.state_bytes == (16 + 5) * sum(parameter.numel() for parameter in base.model.parameters())
+    assert cohort.predicted_peak_bytes > cohort.forecast.before_bytes + cohort.forecast.state_bytes
+
+
+def test_a_bound_on_memory_makes_cohorts_smaller(prepared, monkeypatch):
+    pretend(monkeypatch, 2**40)
+    _, base, task, kernels, groups = prepared("bert", [{"r": r} for r in range(1, 9)], train={"max_steps": 2})
+    (unbound,) = cut_group(groups[0], base, task.train, kernels, 1)
+    forecast = unbound.forecast
+    bound = (forecast.peak_bytes(3) + forecast.peak_bytes(4)) // 2
+    cohorts = cut_group(groups[0], base, task.train, kernels, 1, most_bytes=bound)
+    assert 2 <= len(cohorts[0].trials) < 8 == sum(sizes(cohorts))
+    assert all(cohort.predicted_peak_bytes <= bound for cohort in cohorts)
+    assert planner.packed_weights_budget("cpu", 1) == 0
+    assert planner.packed_weights_budget("cpu", 2**50) == planner.packed_weights_budget("cpu") > 0

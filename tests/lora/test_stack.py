@@ -1,5 +1,7 @@
 """Invariants 2 and 4: a slot does not feel its neighbours, and the base is not touched."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ from lorascope.base_model import BaseModel, head_modules, head_scale, weights_ch
 from lorascope.config import TrainConfig
 from lorascope.data.task import Example
 from lorascope.errors import ModelError
-from lorascope.lora.stack import Placement, Slot, Stack, count_trainable
+from lorascope.lora.stack import AdapterWeights, Placement, Slot, Stack, count_trainable
 from lorascope.lora.targets import resolve
-from lorascope.train import train
+from lorascope.train import forward_backward, train
 
 FAMILIES = [(f, "SEQ_CLS") for f in ("gpt2", "bert", "distilbert", "roberta", "llama", "qwen2")] + [
     (f, "CAUSAL_LM") for f in ("gpt2", "llama", "qwen2", "phi3")
@@ -115,6 +117,60 @@ def test_the_base_models_dropout_is_per_slot_too(family, task_type, tiny_model):
     assert together["c"] == pytest.approx(alone["c"], abs=1e-9)
     assert cut["c"] == pytest.approx(alone["c"], abs=1e-9)
     assert alone["c"] != without["c"]
+
+
+@pytest.mark.parametrize(("family", "task_type"), FAMILIES)
+def test_a_slot_computes_with_its_active_targets_as_if_it_had_no_others(family, task_type, tiny_model):
+    base = base_of(tiny_model(family, task_type), task_type)
+    examples = examples_for(task_type)
+    whole = slot(base, "whole", ["query", "value", "output"], 3, 1, dropout=0.3)
+    trained = run(base, [whole], examples)[1]["whole"]
+    everything = [placement.target.key for placement in whole.placements]
+    coalitions = [["value"], [], ["query", "output"], ["query", "value", "output"]]
+    without = [slot(base, "whole", names, 3, 1, dropout=0.3) for names in coalitions]
+    results = [losses_alone(base, few, trained, examples) for few in without]
+    stack = Stack(base.model, [whole, slot(base, "other", ["down"], 2, 2)], base.heads)
+    try:
+        stack.write(0, trained)
+        for few, (alone, own) in zip(without, results, strict=True):
+            stack.set_active(0, [placement.target.key for placement in few.placements])
+            masked = losses_and_gradients(stack, base, examples, everything)
+            assert masked[0] == pytest.approx(alone, abs=1e-12)
+            for key in everything:
+                expected = own.get(key, torch.zeros_like(masked[1][key]))
+                torch.testing.assert_close(masked[1][key], expected, rtol=0, atol=1e-12)
+        # It stays so when a neighbour goes.
+        stack.set_active(0, [])
+        empty = losses_and_gradients(stack, base, examples, everything)[0]
+        stack.keep(["whole"])
+        assert losses_and_gradients(stack, base, examples, everything)[0] == pytest.approx(empty, abs=1e-12)
+    finally:
+        stack.detach()
+
+
+def losses_and_gradients(stack, base, examples, keys):
+    """The first slot's loss and the gradients of its B's, by target."""
+    rows = {seed: list(range(len(examples))) for seed in stack.context.seeds}
+    loss = forward_backward(stack, base, examples, rows, None, 0)[0]
+    gradients = {spec.name: value for spec, value in zip(stack.parameters.specs, gradients_of(stack), strict=True)}
+    return float(loss), {key: gradients[f"{key}.lora_B"] for key in keys if f"{key}.lora_B" in gradients}
+
+
+def gradients_of(stack):
+    sizes = [math.prod(spec.shape) for spec in stack.parameters.specs]
+    pieces = stack.parameters.gradients_NP[0].split(sizes)
+    return [piece.clone().reshape(spec.shape) for piece, spec in zip(pieces, stack.parameters.specs, strict=True)]
+
+
+def losses_alone(base, few, trained, examples):
+    stack = Stack(base.model, [few], base.heads)
+    try:
+        keys = [placement.target.key for placement in few.placements]
+        lora_A, lora_B = ({key: of[key] for key in keys} for of in (trained.lora_A, trained.lora_B))
+        stack.write(0, AdapterWeights(few.placements, lora_A, lora_B, {}, trained.heads))
+        return losses_and_gradients(stack, base, examples, keys)
+    finally:
+        stack.detach()
 
 
 def test_dropout_that_is_no_module_is_refused_and_the_model_left_whole(tiny_model):

@@ -4,8 +4,9 @@ import re
 import pytest
 
 from lorascope.base_model import head_modules, skeleton
+from lorascope.config import in_layers
 from lorascope.errors import ModelError
-from lorascope.lora.targets import FAMILIES, ROLES, resolve, roles_of
+from lorascope.lora.targets import FAMILIES, ROLES, layer_of, resolve, roles_of
 
 CASES = {
     "gpt2": {"query": "attn.c_attn", "value": "attn.c_attn", "output": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
@@ -148,3 +149,26 @@ def test_the_meta_device_is_enough(tiny_model):
 
 def test_every_family_of_the_table_has_query_and_value():
     assert all({"query", "value"} <= set(family) for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+def test_a_target_may_be_restricted_to_a_run_of_layers(family, tiny_model):
+    task_type = {"bert": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}.get(family, "CAUSAL_LM")
+    model = tiny_model(family, task_type)
+    for name in ("query", resolve(model, ["down"], ())[0].module, "all-linear"):
+        everywhere = resolve(model, [name], ())
+        parts = [target for layer in range(3) for target in everywhere if layer_of(target.module) == layer]
+        first, rest = [], []
+        if any(layer_of(target.module) == 0 for target in everywhere):
+            first = resolve(model, [in_layers(name, 0, 0)], ())
+        if any((layer_of(target.module) or 0) > 0 for target in everywhere):
+            rest = resolve(model, [in_layers(name, 1, 2)], ())
+        assert {target.key for target in (*first, *rest)} == {target.key for target in parts}
+        assert not {target.key for target in first} & {target.key for target in rest}
+
+
+def test_layers_that_a_target_does_not_have_are_refused(tiny_model):
+    with pytest.raises(ModelError, match=r"'query.L2-5'.*'query' has layers 0 to 1"):
+        resolve(tiny_model("bert"), ["query.L2-5"], ())
+    with pytest.raises(ModelError, match="no numbered layer"):
+        resolve(tiny_model("bert"), ["pooler.dense.L0"], ())

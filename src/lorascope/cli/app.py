@@ -15,7 +15,9 @@ import signal
 import sys
 import traceback
 import warnings
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,19 +30,27 @@ from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, s
 from lorascope.config import (
     BaseModelConfig,
     EvaluateConfig,
+    SearchDesign,
+    ShapleyDesign,
     Study,
     TaskConfig,
     TaskType,
     TrackingConfig,
     TrialConfig,
     load_study,
+    parse_duration,
+    parse_memory,
     parse_override,
     validate,
 )
 from lorascope.errors import LorascopeError, UsageError
 
 if TYPE_CHECKING:
+    from lorascope.cohort.events import Events
+    from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
+    from lorascope.search import Search
+    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -58,6 +68,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 Adapters = Annotated[
     list[Path] | None,
     typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
 ]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the trials, from 1.")]
 
@@ -92,7 +105,7 @@ def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
     if isinstance(error, LorascopeError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        resumable = "; finished trials are kept, go on with --resume" if arguments[:1] == ["run"] else ""
+        resumable = "; what was saved is kept, go on with --resume" if arguments[:1] == ["run"] else ""
         return _INTERRUPTED, f"interrupted{resumable}"
     if isinstance(error, _CLICK_USAGE_ERROR):
         context = getattr(error, "ctx", None)
@@ -120,11 +133,18 @@ def plan(
     study_file: StudyFile,
     overrides: Override = None,
     shard: Shard = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that the study may take, e.g. 2h.")] = None,
+    memory: Memory = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
+    """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
     study, trials = _study_and_trials(study_file, overrides, shard, None)
-    document = _plan_document(study, trials)
+    seconds = None if budget is None else parse_duration(budget)
+    most_bytes = None if memory is None else parse_memory(memory)
+    document = _planned(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -140,7 +160,15 @@ def run(
     shard: Shard = None,
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
+    memory: Memory = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin no cohort that would not end in so much time: 90s, 30m, 1h30m.")
+    ] = None,
     allow: Allow = None,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
@@ -149,6 +177,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and store every trial of a study."""
+    from lorascope.design import parse_shard
+
+    seconds = None if budget is None else parse_duration(budget)
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if track:
         to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
@@ -156,12 +187,26 @@ def run(
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})
+    directory = out or Path("runs") / study.name
+    most_bytes = None if memory is None else parse_memory(memory)
     if dry_run:
-        document = _plan_document(study, trials)
+        document = _planned(study, trials, directory, seconds, most_bytes)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
-    directory = out or Path("runs") / study.name
-    document = run_and_report(study, trials, directory, resume=resume, slots=slots, device=device)
+    if most_bytes is not None and isinstance(trials, list):
+        trials = _fitting(study, trials, directory, most_bytes)
+    document = run_and_report(
+        study,
+        trials,
+        directory,
+        resume=resume,
+        slots=slots,
+        device=device,
+        most_bytes=most_bytes,
+        checkpoint_seconds=checkpoint_seconds,
+        budget_seconds=seconds,
+        part=None if shard is None else parse_shard(shard),
+    )
     if as_json:
         print_json(document)
     else:
@@ -175,16 +220,27 @@ def run(
 @app.command()
 def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="TRIAL", help="The trial or configuration that others are compared with; the first by default."),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Compare every two configurations.")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What is compared; may be repeated, and all of it is corrected together.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """One row per trial."""
-    from lorascope.store import Store, results_document
+    """One row per trial, and what they show together: which configurations differ, what each player adds."""
+    from lorascope.store import Store
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other", where="results", fix="give one of them")
+    if pairs and baseline is not None:
+        raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
-        document = results_document([opened.enter_context(Store.open(directory)) for directory in directories])
+        stores = [opened.enter_context(Store.open(directory)) for directory in directories]
+        document = _results(stores, baseline, metric, pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -308,27 +364,139 @@ def demo(
 
 def run_and_report(
     study: Study,
-    trials: list[TrialConfig],
+    trials: list[TrialConfig] | Proposer,
     directory: Path,
     *,
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    most_bytes: int | None = None,
+    checkpoint_seconds: float | None = None,
+    budget_seconds: float | None = None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run with progress on stderr; the results document."""
+    """Run with progress on stderr; the results document.
+
+    Args:
+        part: the shard that this is, as (index from 1, count).
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
+    """
+    from lorascope.cohort.deadline import Deadline
+    from lorascope.store import Store
+
+    chosen = _device(device)
+    if not resume:
+        Store.refuse_existing(directory)
+    from lorascope.cohort.run import run_study
+
+    proposer = _proposer(study)
+    _show(
+        run_study(
+            study,
+            trials if proposer is None else proposer,
+            directory,
+            first=trials if proposer is not None and isinstance(trials, list) else [],
+            resume=resume,
+            most_slots=slots,
+            device=chosen,
+            most_bytes=most_bytes,
+            checkpoint_seconds=checkpoint_seconds,
+            deadline=None if budget_seconds is None else Deadline(budget_seconds),
+        )
+    )
+    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
+        from lorascope.attribution.maps import draw_maps
+        from lorascope.attribution.players import read_game
+
+        seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
+        _show(draw_maps(read_game(study), directory, device=chosen, seeds=seeds))
+    with Store.open(directory) as store:
+        return _results([store])
+
+
+def _show(running: Events) -> None:
+    """Carry something out with its progress on stderr; closed at once whatever ends it, so that its trials say so.
+
+    Raises:
+        KeyboardInterrupt: see `run_and_report`.
+    """
     from lorascope.cli.progress import StudyProgress
-    from lorascope.store import Store, results_document
 
-    with StudyProgress(stderr()) as progress:
-        from lorascope.cohort.run import run_study
-
-        chosen = _device(device)
-        # Closed at once whatever ends the loop, so that an interrupted study's trials say so.
-        with closing(run_study(study, trials, directory, resume=resume, most_slots=slots, device=chosen)) as events:
+    with StudyProgress(stderr()) as progress, closing(running) as events:
+        for event in islice(events, 1):
+            progress.show(event)  # until then there is nothing to save
+        with _deferred_signals() as interrupted:
             for event in events:
                 progress.show(event)
-    with Store.open(directory) as store:
-        return results_document([store])
+                if interrupted():
+                    raise KeyboardInterrupt
+
+
+def _proposer(study: Study) -> Search | None:
+    """What proposes the trials of a search."""
+    if not isinstance(study.design, SearchDesign):
+        return None
+    from lorascope.search import proposer
+
+    return proposer(study)
+
+
+def _planned(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
+    search = _proposer(study)
+    if search is None or not isinstance(trials, list):
+        return _plan_document(study, trials, directory, budget_seconds, most_bytes)
+    shown = [*trials, *search.propose([])]
+    document = _plan_document(study, shown, directory, budget_seconds, most_bytes)
+    extremes = _plan_document(study, search.foreseen(), directory)["trials"]
+    by_cost = sorted(extremes, key=lambda row: (row["train_seconds"] or 0.0, row["trainable_params"]))
+    document["search"] = {
+        "over": study.model_dump(mode="json", by_alias=True)["design"]["over"],
+        "configurations": search.design.trials,
+        "batch": search.batch,
+        "cheapest": by_cost[0],
+        "costliest": by_cost[-1],
+        "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
+    }
+    return document
+
+
+def _results(
+    stores: Sequence[Store], baseline: str | None = None, metrics: Sequence[str] | None = None, pairs: bool = False
+) -> dict[str, Any]:
+    """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
+    from lorascope.attribution.document import shapley_document
+    from lorascope.compare import comparisons
+    from lorascope.effects import ablation_document, controls_document
+    from lorascope.store import merge_results, results_document
+
+    study, rows = stores[0].study, merge_results(stores)
+    found = {
+        "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
+        "shapley": shapley_document(stores),
+        "ablation": ablation_document(study, rows),
+        "controls": controls_document(study, rows),
+        **_search_document(stores),
+    }
+    return results_document(stores) | {name: document for name, document in found.items() if document is not None}
+
+
+def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
+    """``{"search": …}`` of a search, else nothing."""
+    if not isinstance(stores[0].study.design, SearchDesign):
+        return {}
+    from lorascope.search import search_document
+    from lorascope.store import merge_results
+
+    return {"search": search_document(stores[0].study, merge_results(stores))}
 
 
 def _device(name: str | None) -> str:
@@ -348,15 +516,28 @@ def _device(name: str | None) -> str:
 
 def _study_and_trials(
     study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
-) -> tuple[Study, list[TrialConfig]]:
+) -> tuple[Study, list[TrialConfig] | Proposer]:
     from lorascope import design
 
     study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
     trials = design.expand(study)
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import design_trials, read_game
+
+        proposed = design_trials(read_game(study), trials)
+        if not isinstance(proposed, list):
+            if shard is not None or adapters:
+                where, fix = "--shard" if shard else "--adapter", "leave it out, or give at most 10 players and no coalitions"
+                raise UsageError("coalitions are proposed from the results of all earlier ones", where=where, fix=fix)
+            return study, proposed
+        trials = proposed
     if adapters:
         from lorascope.cohort.single import adapter_trial
 
         trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
+    if shard is not None and isinstance(study.design, SearchDesign):
+        what = "a search cannot be cut into shards: what it proposes depends on all that there is"
+        raise UsageError(what, where="--shard", fix="run it on one machine")
     if shard is not None:
         trials = design.shard(trials, *design.parse_shard(shard))
         if not trials:
@@ -364,23 +545,85 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig]) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype."""
+def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_bytes: int) -> list[TrialConfig]:
+    """The trials that the memory is enough for; the others are named on stderr.
+
+    Raises:
+        UsageError: none is left.
+    """
+    document = _plan_document(study, trials, directory, most_bytes=most_bytes)
+    for line in tables.dropped_lines(document["dropped"]):
+        stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+    names = {one["trial"] for one in document["dropped"]}
+    left = [trial for trial in trials if trial.trial not in names]
+    if not left:
+        raise UsageError("every trial needs more", where="--memory", fix="allow more, or choose a smaller base or batch")
+    return left
+
+
+def _plan_document(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones.
+
+    Times are corrected by what an earlier part of the study in ``directory`` measured.
+    """
     import psutil
 
+    from lorascope import budget
     from lorascope import plan as planning
 
+    trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
-    memory = psutil.virtual_memory().available
-    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
+    memory = min(psutil.virtual_memory().available, most_bytes or sys.maxsize)
+    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(map(planning.product_dtype, trials))}
     skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
     rows = []
     for trial in trials:
         if trial.base not in skeletons:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
-        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
+        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[planning.product_dtype(trial)])
         rows.append(_plan_row(trial, cost, reason))
-    return {"study": study.name, "trials": rows}
+    measured = _measured_rows(directory)
+    source = budget.correct(rows, measured, work.num_examples)
+    prices = [
+        budget.Price(row["trial"], trial.configuration, row["train_seconds"], row["memory_bytes"], _stacks(trial))
+        for trial, row in zip(trials, rows, strict=True)
+    ]
+    speedup = budget.measured_speedup(measured)
+    ratio = budget.ASSUMED_SPEEDUP if speedup is None else speedup[0]
+    chosen = budget.select(prices, budget_seconds=budget_seconds, memory_bytes=most_bytes, speedup=ratio)
+    document: dict[str, Any] = {
+        "study": study.name,
+        "trials": rows,
+        "dropped": [{"trial": name, "reason": why} for name, why in chosen.dropped.items()],
+        "train_seconds_total": chosen.train_seconds,
+        "train_seconds_from": source,
+        "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
+    }
+    if isinstance(study.design, ShapleyDesign):
+        from lorascope.attribution.players import game_plan, read_game
+
+        document["shapley"] = game_plan(read_game(study))
+    return document
+
+
+def _stacks(trial: TrialConfig) -> bool:
+    return trial.adapter.method != "full" and trial.adapter.path is None
+
+
+def _measured_rows(directory: Path) -> list[TrialRow]:
+    """What an earlier part of the study knows; nothing where there is none."""
+    from lorascope.store import DATABASE, Store
+
+    if not (directory / DATABASE).is_file():
+        return []
+    with Store.open(directory) as store:
+        return store.trials()
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:
@@ -442,6 +685,34 @@ def _print_csv(document: dict[str, Any]) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Within, the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+
+    Yields:
+        Whether one came.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        for each in own:
+            signal.signal(each, _interrupt)
+        came.append(number)
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\nsaving after the step in progress; interrupt again to end at once\n")
+
+    # Ignored where a shell without job control started the command in the background; that is left alone.
+    own = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    own = {each: handler for each, handler in own.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for each in own:
+            signal.signal(each, note)
+        yield lambda: bool(came)
+    finally:
+        for each, handler in own.items():
+            signal.signal(each, handler)
 
 
 def _prepare_streams() -> None:

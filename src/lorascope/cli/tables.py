@@ -10,8 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lorascope.config import AdapterConfig
+
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
+
+_ADAPTER_KEYS = frozenset(AdapterConfig.model_fields)
+# Words rather than numbers.
+_LEFT = ("trial", "status", "configuration", "against", "verdict")
 
 # A configuration's value may be folded down to so many characters.
 _FOLD_WIDTH = 12
@@ -38,13 +44,39 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    if document.get("shapley"):
+        game = document["shapley"]
+        console.print(f"{game['game']}: {game['how']}", markup=False, highlight=False, soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for trial in trials:
         if trial["reason"]:
             reasons.setdefault(trial["reason"], []).append(trial["trial"])
-    for reason, names in reasons.items():
-        who = "" if len(names) == len(trials) else f"{', '.join(names)}: "
-        console.print(f"{who}{reason}", markup=False, highlight=False, soft_wrap=True)
+    if "search" in document:
+        _print_space(console, document["search"])
+    lines = [f"{'' if len(names) == len(trials) else ', '.join(names) + ': '}{reason}" for reason, names in reasons.items()]
+    for line in [*lines, *dropped_lines(document.get("dropped", ())), *_total_lines(document)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Reason by reason, the configurations that are dropped."""
+    reasons: dict[str, dict[str, None]] = {}
+    for one in dropped:
+        reasons.setdefault(one["reason"], {})[one["trial"].rpartition("-s")[0]] = None
+    return [f"dropped: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _total_lines(document: Mapping[str, Any]) -> list[str]:
+    """What training takes in all, and what that rests on."""
+    total = document.get("train_seconds_total")
+    if total is None:
+        return []
+    speedup = document["speedup"]
+    kept = counted(len(document["trials"]) - len(document["dropped"]), "trial")
+    cohorts = speedup["measured_cohorts"]
+    how = f"as measured on {counted(cohorts, 'cohort')}" if cohorts else "assumed: none was measured"
+    share = f"trials of one cohort together {speedup['value']:.2f} times as fast as one after the other ({how})"
+    return [f"training of {kept}: about {seconds_text(total)}; times {document['train_seconds_from']}; {share}"]
 
 
 def print_results(console: Console, document: Mapping[str, Any]) -> None:
@@ -65,9 +97,16 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     # A column is whole or absent: half a number looks like another one.
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_comparisons(console, document)
     print_decodings(console, document)
+    print_ablation(console, document)
+    print_controls(console, document)
+    if "search" in document:
+        print_search(console, document)
     if "c_score" in metrics:
         print_judge(console, document["judge"])
+    if document.get("shapley"):
+        print_shapley(console, document)
     unsettled = [trial for trial in trials if trial["status"] != "done"]
     if unsettled:
         counts = ", ".join(
@@ -75,6 +114,94 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
             for status in dict.fromkeys(trial["status"] for trial in unsettled)
         )
         console.print(f"{len(unsettled)} of {len(trials)} trials have no score: {counts}", highlight=False)
+
+
+def print_search(console: Console, document: Mapping[str, Any]) -> None:
+    """A search's configurations, best first, how its best score grew, and which keys mattered."""
+    search = document["search"]
+    rows = search["configurations"]
+    name = search["objective"]
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        "proposed": [str(row["number"] + 1) for row in rows],
+        **{key: [text_of(row["values"][key]) for row in rows] for key in (rows[0]["values"] if rows else ())},
+        name: [number_text(row["objective"]) for row in rows],
+        "status": [
+            row["status"] if (rung := row["last_rung"]) is None or row["objective"] is not None
+            else f"{row['status']} at step {rung['step']}: {rung['objective']:.4f}"
+            for row in rows
+        ],
+    }  # fmt: skip
+    title = f"{document['study']}: {counted(len(rows), 'configuration')} by {search['sampler']}, best first"
+    folding = {*(rows[0]["values"] if rows else ()), "status"}
+    _print_table(console, title, columns, folding, ("proposed",))
+    if search["best"] is not None:
+        grown = [step for step, before in zip(search["course"], [None, *search["course"]], strict=False)
+                 if step["best"] is not None and (before is None or step["best"] != before["best"])]  # fmt: skip
+        steps = ", ".join(f"{step['best']:.4f} ({step['proposed']})" for step in grown)
+        console.print(f"best: {search['best']}; {name} by configurations proposed: {steps}", highlight=False, soft_wrap=True)
+    if search["importances"]:
+        shares = ", ".join(f"{key} {share:.2f}" for key, share in search["importances"].items())
+        console.print(f"share of each key in {name} (fANOVA): {shares}", highlight=False, soft_wrap=True)
+
+
+def _print_space(console: Console, search: Mapping[str, Any]) -> None:
+    """What a search's plan adds: how much is proposed, and what the cheapest and the costliest configurations take."""
+    text = f"{counted(search['configurations'], 'configuration')} in all, {search['batch']} at a time; the first are shown"
+    console.print(f"{text}: they depend on no result", highlight=False, soft_wrap=True)
+    for which in ("cheapest", "costliest"):
+        row = search[which]
+        cost = (
+            f"{row['trainable_params']:,} parameters, {bytes_text(row['memory_bytes'])}, {seconds_text(row['train_seconds'])}"
+        )
+        console.print(f"{which}: {cost}", highlight=False, soft_wrap=True)
+
+
+def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
+    """Which configurations differ, and how sure that is; nothing where there is one configuration."""
+    compared = document.get("comparisons") or {"rows": []}
+    rows = compared["rows"]
+    if not rows:
+        return
+    fewest, metrics = compared["fewest_seeds"], ", ".join(compared["metrics"])
+    if all(row["verdict"] == "too few seeds" for row in rows):
+        message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return
+    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    chosen = [{"config": configs[row["configuration"]]} for row in rows]
+    varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
+    columns = {
+        "configuration": [row["configuration"] for row in rows],
+        **({"against": [row["against"] for row in rows]} if compared["baseline"] is None else {}),
+        **{key: cells[: len(rows)] for key, cells in varying.items()},
+        **({"metric": [row["metric"] for row in rows]} if len(compared["metrics"]) > 1 else {}),
+        "difference": [_signed(row["difference"]) for row in rows],
+        f"{compared['level']:.0%} interval": [
+            "–" if row["low"] is None else f"{_signed(row['low'])} … {_signed(row['high'])}" for row in rows
+        ],
+        "p": [number_text(row["p_holm"]) for row in rows],
+        "verdict": [row["verdict"] for row in rows],
+        "seeds": [str(row["seeds"]) for row in rows],
+        "examples": ["–" if row["examples"] is None else f"{row['examples']:,}" for row in rows],
+    }
+    against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
+    if compared["baseline"] is not None:
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+    title = f"{document['study']}: {metrics} {against}"
+    dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
+    _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
+    lines += dict.fromkeys(row["note"] for row in rows if row["note"])
+    for name, counts in compared["configurations"].items():
+        lost = ", ".join(f"{number} {status}" for status, number in counts.items() if status != "done")
+        lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
@@ -96,6 +223,73 @@ def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
     _print_table(console, title, columns, {"decoding"}, dispensable)
 
 
+def print_ablation(console: Console, document: Mapping[str, Any]) -> None:
+    """Factor by factor: the mean over seeds, and the difference to the baseline."""
+    ablation = document.get("ablation")
+    if ablation is None:
+        return
+    rows, metric = ablation["rows"], ablation["metric"]
+    columns = {
+        "factor": [row["factor"] for row in rows],
+        "value": ["" if row["factor"] == "baseline" else text_of(row["value"]) for row in rows],
+        metric: [mean_text(row["mean"], row["interval"]) for row in rows],
+        "Δ to baseline": [
+            "baseline"
+            if row["configuration"] == rows[0]["configuration"]
+            else mean_text(row["delta"], row["delta_interval"], "+")
+            for row in rows
+        ],
+        "seeds": [_seeds_text(row) for row in rows],
+    }
+    percent = f"{ablation['confidence']:.0%}"
+    _print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ())
+
+
+def print_controls(console: Console, document: Mapping[str, Any]) -> None:
+    """How far each adapter falls short of full fine-tuning, and of a head alone."""
+    controls = document.get("controls")
+    if controls is None:
+        return
+    metric, margin = controls["metric"], controls["margin_percent"]
+    for method, found in controls["methods"].items():
+        best = found["chosen"]
+        if best is None:
+            line = f"{method}: no configuration has a score with every seed, so there is nothing to hold adapters against"
+        else:
+            rates = counted(len(found["tried"]), "configuration")
+            edge = "; it is the first or last that was tried, a better one may lie beyond" if found["at_edge"] else ""
+            score = f"{metric} {mean_text(best['mean'], best['interval'])} over {counted(best['num_seeds'], 'seed')}"
+            line = f"{method}: {score} at learning rate {best['learning_rate']:g}, the best of {rates}{edge}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    rows = controls["shortfalls"]
+    if rows:
+        columns = {
+            "configuration": [row["configuration"] for row in rows],
+            **_config_columns(rows),
+            metric: [mean_text(row["mean"], row["interval"]) for row in rows],
+            "against": [row["against"] for row in rows],
+            "shortfall": [mean_text(row["shortfall"], row["interval_of_shortfall"], "+") for row in rows],
+            "%": ["–" if row["percent"] is None else f"{row['percent']:+.2f}" for row in rows],
+            f"within {margin:g} %": [{None: "–", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+        }
+        title = f"{document['study']}: shortfall against controls"
+        _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+    console.print(f"a control is the best by {controls['chosen_on']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _seeds_text(row: Mapping[str, Any]) -> str:
+    """``3``, or ``2 of 3`` where a trial has no score."""
+    return str(row["num_seeds"]) if row["num_seeds"] == row["num_trials"] else f"{row['num_seeds']} of {row['num_trials']}"
+
+
+def mean_text(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
+    """``0.9123 ± 0.0040``; no interval where there was one value."""
+    if value is None:
+        return "–"
+    half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.4f}"
+    return f"{value:{sign}.4f}{half}"
+
+
 def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     """Whose opinion a C-score is, and how often it is right."""
     if judge is None:
@@ -111,13 +305,151 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     console.print(f"c_score is judged by {name}: {known}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_shapley(console: Console, document: Mapping[str, Any]) -> None:
+    """What each player adds: for every metric a table with bars, the ranking, interactions, and the recommendation."""
+    game = document["shapley"]
+    seeds = counted(len(game["seeds"]), "seed")
+    console.print(f"{document['study']}: {game['what']}; {seeds}", markup=False, highlight=False, soft_wrap=True)
+    for name, metric in game["metrics"].items():
+        if "values" not in metric:
+            console.print(f"{name}: no values, {metric['reason']}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        _print_values(console, name, metric)
+        lines = [metric["verdict"], *_interaction_lines(metric), *metric["notes"], *_agreement_lines(metric)]
+        if metric["recommended"] is not None:
+            chosen = metric["recommended"]
+            members = " ".join(chosen["players"]) or "(none)"
+            lines.append(f"recommended: {members} ({name} {number_text(chosen['mean'])}): {chosen['why']}")
+        for line in lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in _cost_lines(game.get("cost")):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> None:
+    order = [player for group in metric["ranking"] for player in group]
+    values = [metric["values"][player] for player in order]
+    columns = {
+        "player": order,
+        "value": [_signed_text(value["estimate"]) for value in values],
+        "95 % interval": [_interval_text(value) for value in values],
+        "": _bars(values),
+        "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
+        "per s of an epoch": [number_text(value["per_second"]) for value in values],
+    }
+    calibrated = metric.get("calibrated", {}).get("values")
+    if calibrated:
+        columns["calibrated"] = [_signed_text(calibrated[player]["estimate"]) for player in order]
+        columns["its interval"] = [_interval_text(calibrated[player]) for player in order]
+    columns = {header: cells for header, cells in columns.items() if set(cells) - {"–", ""}}
+    better = "higher is better" if metric["higher_is_better"] else "lower is better: a negative value helps"
+    coalitions = counted(metric["num_coalitions"], "coalition")
+    whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
+    title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
+    _print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
+
+
+_BAR = 25
+
+
+def _bars(values: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Each interval as a line with the estimate on it and zero marked, all on one scale."""
+    ends = [value[end] for value in values for end in ("estimate", "low", "high") if value[end] is not None]
+    low, high = min(0.0, *(end for end in ends if end is not None)), max(0.0, *(end for end in ends if end is not None))
+    span = (high - low) or 1.0
+
+    def place(value: float) -> int:
+        return round((value - low) / span * (_BAR - 1))
+
+    bars = []
+    for value in values:
+        cells = [" "] * _BAR
+        if value["low"] is not None and value["high"] is not None:
+            cells[place(value["low"]) : place(value["high"]) + 1] = "─" * (place(value["high"]) - place(value["low"]) + 1)
+        cells[place(0.0)] = "│"
+        assert value["estimate"] is not None
+        cells[place(value["estimate"])] = "●"
+        bars.append("".join(cells))
+    return bars
+
+
+_INTERACTIONS = 6
+
+
+def _interaction_lines(metric: Mapping[str, Any]) -> list[str]:
+    """The pairs that add more, or less, together than apart: the largest, and how many can be told from zero."""
+    pairs = sorted(metric["interactions"], key=lambda pair: -abs(pair["estimate"] or 0.0))
+    known = [pair for pair in pairs if pair["low"] is not None and pair["high"] is not None]
+    clear = [pair for pair in known if pair["low"] > 0.0 or pair["high"] < 0.0]
+    lines = [
+        f"interaction of {' and '.join(pair['players'])}: {_signed_text(pair['estimate'])} {_interval_text(pair)}"
+        for pair in (clear or pairs)[:_INTERACTIONS]
+        if pair["estimate"] is not None
+    ]
+    if known:
+        lines.append(f"{len(clear)} of {counted(len(pairs), 'interaction')} can be told from zero, each for itself")
+    return lines
+
+
+def _agreement_lines(metric: Mapping[str, Any]) -> list[str]:
+    """How far a one-run map is to be believed."""
+    found = metric.get("agreement")
+    if found is None:
+        return []
+    told = {
+        f"the map against retraining ({found['num_retrained']} coalitions, means over the seeds)": [found["of_means"]],
+        "the map against retraining, one seed each": found["by_seed"],
+        "retraining against itself with another seed": found["retraining_with_itself"],
+        "the players' additive effects, by the map and by retraining": [found["of_effects"]] if found["of_effects"] else [],
+    }
+    lines = []
+    for what, figures in told.items():
+        taus = [each["kendall_tau"] for each in figures if each["kendall_tau"] is not None]
+        correlations = [each["pearson"] for each in figures if each["pearson"] is not None]
+        if taus:
+            tau, correlation = sum(taus) / len(taus), sum(correlations) / len(correlations)
+            lines.append(f"{what}: Kendall's tau {tau:.2f}, correlation {correlation:.2f}")
+    calibrated = metric["calibrated"]
+    if "values" in calibrated:
+        many = counted(calibrated["num_retrained"], "retrained coalition")
+        lines.append(f"calibrated: usefulness by the map as a control variate for {many} (slope {calibrated['slope']:.2f})")
+    return lines or ["agreement with retraining: not known, no retrained coalition is done"]
+
+
+def _cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    if cost is None:
+        return []
+    if "reason" in cost:
+        return [f"cost against retraining: {cost['reason']}"]
+    share = cost["share_of_retraining_as_many_as_read"]
+    return [
+        f"cost of a map: {seconds_text(cost['map_train_seconds'])} of training and {seconds_text(cost['map_read_seconds'])} "
+        f"of reading {cost['num_read']:g} coalitions; to retrain as many takes "
+        f"{seconds_text(cost['seconds_per_retrained_coalition'] * cost['num_read'])} alone, {1.0 / share:.1f} times as long"
+    ]
+
+
+def _signed_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _interval_text(value: Mapping[str, float | None]) -> str:
+    return "" if value["low"] is None else f"[{_signed_text(value['low'])}, {_signed_text(value['high'])}]"
+
+
 def _title(document: Mapping[str, Any]) -> str:
     return f"{document['study']}: {counted(len(document['trials']), 'trial')}"
 
 
 def _config_columns(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     keys = varying_keys([trial["config"] for trial in trials])
-    return {key: [text_of(trial["config"].get(key)) for trial in trials] for key in keys}
+    return {key: [_config_text(trial["config"], key) for trial in trials] for key in keys}
+
+
+def _config_text(config: Mapping[str, Any], key: str) -> str:
+    """What a trial that has no adapter says of one is a default that acts on nothing."""
+    idle = key != "method" and key in _ADAPTER_KEYS and config.get("method", "lora") != "lora"
+    return text_of(None if idle else config.get(key))
 
 
 def _print_table(
@@ -137,7 +469,7 @@ def _print_table(
         del shown[name]
     table = Table(title=escape(title), title_justify="left")
     for header in shown:
-        left = header in folding or header in ("trial", "status")
+        left = header in folding or header in _LEFT
         table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*map(escape, row))

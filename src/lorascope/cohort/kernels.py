@@ -6,8 +6,10 @@ Knows the order of things: the path of frozen products first, then fused element
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +64,30 @@ def install_kernels(base: BaseModel, free_bytes: int, stored: Mapping[str, Any] 
         notices.append(Notice("replay", 1, "kernels", message))
     frozen.install(base.model, choice.path, base.heads)
     return Kernels(choice.path, choice.gflops, choice.errors, tuple(elementwise.install(base.model)), here), notices
+
+
+@contextmanager
+def recorded_threads(stored: Mapping[str, Any] | None, base: BaseModel) -> Iterator[list[Notice]]:
+    """Compute with as many threads as an earlier part of the study on this machine: sums in other pieces round otherwise.
+
+    Args:
+        stored: the kernels of that part. Where the machine is another, or has too few processors, nothing changes.
+
+    Yields:
+        A notice where the number is another than it would have been.
+    """
+    own = torch.get_num_threads()
+    wanted = own if stored is None else stored["machine"].get("threads", own)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if stored is None or wanted == own or wanted > processors or {**_machine(base), "threads": wanted} != stored["machine"]:
+        yield []
+        return
+    torch.set_num_threads(wanted)
+    try:
+        message = f"goes on with {wanted} threads as before, not {own}, so that it computes the same bits"
+        yield [Notice("replay", 1, "threads", message)]
+    finally:
+        torch.set_num_threads(own)
 
 
 def _machine(base: BaseModel) -> dict[str, Any]:

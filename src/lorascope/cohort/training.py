@@ -13,15 +13,19 @@ from dataclasses import replace
 
 from lorascope.adapter import stack_saved
 from lorascope.base_model import BaseModel, weights_checksum
+from lorascope.cohort.checkpoint import Checkpoints, Progress, discard
 from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, TrialEnded, Warned
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.planner import Cohort
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
+from lorascope.cohort.proposals import Pruner
+from lorascope.cohort.rungs import Rungs
 from lorascope.config import Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
 from lorascope.evaluate import Decoded, Evaluation, evaluate
 from lorascope.judge import Judge
+from lorascope.lora.full import installed
 from lorascope.lora.peft_io import read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.plan import parameters, slot_of
@@ -32,21 +36,35 @@ FINAL = ("done", "diverged", "pruned")
 _FLUSH_SECONDS = 2.0
 
 
-def run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, judge: Judge | None) -> Events:
-    """Train, evaluate and store one cohort. Whatever ends it, none of its trials stays ``running``.
+def run_cohort(
+    store: Store,
+    study: Study,
+    task: Task,
+    base: BaseModel,
+    cohort: Cohort,
+    judge: Judge | None,
+    checkpoint_seconds: float | None = None,
+    pruner: Pruner | None = None,
+) -> Events:
+    """Train, evaluate and store one cohort, from its latest checkpoint where there is one.
+
+    Whatever ends it, none of its trials stays ``running``.
 
     What raises in a cohort of several may be one trial's doing, or that of all of them together (memory): each half then
     runs again on its own, down to single trials. A single trial that raises has failed.
     """
-    running = {trial.trial: trial for trial in cohort.trials}
+    running = {trial.trial: trial for trial in cohort.pending}
+    checkpoints = Checkpoints(store, cohort, task, base, judge, checkpoint_seconds)
     failure: str | None = None
     try:
-        with closing(_cohort_events(store, study, task, base, cohort, judge)) as events:
+        rungs = None if pruner is None else Rungs(store, study, base, cohort, task, judge, pruner)
+        with closing(_cohort_events(store, study, task, base, cohort, judge, checkpoints, rungs)) as events:
             for event in events:
                 if isinstance(event, TrialEnded):
                     del running[event.trial]
                 yield event
     except CheckFailed as error:
+        checkpoints.discard()
         _set_status(store, running, "failed", _one_line(error))
         raise
     except (StoreError, KeyboardInterrupt, GeneratorExit):
@@ -60,7 +78,7 @@ def run_cohort(store: Store, study: Study, task: Task, base: BaseModel, cohort: 
         for half in _halves(store, cohort, list(running.values())):
             message = f"cohort {cohort.name} failed ({failure}); {len(half.trials)} of its trials start again as {half.name}"
             yield from warn(store, [Notice("retry", len(half.trials), f"cohort {cohort.name}", message)])
-            yield from run_cohort(store, study, task, base, half, judge)
+            yield from run_cohort(store, study, task, base, half, judge, checkpoint_seconds, pruner)
     elif failure is not None:
         _set_status(store, running, "failed", failure)
         for name in running:
@@ -72,11 +90,12 @@ def _halves(store: Store, cohort: Cohort, trials: Sequence[TrialConfig]) -> list
     _set_status(store, [trial.trial for trial in trials], "planned", None)
     middle = len(trials) // 2
     halves = [
-        replace(cohort, name=cohort.name + part, trials=tuple(members))
+        replace(cohort, name=cohort.name + part, trials=tuple(members), ended=())
         for part, members in (("a", trials[:middle]), ("b", trials[middle:]))
     ]
     for half in halves:
         store.set_cohort(half.name, half.record())
+    discard(store, cohort.name)
     return halves
 
 
@@ -93,10 +112,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(message.split())[:500]
 
 
-def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, cohort: Cohort, judge: Judge | None) -> Events:
-    trials = {trial.trial: trial for trial in cohort.trials}
+def _cohort_events(
+    store: Store,
+    study: Study,
+    task: Task,
+    base: BaseModel,
+    cohort: Cohort,
+    judge: Judge | None,
+    checkpoints: Checkpoints,
+    rungs: Rungs | None,
+) -> Events:
+    trials = {trial.trial: trial for trial in cohort.pending}
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
-    _begin(store, task, base, cohort, slots)
+    _begin(store, task, base, cohort, [slot for slot in slots if slot.name in trials])
     num_steps = cohort.num_steps(len(task.train))
     yield CohortStarted(cohort.name, tuple(trials), num_steps, cohort.predicted_peak_bytes)
     if num_steps:
@@ -104,31 +132,42 @@ def _cohort_events(store: Store, study: Study, task: Task, base: BaseModel, coho
     meter = MemoryMeter(base.device)
     imported = cohort.trials[0].adapter.path
     if imported is None:
-        stack = Stack(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
+        stack = installed(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
     else:
         stack = stack_saved(base, read_adapter(imported, slots[0].name), imported)
     try:
+        progress, told = checkpoints.restore(stack, trials) if num_steps else (Progress(0, None), [])
+        for trial in trials:
+            store.clear_trial(trial, progress.step)
+        yield from warn(store, told)
         if num_steps:
-            seconds, num_examples = yield from _train(store, stack, base, task, cohort)
+            progress = yield from _train(store, stack, base, task, cohort, checkpoints, progress, meter, rungs)
             # The plan is about training; evaluation bounds its memory by ``batch_tokens``.
-            store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": meter.peak_bytes()})
-        if not stack.slots:
+            store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": progress.peak_bytes})
+        if not any(slot.name in trials for slot in stack.slots):
+            checkpoints.discard()
             return
         evaluations = yield from evaluate(stack, base, task, study.evaluate, judge)
+        if cohort.trials[0].adapter.method == "full":
+            stack.detach()  # what has to be unchanged are the base's own weights, which come back
         _check_frozen(stack, base)
-        peak = meter.peak_bytes()
+        peak = max(progress.peak_bytes, meter.peak_bytes())
         yield from warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
         if judge is not None and judge.num_truncated:
             message = f"cohort {cohort.name}: {judge.num_truncated} pairs were cut to the judge's {judge.max_length} tokens"
             yield from warn(store, [Notice("judge", judge.num_truncated, "evaluate.judge", message)])
             judge.num_truncated = 0
         for index, (slot, evaluation) in enumerate(zip(list(stack.slots), evaluations, strict=True)):
+            if slot.name not in trials:
+                continue
             if num_steps:
-                store.update(slot.name, train_seconds=seconds, examples_per_second=num_examples / seconds)
+                rate = progress.num_examples / progress.seconds
+                store.update(slot.name, train_seconds=progress.seconds, examples_per_second=rate)
             store.update(slot.name, peak_memory_bytes=peak)
             told = [Notice("evaluation", 1, task.eval_split, warning) for warning in evaluation.warnings]
             yield from warn(store, [*told, *_unfinished(evaluation.decoded, task.eval_split)], slot.name)
             yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+        checkpoints.discard()
     finally:
         stack.detach()
 
@@ -145,7 +184,6 @@ def _begin(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Seq
     """Mark the cohort's trials as running, with all that is known of them beforehand."""
     for slot in slots:
         trainable, total, peft_total = parameters(base.model, slot, base.heads)
-        store.clear_trial(slot.name)
         store.update(
             slot.name,
             status="running",
@@ -162,6 +200,8 @@ def _begin(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Seq
 def _probe(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Sequence[Slot]) -> Events:
     """Measure each configuration of the cohort alone, unless another seed of it was measured already."""
     for trial, slot in zip(cohort.trials, slots, strict=True):
+        if trial.trial in cohort.ended:
+            continue
         rows = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
         earlier = rows.get(trial.configuration)
         if earlier is None:
@@ -187,36 +227,77 @@ def _settings(trial: TrialConfig, cohort: Cohort) -> TrainConfig:
 
 
 def _train(
-    store: Store, stack: Stack, base: BaseModel, task: Task, cohort: Cohort
-) -> Generator[Event, None, tuple[float, int]]:
-    """Train the stack, storing curves as they grow; returns the seconds that the steps took and one slot's examples."""
-    settings = {trial.trial: _settings(trial, cohort) for trial in cohort.trials}
-    size = cohort.micro_batch_size
-    buffers: dict[str, list[dict[str, float | int]]] = {slot.name: [] for slot in stack.slots}
+    store: Store,
+    stack: Stack,
+    base: BaseModel,
+    task: Task,
+    cohort: Cohort,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    meter: MemoryMeter,
+    rungs: Rungs | None,
+) -> Generator[Event, None, Progress]:
+    """Train the stack from ``progress`` on, storing curves as they grow and checkpoints as they are due."""
+    settings = {
+        trial.trial: trial.train.model_copy(update={"micro_batch_size": progress.micro_batch_size}) for trial in cohort.trials
+    }
+    buffers: dict[str, list[dict[str, float | int]]] = {trial.trial: [] for trial in cohort.pending}
     flushed = time.perf_counter()
-    seconds, num_examples = 0.0, 0
-    for step in train(stack, base, task.train, settings):
-        seconds += step.seconds
-        num_examples += step.num_examples
-        for name, slot_step in step.slots.items():
-            buffers[name].append(_step_row(step, slot_step))
-        if step.step == 0 and stack.base_gradients():
+    earlier, size = progress, progress.micro_batch_size
+
+    def saved() -> list[Notice]:
+        """A checkpoint of the state at hand, after the curves that lead there."""
+        _flush(store, buffers)
+        peak = max(earlier.peak_bytes, meter.peak_bytes())
+        return checkpoints.save(stack, replace(progress, peak_bytes=peak))
+
+    if rungs is not None and rungs.at(progress.step):  # saved before the rung was done
+        yield from rungs.judged(stack, progress.step, progress.seconds, progress.num_examples)
+    for step in train(stack, base, task.train, settings, progress.step):
+        progress = progress.after(step)
+        for name, rows in buffers.items():
+            if name in step.slots:
+                rows.append(_step_row(step, step.slots[name]))
+        if progress.step == earlier.step + 1 and stack.base_gradients():
             raise CheckFailed(f"{stack.base_gradients()} base parameters receive a gradient", where="base model")
+        smaller = step.micro_batch_size != size
+        size = step.micro_batch_size
+        told: list[Event] = list(_note_smaller(store, cohort, step)) if smaller else []
         diverged = [name for name, slot_step in step.slots.items() if not slot_step.finite]
-        if diverged or time.perf_counter() - flushed > _FLUSH_SECONDS or step.step + 1 == step.num_steps:
+        if diverged or time.perf_counter() - flushed > _FLUSH_SECONDS or progress.step == step.num_steps:
             _flush(store, buffers)
             flushed = time.perf_counter()
-        yield step
-        if step.micro_batch_size != size:
-            size = step.micro_batch_size
-            yield from _note_smaller(store, cohort, step)
-        for name in diverged:
-            message = f"loss, gradient or weights are not finite at step {step.step}"
-            store.update(name, status="diverged", error=message)
-            yield TrialEnded(name, "diverged", {}, message)
         if diverged:
-            stack.keep([slot.name for slot in stack.slots if slot.name not in diverged])
-    return seconds, num_examples
+            told += _drop_diverged(store, stack, diverged, buffers, step.step)
+        # From here to the next step nothing changes any more that a checkpoint holds.
+        try:
+            yield replace(step, slots={name: step.slots[name] for name in buffers if name in step.slots})
+            yield from told
+            if rungs is not None and stack.slots and rungs.at(progress.step):
+                _flush(store, buffers)
+                yield from rungs.judged(stack, progress.step, progress.seconds, progress.num_examples)
+        except GeneratorExit:
+            with suppress(StoreError):  # of the warning; the curves have been flushed or raise
+                list(warn(store, saved()))
+            raise
+        if not any(slot.name in buffers for slot in stack.slots):
+            break
+        if progress.step < step.num_steps and (smaller or checkpoints.due()):
+            yield from warn(store, saved())
+    progress = replace(progress, peak_bytes=max(earlier.peak_bytes, meter.peak_bytes()))
+    if any(slot.name in buffers for slot in stack.slots):
+        yield from warn(store, checkpoints.save(stack, progress))
+    return progress
+
+
+def _drop_diverged(store: Store, stack: Stack, diverged: Sequence[str], wanted: Iterable[str], step: int) -> list[Event]:
+    """Take slots whose numbers are lost out of the stack; nothing is told of those whose end was told before."""
+    message = f"loss, gradient or weights are not finite at step {step}"
+    ended = [name for name in diverged if name in wanted]
+    for name in ended:
+        store.update(name, status="diverged", error=message)
+    stack.keep([slot.name for slot in stack.slots if slot.name not in diverged])
+    return [TrialEnded(name, "diverged", {}, message) for name in ended]
 
 
 def _note_smaller(store: Store, cohort: Cohort, step: StepResult) -> Events:

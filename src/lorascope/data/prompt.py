@@ -139,6 +139,7 @@ def encode_pairs(
                 target_ids=target_ids[:max_length],
                 persona=record.persona,
                 candidate_ids=candidates,
+                group=record.group_key,
             )
         )
     if tally.lacking and generates and not training:
@@ -386,4 +387,5 @@ def _example(record: Record, encoded: Encoded, candidates: tuple[tuple[int, ...]
         record.answers,
         persona=record.persona,
         candidate_ids=candidates,
+        group=record.group_key,
     )

@@ -73,6 +73,11 @@ class Record:
     candidates: tuple[str, ...] = ()
 
     @property
+    def group_key(self) -> str:
+        """The group in twelve characters; empty where it is the record's own text."""
+        return hashlib.sha256(self.group.encode("utf-8", "surrogatepass")).hexdigest()[:12] if self.group else ""
+
+    @property
     def content(self) -> tuple[object, ...]:
         """What makes two records the same item: everything but identity and place."""
         return (self.text, self.text_pair, self.label, self.segments, self.answers, self.persona, self.candidates)
@@ -118,6 +123,7 @@ class Example:
         target_ids: SEQ_2_SEQ_LM: what the decoder is to produce, the end token included; None for the other types.
         persona: sentences that a judge compares a reply with.
         candidate_ids: token ids of each candidate, to be put in the place of the last target, the end token included.
+        group: key of the record's group: questions of one context, replies of one dialogue; empty where it is alone.
     """
 
     id: str
@@ -130,6 +136,7 @@ class Example:
     target_ids: list[int] | None = None
     persona: tuple[str, ...] = ()
     candidate_ids: tuple[tuple[int, ...], ...] = ()
+    group: str = ""
 
     @property
     def num_tokens(self) -> int:

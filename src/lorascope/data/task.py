@@ -213,7 +213,7 @@ def _encode_classification(
             blank.append(record)
             continue
         pair_types = types[index] if types is not None and record.text_pair is not None else None
-        examples.append(Example(record.id, ids, None, record.label, 0, token_type_ids=pair_types))
+        examples.append(Example(record.id, ids, None, record.label, 0, token_type_ids=pair_types, group=record.group_key))
     if blank and not training:
         raise DataError("the text has no tokens", where=blank[0].where, fix="remove the record")
     notices = []

@@ -19,7 +19,7 @@ from lorascope.data.task import Example, Task
 from lorascope.decode import Answer, generate
 from lorascope.errors import ModelError, RunError
 from lorascope.evaluate.likelihood import candidate_losses, ranks_gold_first
-from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep
+from lorascope.evaluate.result import Decoded, Evaluation, EvaluationStep, group_of
 from lorascope.judge import Judge, pairs_of
 from lorascope.lora.stack import Stack
 from lorascope.metrics import TextScores, score_texts
@@ -174,7 +174,7 @@ def _prediction(example: Example, samples: list[str], scores: dict[str, float], 
         prediction["samples"] = samples
     prediction |= {name: round(value, 6) for name, value in scores.items()}
     prediction |= {name: row[name] for name in ("hit", "no_answer_probability") if name in row}
-    return prediction | {"loss": row.get("loss")}
+    return prediction | {"loss": row.get("loss"), "target_tokens": row.get("target_tokens"), **group_of(example)}
 
 
 def _ends_turn(one: Answer) -> float:

@@ -20,7 +20,7 @@ from lorascope.data.packing import Batch, collate, concatenate, evaluation_batch
 from lorascope.data.task import Example, Task
 from lorascope.data.tree import cut
 from lorascope.errors import DataError
-from lorascope.evaluate.result import Evaluation, EvaluationRun, EvaluationStep
+from lorascope.evaluate.result import Evaluation, EvaluationRun, EvaluationStep, group_of
 from lorascope.lora.stack import Stack
 from lorascope.losses import follows_trees, padded_losses, tree_losses
 
@@ -52,7 +52,12 @@ def _mean_loss(scored: Sequence[Example], losses_E: Tensor) -> Evaluation:
     loss = float(losses_E.sum()) / sum(example.num_targets for example in scored)
     perplexity = math.exp(loss) if loss < 700 else math.inf
     rows = [
-        {"id": example.id, "loss": round(value / example.num_targets, 6), "target_tokens": example.num_targets}
+        {
+            "id": example.id,
+            "loss": round(value / example.num_targets, 6),
+            "target_tokens": example.num_targets,
+            **group_of(example),
+        }
         for example, value in zip(scored, losses_E.tolist(), strict=True)
     ]
     return Evaluation({"eval_loss": loss, "perplexity": perplexity}, rows)

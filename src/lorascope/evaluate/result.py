@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorascope.config import DecodingConfig
+from lorascope.data.task import Example
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Evaluation:
     decoded: list[Decoded] = field(default_factory=list)
     batch_tokens: int = 0
     warnings: list[str] = field(default_factory=list)
+
+
+def group_of(example: Example) -> dict[str, str]:
+    """What a prediction's row says of examples that belong together; nothing where the example is alone."""
+    return {"group": example.group} if example.group else {}
 
 
 EvaluationRun = Generator[EvaluationStep, None, list[Evaluation]]

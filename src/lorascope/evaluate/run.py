@@ -15,7 +15,7 @@ from lorascope.data.task import Task
 from lorascope.errors import RunError
 from lorascope.evaluate.answers import answer, rank
 from lorascope.evaluate.likelihood import batches, repeated, token_losses
-from lorascope.evaluate.result import Evaluation, EvaluationRun, EvaluationStep
+from lorascope.evaluate.result import Evaluation, EvaluationRun, EvaluationStep, group_of
 from lorascope.judge import Judge
 from lorascope.lora.stack import Stack
 from lorascope.losses import class_logits, is_out_of_memory, release_memory
@@ -83,7 +83,7 @@ def _classification(logits_EC: torch.Tensor, labels: list[int], task: Task) -> E
     if not bool(torch.isfinite(logits_EC).all()):
         return Evaluation(finite=False)
     predicted = logits_EC.argmax(dim=1).tolist()
-    loss = torch.nn.functional.cross_entropy(logits_EC.double(), torch.tensor(labels)).item()
+    losses_E = torch.nn.functional.cross_entropy(logits_EC.double(), torch.tensor(labels), reduction="none")
     rows = [
         {
             "id": example.id,
@@ -91,7 +91,11 @@ def _classification(logits_EC: torch.Tensor, labels: list[int], task: Task) -> E
             "label": task.labels[label],
             "correct": guess == label,
             "logits": [round(value, 6) for value in logits],
+            "loss": round(loss, 6),
+            **group_of(example),
         }
-        for example, guess, label, logits in zip(task.eval, predicted, labels, logits_EC.tolist(), strict=True)
+        for example, guess, label, logits, loss in zip(
+            task.eval, predicted, labels, logits_EC.tolist(), losses_E.tolist(), strict=True
+        )
     ]
-    return Evaluation({**score_labels(task.metric_names, predicted, labels), "eval_loss": loss}, rows)
+    return Evaluation({**score_labels(task.metric_names, predicted, labels), "eval_loss": losses_E.mean().item()}, rows)

@@ -241,6 +241,11 @@ class StackedLinear(nn.Module):
         self.parts[key] = part
         self._active_slots = None
 
+    def set_scaling(self, key: str, slot: int, scaling: float) -> None:
+        """Change one slot's scaling at one place, in place; zero switches the adapter off."""
+        self.parts[key].scaling_N[slot] = scaling
+        self._active_slots = None
+
     def _mask(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """``[N, M, D]``: this step's dropout of the adapters' input."""
         num_slots = self.context.num_slots

@@ -163,6 +163,32 @@ def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
             raise AdapterError(f"{name!r} is {shapes}", where=where, fix="check the base model and the number of labels")
 
 
+def sliced(saved: SavedAdapter, slot: Slot, where: str) -> AdapterWeights:
+    """The saved numbers at the places where ``slot`` has its adapters: slices of a fused projection come apart again.
+
+    Args:
+        slot: what the adapter was written from.
+
+    Raises:
+        AdapterError: it was written from something else.
+    """
+    lora_A, lora_B = {}, {}
+    modules = _by_module(slot.placements)
+    if modules.keys() != saved.weights.lora_A.keys():
+        raise AdapterError("the adapter has other targets than its trial", where=where, fix="train the trial again")
+    for module, placements in modules.items():
+        if sum(placement.r for placement in placements) != len(saved.weights.lora_A[module]):
+            raise AdapterError(f"the adapter has another rank at {module!r}", where=where, fix="train the trial again")
+        column = 0
+        for placement in placements:
+            start, stop = placement.target.part or (0, len(saved.weights.lora_B[module]))
+            columns = slice(column, column + placement.r)
+            lora_A[placement.target.key] = saved.weights.lora_A[module][columns]
+            lora_B[placement.target.key] = saved.weights.lora_B[module][start:stop, columns]
+            column += placement.r
+    return AdapterWeights(slot.placements, lora_A, lora_B, saved.weights.biases, saved.weights.heads)
+
+
 def _by_module(placements: Sequence[Placement]) -> dict[str, list[Placement]]:
     modules: dict[str, list[Placement]] = {}
     for placement in placements:

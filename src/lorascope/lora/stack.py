@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorascope.errors import ModelError
 from lorascope.lora import streams
 from lorascope.lora.layer import Part, SlotContext, StackedDropout, StackedLayerNorm, StackedLinear
-from lorascope.lora.linear import LinearLayer, features
+from lorascope.lora.linear import LinearLayer, features, num_parameters
 from lorascope.lora.parameters import ParameterSpec, SlotParameters
 from lorascope.lora.sides import decoder_fed, is_encoder_decoder
 from lorascope.lora.targets import Target
@@ -48,6 +48,7 @@ class Slot:
         seed: of the initial weights and of dropout.
         use_rslora: how ``scaling`` came about; only exports care.
         bias: as in PEFT; ``lora_only`` trains the biases of targeted layers, ``all`` every bias of the model.
+        trains_base: every parameter of the model, and no adapter: full fine-tuning (``lora.full``).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Slot:
     dropout: float = 0.0
     bias: Literal["none", "lora_only", "all"] = "none"
     use_rslora: bool = False
+    trains_base: bool = False
 
 
 @dataclass
@@ -100,7 +102,9 @@ def count_adapter(model: nn.Module, slot: Slot) -> int:
 
 
 def count_trainable(model: nn.Module, slot: Slot, heads: Iterable[str]) -> int:
-    """Numbers that train in a slot: adapter, biases and heads."""
+    """Numbers that train in a slot: adapter, biases and heads, or the whole model."""
+    if slot.trains_base:
+        return num_parameters(model)
     heads = tuple(heads)
     parameters = dict(model.named_parameters())
     others = [*trained_biases(parameters, slot, heads).values(), *head_parameters(parameters, heads).values()]
@@ -147,6 +151,7 @@ class Stack:
         self.slots = list(slots)
         self.heads = tuple(heads)
         self.context = SlotContext([slot.seed for slot in slots])
+        self._inactive: list[frozenset[str]] = [frozenset()] * len(slots)
         self._wrapped: dict[str, nn.Module] = {}
         self._base_parameters = dict(model.named_parameters())
         self._required_grad = {name: p.requires_grad for name, p in self._base_parameters.items()}
@@ -183,10 +188,24 @@ class Stack:
         wanted = set(names)
         indices = [index for index, slot in enumerate(self.slots) if slot.name in wanted]
         self.slots = [self.slots[index] for index in indices]
+        self._inactive = [self._inactive[index] for index in indices]
         self.context.seeds = [slot.seed for slot in self.slots]
         self.context.dropout = None
         self.parameters.keep(indices)
         self._bind()
+
+    def set_active(self, index: int, keys: Iterable[str]) -> None:
+        """Let a slot compute with its adapters at these targets alone (``Target.key``), as if it had no others.
+
+        Nothing is rebuilt, so that it may change between any two passes. What is switched off has no gradient and keeps its
+        values, but for what the optimiser's momentum and weight decay do to them. Biases and heads are not touched.
+        """
+        wanted = set(keys)
+        slot = self.slots[index]
+        self._inactive[index] = frozenset(one.target.key for one in slot.placements if one.target.key not in wanted)
+        for placement in slot.placements:
+            key = placement.target.key
+            self._layer(placement.target.module).set_scaling(key, index, placement.scaling if key in wanted else 0.0)
 
     def detach(self) -> None:
         """Put the original modules and their ``requires_grad`` back."""
@@ -317,7 +336,10 @@ class Stack:
         for key, target in self._targets.items():
             layer = self._layer(target.module)
             placements = [_placement(slot, key) for slot in self.slots]
-            scaling = [0.0 if placement is None else placement.scaling for placement in placements]
+            scaling = [
+                0.0 if placement is None or key in inactive else placement.scaling
+                for placement, inactive in zip(placements, self._inactive, strict=True)
+            ]
             start, stop = target.part or (0, features(layer.frozen)[1])
             part = Part(
                 start,

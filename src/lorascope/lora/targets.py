@@ -1,9 +1,10 @@
 """From the names that users write to the modules that a model has.
 
-Knows which module plays which role in each model family, where a fused projection is cut, and PEFT's rule for raw names and
-suffixes. Does not know ranks, weights or training; a model on the meta device is enough. Floor: ``lora``.
+Knows which module plays which role in each model family, where a fused projection is cut, PEFT's rule for raw names and
+suffixes, and which layer a module belongs to. Does not know ranks, weights or training; a model on the meta device is enough.
+Floor: ``lora``.
 
-    >>> resolve(gpt2, ["query", "mlp.c_proj"], heads=())
+    >>> resolve(gpt2, ["query", "mlp.c_proj", "value.L0-3"], heads=())
     (Target('transformer.h.0.attn.c_attn', part=(0, 768), role='query'), …, Target('transformer.h.0.mlp.c_proj'), …)
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from lorascope.config import ALL_LINEAR
+from lorascope.config import ALL_LINEAR, split_layers
 from lorascope.errors import ModelError, did_you_mean
 from lorascope.lora.linear import linear_modules
 
@@ -168,7 +169,8 @@ def resolve(model: nn.Module, targets: Sequence[str] | str, heads: Iterable[str]
     Args:
         model: a transformers model; the meta device will do.
         targets: roles, full module names, PEFT-style suffixes, or ``"all-linear"``: every role projection of the attention
-            and MLP blocks, never a pooler or a head.
+            and MLP blocks, never a pooler or a head. Each may end in a run of layers, counted from 0: ``query.L0-3`` are the
+            queries of the first four, ``value.L5`` is the value projection of the sixth.
         heads: names of modules that are trained whole; nothing inside them can be a target.
 
     Raises:
@@ -193,6 +195,12 @@ def resolve(model: nn.Module, targets: Sequence[str] | str, heads: Iterable[str]
     return tuple(resolved)
 
 
+def layer_of(module: str) -> int | None:
+    """The number of the layer that a module belongs to, the first number in its name; None outside the layers."""
+    number = re.search(r"(?:^|\.)(\d+)\.", module)
+    return None if number is None else int(number[1])
+
+
 def roles_of(model: nn.Module) -> tuple[str, ...]:
     """The roles that the model has; empty for a family that is not in the table."""
     return tuple(_family(model, linear_modules(model, ())))
@@ -210,6 +218,15 @@ def _modules_of(place: str | Fused, linear: dict[str, nn.Module]) -> list[str]:
 
 
 def _resolve_one(model: nn.Module, name: str, linear: dict[str, nn.Module]) -> list[Target]:
+    whole, layers = split_layers(name)
+    if layers is not None:
+        found = [(target, layer_of(target.module)) for target in _resolve_one(model, whole, linear)]
+        inside = [target for target, layer in found if layer is not None and layers[0] <= layer <= layers[1]]
+        if not inside:
+            there = sorted({layer for _, layer in found if layer is not None})
+            fix = f"{whole!r} has layers {there[0]} to {there[-1]}" if there else f"{whole!r} is in no numbered layer"
+            raise ModelError(f"no layer matches the target {name!r}", where="adapter.targets", fix=fix)
+        return inside
     family = _family(model, linear)
     if name == ALL_LINEAR:
         if family:

@@ -3,8 +3,17 @@
 ``database`` is the store itself, one SQLite file; ``files`` writes whole files or nothing; ``results`` is what people read.
 """
 
-from lorascope.store.database import STATUSES, Store, TrialRow
+from lorascope.store.database import DATABASE, STATUSES, Store, TrialRow
 from lorascope.store.files import atomic_directory, write_atomically
 from lorascope.store.results import merge_results, results_document
 
-__all__ = ["STATUSES", "Store", "TrialRow", "atomic_directory", "merge_results", "results_document", "write_atomically"]
+__all__ = [
+    "DATABASE",
+    "STATUSES",
+    "Store",
+    "TrialRow",
+    "atomic_directory",
+    "merge_results",
+    "results_document",
+    "write_atomically",
+]

@@ -16,7 +16,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from lorascope.config import Study, TrialConfig
 from lorascope.errors import StoreError, UsageError
-from lorascope.store.files import file_errors, write_atomically
+from lorascope.store.files import file_errors, remove_unfinished, write_atomically
 
 STATUSES = ("planned", "running", "done", "pruned", "diverged", "failed", "interrupted")
 
@@ -73,6 +73,14 @@ _DECODINGS = (
     "CREATE TABLE IF NOT EXISTS decodings (trial TEXT NOT NULL REFERENCES trials (trial), position INTEGER NOT NULL,"
     " record TEXT NOT NULL, PRIMARY KEY (trial, position))"
 )
+_MAPS = (
+    "CREATE TABLE IF NOT EXISTS maps (game TEXT NOT NULL, seed INTEGER NOT NULL, record TEXT NOT NULL,"
+    " PRIMARY KEY (game, seed))"
+)
+_RUNGS = (
+    "CREATE TABLE IF NOT EXISTS rungs (trial TEXT NOT NULL REFERENCES trials (trial), step INTEGER NOT NULL,"
+    " metrics TEXT NOT NULL, PRIMARY KEY (trial, step))"
+)
 _TABLES = (
     "CREATE TABLE study (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), definition TEXT NOT NULL)",
     "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -86,12 +94,18 @@ _TABLES = (
     " count INTEGER NOT NULL, place TEXT NOT NULL, message TEXT NOT NULL)",
     _COHORTS,
     _DECODINGS,
+    _MAPS,
+    _RUNGS,
 )
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as a report sees it: a figure that was not measured is None, a metric that was no number NaN."""
+    """One trial as a report sees it: a figure that was not measured is None, a metric that was no number NaN.
+
+    ``rungs`` holds what the trial scored while it trained, by the number of steps done, on the rungs' examples: such scores
+    are not among ``metrics``.
+    """
 
     trial: str
     seed: int
@@ -112,6 +126,7 @@ class TrialRow:
     base_checksum: str | None
     cohort: str | None
     error: str | None
+    rungs: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
     def trainable_percent(self) -> float | None:
@@ -279,17 +294,25 @@ class Store:
                 f"INSERT OR REPLACE INTO steps (trial, {', '.join(_STEP_COLUMNS)}) VALUES ({marks})", values
             )
 
-    def clear_trial(self, trial: str) -> None:
-        """Forget steps, metrics, decodings and warnings of a trial that starts again."""
+    def clear_trial(self, trial: str, first_step: int = 0) -> None:
+        """Forget metrics, decodings and warnings of a trial that starts again, steps from ``first_step`` on, later rungs."""
         with self._writing(trial) as connection:
-            for table in ("steps", "metrics", "decodings", "warnings"):
+            for table in ("metrics", "decodings", "warnings"):
                 connection.execute(f"DELETE FROM {table} WHERE trial = ?", (trial,))
+            connection.execute("DELETE FROM steps WHERE trial = ? AND step >= ?", (trial, first_step))
+            connection.execute("DELETE FROM rungs WHERE trial = ? AND step > ?", (trial, first_step))
 
     def set_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
         """Set the named metrics of a trial and leave its other ones."""
         values = [(trial, name, _plain(value, float)) for name, value in metrics.items()]
         with self._writing(trial) as connection:
             connection.executemany("INSERT OR REPLACE INTO metrics (trial, name, value) VALUES (?, ?, ?)", values)
+
+    def set_rung(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record what a trial scored after so many steps, while it trains; a number that is none becomes null."""
+        with self._writing(trial) as connection:
+            values = (trial, int(step), json.dumps(_finite(metrics)))
+            connection.execute("INSERT OR REPLACE INTO rungs (trial, step, metrics) VALUES (?, ?, ?)", values)
 
     def set_decodings(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Record what each way of decoding gave, in place of what was recorded; a number that is none becomes null."""
@@ -339,18 +362,36 @@ class Store:
             row["cohort"]: json.loads(row["plan"]) for row in self._rows("SELECT cohort, plan FROM cohorts ORDER BY rowid")
         }
 
+    def set_map(self, game: str, seed: int, record: Mapping[str, Any]) -> None:
+        """Record what coalitions were worth when they were read off one adapter; a number that is none becomes null."""
+        with self._writing() as connection:
+            values = (game, seed, json.dumps(_finite(record)))
+            connection.execute("INSERT OR REPLACE INTO maps (game, seed, record) VALUES (?, ?, ?)", values)
+
+    def maps(self, game: str) -> dict[int, dict[str, Any]]:
+        """What `set_map` recorded for a game, by seed; nothing in a study of an earlier version."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'maps'"):
+            return {}
+        found = self._rows("SELECT seed, record FROM maps WHERE game = ? ORDER BY seed", game)
+        return {row["seed"]: json.loads(row["record"]) for row in found}
+
     def trials(self) -> list[TrialRow]:
         """Every trial, in the order in which they were added."""
         columns = ", ".join(("trial", "seed", "status", "config", *_COLUMNS))
+        rungs = "(SELECT json_group_object(step, json(metrics)) FROM rungs WHERE rungs.trial = trials.trial)"
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'rungs'"):
+            rungs = "'{}'"  # a study of an earlier version
         # One statement, so that no trial is shown with the metrics of a moment later.
         found = self._rows(
-            f"SELECT {columns}, name, value FROM trials LEFT JOIN metrics USING (trial) ORDER BY position, name"
+            f"SELECT {columns}, {rungs} AS rungs, name, value FROM trials LEFT JOIN metrics USING (trial)"
+            " ORDER BY position, name"
         )
         rows: list[dict[str, Any]] = []
         for row in map(dict, found):
             name, value = row.pop("name"), row.pop("value")
             if not rows or rows[-1]["trial"] != row["trial"]:
-                rows.append({**row, "config": json.loads(row["config"]), "metrics": {}})
+                scored = {int(step): _numbers(metrics) for step, metrics in json.loads(row["rungs"]).items()}
+                rows.append({**row, "config": json.loads(row["config"]), "metrics": {}, "rungs": scored})
             if name is not None:
                 rows[-1]["metrics"][name] = math.nan if value is None else value
         return [TrialRow(**row) for row in rows]
@@ -387,9 +428,12 @@ class Store:
             )
         else:
             self.study = stored
+            remove_unfinished(self.directory)
             with self._writing() as connection:
                 connection.execute(_COHORTS)  # a study begun before there were plans
                 connection.execute(_DECODINGS)
+                connection.execute(_MAPS)
+                connection.execute(_RUNGS)
                 connection.execute("UPDATE trials SET status = 'interrupted' WHERE status = 'running'")
         self._write_study_file()
 
@@ -487,7 +531,14 @@ def _finite(value: Any) -> Any:
     """As strict JSON can hold it."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics as they were before JSON: null was no number."""
+    return {name: math.nan if value is None else value for name, value in sorted(metrics.items())}
 
 
 @contextmanager

@@ -81,6 +81,12 @@ def temporary_beside(path: Path) -> Path:
     return path.parent / f".{secrets.token_hex(8)}.part"
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a killed process left below ``directory`` under temporary names; nobody else may be writing there."""
+    for path in list(directory.rglob(".*.part")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def fsync(path: Path) -> None:
     """Have the file or directory on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorascope.config import BaseModelConfig
@@ -20,7 +20,7 @@ def merge_results(stores: Sequence[Store]) -> list[TrialRow]:
     Raises:
         UsageError: the directories hold different studies.
     """
-    return [row for _, row in _merged(stores)]
+    return [row for _, row in merged_rows(stores)]
 
 
 def results_document(stores: Sequence[Store]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
         UsageError: the directories hold different studies.
     """
     trials = []
-    for store, row in _merged(stores):
+    for store, row in merged_rows(stores):
         adapter = row.adapter
         if adapter is not None and len(stores) > 1:
             adapter = (store.directory / adapter).as_posix()
@@ -46,7 +46,8 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
                 "total_params": row.total_params,
                 "peft_total_params": row.peft_total_params,
                 "trainable_percent": row.trainable_percent,
-                "metrics": {name: value if math.isfinite(value) else None for name, value in row.metrics.items()},
+                "metrics": _strict(row.metrics),
+                "rungs": [{"step": step, "metrics": _strict(metrics)} for step, metrics in sorted(row.rungs.items())],
                 "decoding": store.decodings(row.trial),
                 "train_seconds": row.train_seconds,
                 "examples_per_second": row.examples_per_second,
@@ -69,13 +70,17 @@ def results_document(stores: Sequence[Store]) -> dict[str, Any]:
     }
 
 
+def _strict(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 def _warnings(stores: Sequence[Store]) -> list[dict[str, Any]]:
     """Everything that was counted on the way, once however many shards counted it; ``trial`` null for the whole study."""
     rows = [row for store in stores for row in store.warnings()]
     return [dict(items) for items in dict.fromkeys(tuple(sorted(row.items())) for row in rows)]
 
 
-def _merged(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
+def merged_rows(stores: Sequence[Store]) -> list[tuple[Store, TrialRow]]:
     """The chosen row of each trial with its store, in the order of first appearance."""
     if not stores:
         raise UsageError("no study given", fix="give the directory of a run")

@@ -1,0 +1,10 @@
+"""Honest comparison of a study's configurations.
+
+``study`` says which are compared and what the outcome means, ``scores`` turns predictions into scores of examples, ``paired``
+measures one difference and how sure it is. Floor: ``compare``, above ``cohort``.
+"""
+
+from lorascope.compare.paired import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
+from lorascope.compare.study import comparisons, configuration_of
+
+__all__ = ["FEWEST_SEEDS", "LEVEL", "Difference", "comparisons", "configuration_of", "holm", "paired_difference"]
