@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +164,7 @@ def run(
     from lorascope.design import parse_shard
 
     seconds = None if budget is None else parse_duration(budget)
+    started = time.monotonic()
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
@@ -180,7 +182,7 @@ def run(
         slots=slots,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
-        budget_seconds=seconds,
+        budget_seconds=None if seconds is None else seconds - (time.monotonic() - started),
         part=None if shard is None else parse_shard(shard),
     )
     if as_json:

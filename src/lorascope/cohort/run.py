@@ -130,14 +130,14 @@ def run_study(
                     if budget is None:
                         yield from course
                     elif not (yield from within(budget, course, cohort, task, of_pruner)):
-                        yield from warn(store, _left_over(store, budget))
+                        yield from warn(store, _left_over(store))
                         return
 
 
-def _left_over(store: Store, budget: Budget) -> list[Notice]:
+def _left_over(store: Store) -> list[Notice]:
     """What the budget did not suffice for."""
     left = sum(row.status in ("planned", "interrupted") for row in store.trials())
-    message = f"the budget of {budget.seconds:.0f} s ends the study: {left} of its trials are left; go on with --resume"
+    message = f"the budget of time ends the study: {left} of its trials are left; go on with --resume"
     return [Notice("budget", left, "--budget", message)]
 
 
