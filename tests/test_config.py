@@ -18,6 +18,7 @@ from lorascope.config import (
     in_layers,
     load_study,
     parse_duration,
+    parse_memory,
     parse_override,
     section_of,
     split_layers,
@@ -413,3 +414,16 @@ def test_a_trial_is_made_again_from_the_row_that_a_store_keeps_of_it(sections):
     adapter = AdapterConfig(**sections.get("adapter", {}))
     trial = TrialConfig(base=BaseModelConfig(model="m"), adapter=adapter, train=TrainConfig(max_steps=3), seed=7)
     assert TrialConfig.from_flat(json.loads(json.dumps(trial.flat())), 7) == trial
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("512MiB", 2**29), ("1.5 GiB", 3 * 2**29), ("2g", 2 * 10**9), ("1KB", 1000)]
+)
+def test_memory_is_written_with_its_unit(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8", "GB", "-8GB", "0GB", "8 QB", "1e3MB", "8GBit"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match=r"^--memory: .* is no amount of memory; write it as 8GB"):
+        parse_memory(text)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorascope.config import BaseModelConfig, Study, TaskConfig, load_study
-from lorascope.design import expand, parse_shard, shard
+from lorascope.design import expand, factors, parse_shard, shard
 from lorascope.errors import UsageError
 
 
@@ -46,6 +46,68 @@ def test_an_ablation_changes_one_factor_at_a_time_around_the_baseline():
 def test_in_an_ablation_over_r_alpha_keeps_the_baselines_ratio(alpha, expected, ranks):
     trials = expand(study({"kind": "ablation", "over": {"r": ranks}}, {"lora_alpha": alpha}))
     assert varied(trials, "r", "lora_alpha") == list(zip([8, 4, 16], expected, strict=True))
+
+
+def test_an_ablation_covers_every_factor_of_a_configuration():
+    over = {
+        "r": [4, 16],
+        "lora_alpha": [8, 32],
+        "lora_dropout": [0.1, 0.3],
+        "bias": ["lora_only"],
+        "targets": [["query", "value"], ["query", "key", "value", "output"], "all-linear"],
+        "learning_rate": [1e-3],
+        "quantization": ["nf4"],
+    }
+    ablation = study({"kind": "ablation", "over": over}, {"r": 8, "lora_alpha": 16})
+    trials = expand(ablation)
+    baseline = trials[0].flat()
+    changed = [{key for key in baseline if trial.flat()[key] != baseline[key]} for trial in trials[1:]]
+    assert changed == [
+        {"r", "lora_alpha"}, {"r", "lora_alpha"}, {"lora_alpha"}, {"lora_alpha"}, {"lora_dropout"}, {"lora_dropout"}, {"bias"},
+        {"targets"}, {"targets"}, {"learning_rate"}, {"quantization"},
+    ]  # fmt: skip
+    assert [trial.adapter.alpha for trial in trials[1:3]] == [8.0, 32.0]
+    table = factors(ablation)
+    assert [row[:2] for row in table] == [("baseline", None), *((key, value) for key in over for value in over[key])]
+    assert [row[2] for row in table if row[2] != table[0][2]] == [trial.configuration for trial in trials[1:]]
+    assert table[8][1:] == (["query", "value"], table[0][2])  # the baseline's own value
+
+
+def test_designs_of_other_kinds_have_no_factors():
+    assert factors(study({"kind": "grid", "over": {"r": [4]}})) == []
+
+
+def with_controls(*controls, **sections):
+    return study({"kind": "list", "trials": [{"r": 4}]}, seeds=[1, 2]).model_copy(
+        update={"controls": list(controls), **sections}
+    )
+
+
+def test_controls_follow_the_design_with_every_seed_and_every_value_of_their_lists():
+    trials = expand(with_controls({"method": "full", "learning_rate": [1e-5, 3e-5]}, {"method": "head", "epochs": 2}))
+    assert varied(trials, "method", "learning_rate", "epochs")[::2] == [
+        ("lora", 2e-4, 3), ("full", 1e-5, 3), ("full", 3e-5, 3), ("head", 2e-4, 2),
+    ]  # fmt: skip
+    assert [trial.seed for trial in trials] == [1, 2] * 4
+    assert {trial.train.batch_size for trial in trials} == {8}
+
+
+@pytest.mark.parametrize("control", [{"r": 64}, {"method": "lora"}, {"learning_rate": [1e-3]}])
+def test_a_control_that_is_neither_full_nor_a_head_is_refused(control):
+    with pytest.raises(UsageError, match=r"^controls\[1\]: a control has method .*; give it method: full or method: head"):
+        expand(with_controls({"method": "head"}, control))
+
+
+def test_full_fine_tuning_of_a_packed_base_is_refused_where_it_is_asked_for():
+    packed = {"base": BaseModelConfig(model="m", quantization="nf4")}
+    with pytest.raises(
+        UsageError, match=r"^controls\[0\]: method full trains the base's weights, which nf4 packs into 4 bits; "
+    ):
+        expand(with_controls({"method": "full"}, **packed))
+    with pytest.raises(UsageError, match=r"^design\.trials\[0\]: method full"):
+        expand(study({"kind": "list", "trials": [{"method": "full", "quantization": "nf4"}]}))
+    trials = expand(with_controls({"method": "full", "quantization": None}, {"method": "head"}, **packed))
+    assert varied(trials, "method", "quantization")[::2] == [("lora", "nf4"), ("full", None), ("head", "nf4")]
 
 
 def test_an_ablation_over_alpha_keeps_the_rank():

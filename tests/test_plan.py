@@ -11,6 +11,7 @@ from lorascope.base_model import load_base
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, TaskConfig, TrainConfig, TrialConfig
 from lorascope.data.record import Example
 from lorascope.errors import ModelError
+from lorascope.lora.full import FullStack
 from lorascope.lora.stack import Stack
 from lorascope.plan import (
     LOGIT_POSITIONS,
@@ -89,6 +90,31 @@ def test_the_plan_counts_what_trains_once_weights_are_loaded(family, task_type, 
     stack = Stack(base.model, [slot], base.heads)
     assert stack.parameters.values_NP.shape == (1, planned.trainable_params)
     stack.detach()
+
+
+FULL = {"method": "full", "targets": []}
+
+
+@pytest.mark.parametrize(("family", "task_type", "num_labels"), [*FORMS, ("t5", "CAUSAL_LM", 0), ("gated-t5", "CAUSAL_LM", 0)])
+def test_full_fine_tuning_trains_every_parameter_once(family, task_type, num_labels, model_directory):
+    trial = trial_of(model_directory(family), FULL)
+    planned = cost_of(trial, task_type, num_labels)
+    base = load_base(trial.base, task_type, [str(label) for label in range(num_labels)])
+    stack = FullStack(base.model, slot_of(trial, base.model, base.heads), base.heads)
+    assert stack.parameters.values_NP.shape == (1, planned.trainable_params)
+    stack.detach()
+    assert planned.trainable_params == planned.total_params == planned.peft_total_params
+    assert planned.trainable_percent == 100.0
+
+
+def test_full_fine_tuning_costs_half_as_much_time_again_and_keeps_what_every_layer_is_given(model_directory):
+    adapter, full = (cost_of(trial_of(model_directory("gpt2"), one)) for one in ({"targets": "all-linear"}, FULL))
+    assert full.train_seconds == pytest.approx(1.5 * adapter.train_seconds)
+    assert full.memory_bytes > adapter.memory_bytes
+    halved = cost_of(trial_of(model_directory("gpt2"), FULL, "bfloat16"))
+    assert full.memory_bytes - halved.memory_bytes == 2 * full.total_params  # the base alone: what trains is float32
+    short = cost_of(trial_of(model_directory("gpt2"), FULL), memory=1)
+    assert short.reason.endswith("; leave full fine-tuning out")
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_counted_as_trained(model_directory, tmp_path):

@@ -76,8 +76,8 @@ def test_every_example_is_a_valid_study_that_can_be_planned(path, tmp_path, mode
         small.append("design.layer_groups=2")  # the tiny model has no more
     document = json.loads(call("plan", str(path), "--json", *overrides(f"base.model={model_directory(family)}", *small)))
     assert document["trials"]
-    trains = [bool(trial["config"]["targets"]) or classifies for trial in document["trials"]]
-    assert [trial["trainable_params"] > 0 for trial in document["trials"]] == trains
+    for trial in document["trials"]:
+        assert (trial["trainable_params"] > 0) == (bool(trial["config"]["targets"]) or trial["config"]["method"] != "lora")
 
 
 @pytest.mark.shared_data
@@ -86,6 +86,24 @@ def test_the_sst2_example_runs(shared_data, tmp_path):
     settings = overrides(f"base.model={minilm()}", f"task.data={shared_data / 'sst2'}", *SMALL, "seeds=[42]")
     document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
     assert [trial["status"] for trial in document["trials"]] == ["done"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_the_ablation_example_covers_every_factor_and_its_controls(shared_data, tmp_path, model_directory):
+    study = str(ROOT / "examples" / "ablation-sst2.yaml")
+    # Of every factor the last value.
+    last = {factor: values[-1:] for factor, values in yaml.safe_load(Path(study).read_text())["design"]["over"].items()}
+    fewer = [f"design.over={json.dumps(last)}", "controls=[{method: full}, {method: head}]", "seeds=[42]"]
+    small = [*fewer, "task.max_train=32", "task.max_eval=8", "task.max_length=64", "train.max_steps=1"]
+    settings = overrides(f"base.model={model_directory('bert')}", f"task.data={shared_data / 'sst2'}", *small)
+    document = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))
+    assert {trial["status"] for trial in document["trials"]} == {"done"}
+    rows = document["ablation"]["rows"]
+    factors = ["r", "lora_alpha", "lora_dropout", "bias", "targets", "learning_rate", "quantization"]
+    assert list(dict.fromkeys(row["factor"] for row in rows)) == ["baseline", *factors]
+    assert len({row["configuration"] for row in rows}) == len(rows)
+    assert {one["against"] for one in document["controls"]["shortfalls"]} == {"full", "head"}
 
 
 @pytest.mark.shared_data

@@ -224,6 +224,18 @@ def test_resuming_another_study_names_what_differs(store: Store) -> None:
         Store.create(store.directory, other, resume=True)
 
 
+def test_resuming_removes_what_a_killed_process_left_half_written(tmp_path: Path, study: Study) -> None:
+    Store.create(tmp_path / "run", study).close()
+    half = tmp_path / "run" / "trials" / "one" / ".0123456789abcdef.part"
+    half.mkdir(parents=True)
+    (half / "adapter_model.safetensors").write_text("half")
+    (tmp_path / "run" / ".fedcba9876543210.part").write_text("half")
+    (tmp_path / "run" / "trials" / "one" / "predictions.jsonl").write_text("whole")
+    Store.create(tmp_path / "run", study, resume=True).close()
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert (tmp_path / "run" / "trials" / "one" / "predictions.jsonl").read_text() == "whole"
+
+
 def test_resuming_keeps_everything_and_interrupts_what_was_running(store: Store, study: Study, trial: str) -> None:
     other = make_trials(study)[1].trial
     store.update(trial, status="running", train_seconds=1.5)
@@ -541,6 +553,14 @@ def test_a_trial_that_starts_again_forgets_its_curves_and_no_other_trials(store:
     assert (store.steps(trial), len(store.steps(other))) == ([], 1)
     assert [row.metrics for row in store.trials()] == [{}, {"accuracy": 0.5}]
     assert [warning["trial"] for warning in store.warnings()] == [other, None]
+
+
+def test_a_trial_that_goes_on_keeps_its_curves_up_to_there(store: Store, trial: str) -> None:
+    store.add_steps(trial, [{"step": step, "loss": 3.0} for step in range(5)])
+    store.set_metrics(trial, {"accuracy": 0.5})
+    store.clear_trial(trial, first_step=3)
+    assert [row["step"] for row in store.steps(trial)] == [0, 1, 2]
+    assert store.trials()[0].metrics == {}
 
 
 def test_a_warning_keeps_its_count_and_place(store: Store, trial: str) -> None:

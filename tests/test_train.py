@@ -1,6 +1,7 @@
 """THE LOOP: schedule, optimiser and losses against transformers and torch, and slots that diverge."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import (
 )
 
 from lorascope import losses
+from lorascope import train as train_module
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order, collate
@@ -283,6 +285,25 @@ def steps_of(base, settings, num_examples=10):
     return steps, values_NP
 
 
+def test_a_training_that_was_broken_off_goes_on_from_its_parameters_and_the_number_of_steps_done(tiny_model):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    settings = TrainConfig(batch_size=4, epochs=3, warmup_ratio=0.5)
+    whole, values_NP = steps_of(base, settings)
+    states = []
+    for first, steps in ((0, 4), (4, 5)):
+        stack = Stack(base.model, slots_of(base, 1), base.heads)
+        if states:
+            stack.parameters.load_state(states)
+        course = train(stack, base, examples_for("SEQ_CLS", 10), {"s0": settings}, first)
+        part = [next(course) for _ in range(steps)]
+        states = [(name, tensor.clone()) for name, tensor in stack.parameters.state(with_moments=True).items()]
+        assert [replace(step, seconds=0) for step in part] == [
+            replace(step, seconds=0) for step in whole[first : first + steps]
+        ]
+        stack.detach()
+    assert torch.equal(dict(states)["values"], values_NP)
+
+
 def test_epochs_and_max_steps_say_how_long_it_trains(tiny_model):
     base = base_of(tiny_model("distilbert"), "SEQ_CLS")
     steps, _ = steps_of(base, TrainConfig(batch_size=4, epochs=2))
@@ -450,3 +471,12 @@ def test_values_whose_squares_overflow_are_not_finite():
     parameters.gradients_NP.fill_(0.5)
     _, finite_N = adamw_step(parameters, torch.ones(2, dtype=torch.float64), 0, [1e-2] * 2, [TrainConfig()] * 2)
     assert finite_N.tolist() == [True, False]
+
+
+def test_a_norm_taken_part_by_part_is_the_whole_ones(monkeypatch):
+    gradients_NP = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    whole = torch.linalg.vector_norm(gradients_NP.double(), dim=1)
+    torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
+    monkeypatch.setattr(train_module, "_MOST_CAST_NUMBERS", 64)
+    torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
+    assert train_module._norms(torch.zeros(2, 0)).tolist() == [0.0, 0.0]

@@ -35,6 +35,7 @@ NLIClass = Literal["entailment", "neutral", "contradiction"]
 
 # Days, hours, minutes and seconds, each with or without decimals.
 _DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
+_MEMORY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
 _UNITS = (86400.0, 3600.0, 60.0, 1.0)
 
 
@@ -379,8 +380,9 @@ class TrackingConfig(Section):
 class Study(Section):
     """One base, one task, one design.
 
-    ``controls`` are further trials that the design's are held against, each a set of overrides such as ``{method: full,
-    learning_rate: [1.0e-5, 3.0e-5]}``; of a list of values each makes a trial, and the best of them is the control.
+    ``controls`` are further trials that the design's are held against, each a set of overrides with the ``method`` ``full`` or
+    ``head``, such as ``{method: full, learning_rate: [1.0e-5, 3.0e-5]}``; of a list every value makes a trial with each seed,
+    and the best of a method's configurations is the control.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -548,6 +550,19 @@ def parse_duration(text: str, where: str = "--budget") -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{text!r} is no duration", where=where, fix="write it as 90s, 30m, 2h or 1h30m")
     return seconds
+
+
+def parse_memory(text: str, where: str = "--memory") -> int:
+    """``"8GB"``, ``"512MiB"`` or ``"1.5GiB"`` in bytes; of ``GB`` a thousand make a ``TB``, of ``GiB`` 1,024.
+
+    Raises:
+        UsageError: it is none of these, or no memory at all.
+    """
+    parts = _MEMORY.fullmatch(text.strip())
+    size = 0.0 if parts is None else float(parts[1]) * (1024 if parts[3] else 1000) ** " KMGT".index(parts[2].upper())
+    if size < 1:
+        raise UsageError(f"{text!r} is no amount of memory", where=where, fix="write it as 8GB, 512MiB or 1.5GiB")
+    return int(size)
 
 
 def _override(document: dict[str, Any], dotted: str, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""From a study's design to its trials.
+"""From a study's design and controls to its trials.
 
-Knows what ``list``, ``grid`` and ``ablation`` mean and which keys may vary. Does not know models or data. Floor: above
-``cohort``.
+Knows what ``list``, ``grid``, ``ablation`` and ``controls`` mean and which keys may vary. Does not know models or data, nor
+what trials gave (``effects``). Floor: above ``cohort``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from lorascope.errors import UsageError, did_you_mean
 
 
 def expand(study: Study) -> list[TrialConfig]:
-    """The study's trials, configuration by configuration, each with every seed; equal configurations count once.
+    """The design's trials, then the controls, each configuration with every seed; equal configurations count once.
+
+    Of a search and of a Shapley design, whose trials are proposed as the study goes on, the controls alone.
 
     Raises:
         UsageError: a key that no section has, or a value that the section refuses.
     """
     trials: dict[str, TrialConfig] = {}
-    for overrides, where in _overrides(study):
+    for overrides, where in (*_overrides(study), *_controls(study)):
         sections = apply(study, overrides, where)
         # An adapter that comes trained has no seed of its own; it is evaluated once.
         seeds = study.seeds[:1] if sections["adapter"].path is not None else study.seeds
@@ -39,6 +41,23 @@ def expand(study: Study) -> list[TrialConfig]:
             trial = TrialConfig(**sections, seed=seed)
             trials.setdefault(trial.trial, trial)
     return list(trials.values())
+
+
+def factors(study: Study) -> list[tuple[str, Any, str]]:
+    """Of an ablation, the factor, its value and the configuration of each row of its table; the baseline comes first.
+
+    A value that is the baseline's own has the baseline's configuration. No rows for other designs.
+    """
+    if not isinstance(study.design, AblationDesign):
+        return []
+
+    def configuration(overrides: Mapping[str, Any]) -> str:
+        return TrialConfig(**apply(study, overrides, "design"), seed=study.seeds[0]).configuration
+
+    rows: list[tuple[str, Any, str]] = [("baseline", None, configuration({}))]
+    for key, values in study.design.over.items():
+        rows += [(key, value, configuration(_one_factor(study, study.design, key, value))) for value in values]
+    return rows
 
 
 def shard(trials: Sequence[TrialConfig], index: int, count: int) -> list[TrialConfig]:
@@ -73,6 +92,19 @@ def _overrides(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
                 yield _one_factor(study, design, key, value), study.place("design", "over", key)
 
 
+def _controls(study: Study) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Each control with every combination of the values of its lists; a learning rate of its own, for example."""
+    for index, control in enumerate(study.controls):
+        where = study.place("controls", str(index))
+        method = control.get("method")
+        if method not in ("full", "head"):
+            fix = "give it method: full or method: head; other trials belong into the design"
+            raise UsageError(f"a control has method {method!r}", where=where, fix=fix)
+        values = [value if isinstance(value, list) else [value] for value in control.values()]
+        for combination in itertools.product(*values):
+            yield dict(zip(control, combination, strict=True)), where
+
+
 def _one_factor(study: Study, design: AblationDesign, key: str, value: Any) -> dict[str, Any]:
     """One changed factor; along with ``r``, alpha keeps the baseline's ratio to it, as ``2r`` does by itself."""
     if key == "r" and isinstance(value, int | float) and not isinstance(study.adapter.lora_alpha, str):
@@ -96,4 +128,8 @@ def apply(study: Study, overrides: Mapping[str, Any], where: str) -> dict[str, A
         if section is None:
             raise UsageError(f"no section has a key {key!r}", where=where, fix=did_you_mean(key, design_keys()))
         sections[section][key] = value
-    return {name: validate(SECTIONS[name], values, where) for name, values in sections.items()}
+    made = {name: validate(SECTIONS[name], values, where) for name, values in sections.items()}
+    if made["adapter"].method == "full" and made["base"].quantization is not None:
+        fix = "give that trial quantization: null, or leave full fine-tuning out"
+        raise UsageError("method full trains the base's weights, which nf4 packs into 4 bits", where=where, fix=fix)
+    return made

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lorascope.base_model import BaseModel, last_hidden_states
 from lorascope.data.packing import Batch, collate, concatenate
@@ -236,7 +237,10 @@ def _token_losses(base: BaseModel, inputs: Mapping[str, Any], row_K: Tensor, pla
     if base.plain_head and not isinstance(output, StackedLinear):
         with _reading(base, partial(Places, row_K, place_K, *inputs["input_ids"].shape)):
             hidden_BTD = last_hidden_states(base.model, inputs)
-        return _frozen_losses(output, _scaled(base, hidden_BTD[row_K, place_K]), targets_K, base.scratch)
+        hidden_KD = _scaled(base, hidden_BTD[row_K, place_K])
+        if output.weight.requires_grad:
+            return _trained_losses(output, hidden_KD, targets_K)
+        return _frozen_losses(output, hidden_KD, targets_K, base.scratch)
     columns_C, column_K = place_K.unique(return_inverse=True)
     logits_KV = column_logits(base, inputs, columns_C)[row_K, column_K]
     return F.cross_entropy(_at_least_fp32(logits_KV), targets_K, reduction="none")
@@ -297,6 +301,16 @@ def _frozen_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor, scra
         hidden_KD, targets_K, bias, product, scratch
     )
     return result
+
+
+def _trained_losses(output: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+    """With an output layer that is trained with the whole model; backward computes each chunk's logits again."""
+
+    def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(_at_least_fp32(output(hidden)), targets, reduction="none")
+
+    chunks = zip(hidden_KD.split(LOGIT_CHUNK), targets_K.split(LOGIT_CHUNK), strict=True)
+    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
 
 
 def _reused(scratch: dict[str, Tensor], name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:

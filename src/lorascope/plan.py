@@ -44,6 +44,9 @@ from lorascope.losses import LOGIT_CHUNK
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of one trained number in single precision: value, gradient and AdamW's two moments.
 STATE_BYTES = 16
+# Of the step itself, where the whole base trains: its gradients before they are added up, or AdamW's quotient; and a mark of
+# what decays.
+STEP_BYTES = 5
 # Positions whose logits exist together.
 LOGIT_POSITIONS = LOGIT_CHUNK
 # Batches that are looked at for the largest micro-batch, those first that could hold it.
@@ -109,6 +112,8 @@ def slot_of(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> Slot:
         saved = read_adapter(adapter.path, trial.trial)
         check_fits(saved, model, adapter.path)
         return saved.slot
+    if adapter.method == "full":
+        return Slot(trial.trial, trial.seed, (), trains_base=True)
     targets = () if adapter.method == "head" else resolve(model, adapter.targets, heads)
     if adapter.method == "head" and not heads:
         raise ModelError("there is no head to train", where="adapter.method", fix="a causal model has none; use lora")
@@ -121,6 +126,8 @@ def parameters(model: nn.Module, slot: Slot, heads: Sequence[str]) -> tuple[int,
     """(trainable, base + adapter with the head counted once, total as PEFT prints it); exact."""
     trainable = count_trainable(model, slot, heads)
     base = num_parameters(model)
+    if slot.trains_base:
+        return trainable, base, base
     head = sum(parameter.numel() for parameter in head_parameters(dict(model.named_parameters()), heads).values())
     return trainable, base + count_adapter(model, slot), base + peft_parameters(model, slot) + head
 
@@ -162,23 +169,26 @@ def estimate(
     Memory: the process, the base as ``base_bytes`` counts it, and ``slot_bytes`` for the largest micro-batch: of the examples
     at hand, as prefix trees for a causal model, else of rows that are all as long as the longest. Weights that a run packs
     for speed, where memory allows, come on top.
-    Time: two operations per base weight and token forward, two backward (frozen weights get no gradient), at the rate
-    probed on this machine times a usual efficiency. An encoder–decoder's token passes through one of its halves.
+    Time: two operations per base weight and token forward, two backward (frozen weights get no gradient; two more where the
+    base trains), at the rate probed on this machine times a usual efficiency. An encoder–decoder's token passes through one of
+    its halves.
     """
     slot = slot_of(trial, model, heads)
     trainable, total, peft_total = parameters(model, slot, heads)
-    item = _BYTES[trial.base.dtype]
+    item = _BYTES[product_dtype(trial)]
     slot_memory = slot_bytes(model, slot, _planned_load(trial, model, work), item, trainable)
     memory = _PROCESS_BYTES + base_bytes(trial.base, model, heads) + slot_memory
     seconds = None
     if work.num_examples is not None and work.mean_tokens is not None and trial.adapter.path is None:
         epochs = trial.train.num_steps(work.num_examples) / trial.train.steps_per_epoch(work.num_examples)
-        operations = 4.0 * _products(model, work.mean_tokens, work.mean_decoder_tokens) * work.num_examples * epochs
+        each = 6.0 if slot.trains_base else 4.0
+        operations = each * _products(model, work.mean_tokens, work.mean_decoder_tokens) * work.num_examples * epochs
         seconds = operations / (flops_per_second * _EFFICIENCY)
     fits = memory <= memory_bytes
     reason = None
     if not fits:
-        reason = f"needs about {memory / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f} GiB; lower micro_batch_size or dtype"
+        fix = "leave full fine-tuning out" if slot.trains_base else "lower micro_batch_size or dtype"
+        reason = f"needs about {memory / 2**30:.1f} GiB of {memory_bytes / 2**30:.1f} GiB; {fix}"
     return Cost(trainable, total, peft_total, memory, seconds, fits, reason)
 
 
@@ -190,6 +200,11 @@ def _products(model: nn.Module, tokens: float, decoder_tokens: float) -> float:
         return float((num_parameters(model) - embedding) * tokens)
     encoder, decoder = (num_parameters(side) - embedding for side in (body.get_encoder(), body.get_decoder()))
     return float(encoder * tokens + (decoder + embedding) * decoder_tokens)
+
+
+def product_dtype(trial: TrialConfig) -> str:
+    """What the trial computes in: the base's dtype, or float32 where a bfloat16 base trains as a whole."""
+    return "float32" if trial.adapter.method == "full" and trial.base.dtype == "bfloat16" else trial.base.dtype
 
 
 def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) -> int:
@@ -206,15 +221,16 @@ def base_bytes(base: BaseModelConfig, model: nn.Module, heads: Sequence[str]) ->
 def slot_bytes(model: nn.Module, slot: Slot, load: Load, item: int, num_trained: int) -> int:
     """What one slot adds to the base: its state, its activations and its logits."""
     logits = min(load.positions, LOGIT_POSITIONS) * position_bytes(model, item)
-    return num_trained * STATE_BYTES + load.tokens * token_bytes(model, slot, item) + logits
+    state = STATE_BYTES + STEP_BYTES if slot.trains_base else STATE_BYTES
+    return num_trained * state + load.tokens * token_bytes(model, slot, item) + logits
 
 
 def token_bytes(model: nn.Module, slot: Slot, item: int) -> int:
     """What the backward pass keeps of one token in all layers, and works with in one.
 
-    Frozen products keep nothing of their input. A layer keeps the inputs of its two norms, what attention reads and writes,
-    the inputs of its activation (three of the inner width where it is gated) and those of adapted layers, which some share,
-    with a mask each where they drop out.
+    Frozen products keep nothing of their input; where the base trains, every linear layer keeps its own. A layer keeps the
+    inputs of its two norms, what attention reads and writes, the inputs of its activation (three of the inner width where it
+    is gated) and those of adapted layers, which some share, with a mask each where they drop out.
     """
     config: Any = model.config
     width, inner, num_layers = int(config.hidden_size), _inner_width(config), int(config.num_hidden_layers)
@@ -224,7 +240,8 @@ def token_bytes(model: nn.Module, slot: Slot, item: int) -> int:
     if is_encoder_decoder(model):
         # A decoder's token looks at the encoder's too; the keys and values for that are among an encoder token's.
         kept += _num_decoder_layers(config) * (width + 2 * heads)
-    adapted = {name: features(model.get_submodule(name))[0] for name in dict.fromkeys(_adapted(slot))}
+    trained = list(linear_modules(model, ())) if slot.trains_base else _adapted(slot)
+    adapted = {name: features(model.get_submodule(name))[0] for name in dict.fromkeys(trained)}
     kept += sum({(name.rpartition(".")[0], num): num for name, num in adapted.items()}.values())
     masks = 4 * sum(adapted.values()) if slot.dropout else 0
     return (kept + 3 * inner) * item + masks

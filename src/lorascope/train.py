@@ -31,6 +31,8 @@ from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, rel
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
+# So many numbers of a slot are cast to float64 at a time.
+_MOST_CAST_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,7 @@ def adamw_step(
     """
     gradients_NP = parameters.gradients_NP
     values = parameters.values_NP
-    # In float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
-    norms_N = torch.linalg.vector_norm(gradients_NP, dim=1, dtype=torch.float64).to(gradients_NP.dtype)
+    norms_N = _norms(gradients_NP).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
     limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
     rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
@@ -280,14 +281,26 @@ def adamw_step(
         rates_N = torch.where(finite_N, rates_N, 0.0)
     beta1, beta2 = ADAM_BETAS
     if bool(decay_N.any()):
-        values.sub_((rates_N * decay_N)[:, None] * values * parameters.decays_P)
+        values.addcmul_(values, (rates_N * decay_N)[:, None] * parameters.decays_P, value=-1.0)
     parameters.first_moment_NP.lerp_(gradients_NP, 1.0 - beta1)
     parameters.second_moment_NP.mul_(beta2).addcmul_(gradients_NP, gradients_NP, value=1.0 - beta2)
     denominator_NP = parameters.second_moment_NP.sqrt().div_(math.sqrt(1.0 - beta2 ** (step + 1))).add_(ADAM_EPSILON)
-    update_NP = parameters.first_moment_NP / denominator_NP
+    # In the denominator's memory: where a whole base trains, each such matrix is as large as the base.
+    update_NP = torch.div(parameters.first_moment_NP, denominator_NP, out=denominator_NP)
     values.sub_(update_NP.mul_((rates_N / (1.0 - beta1 ** (step + 1)))[:, None]))
     # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
     return norms_N, finite_N & torch.isfinite(torch.linalg.vecdot(values, values))
+
+
+def _norms(gradients_NP: Tensor) -> Tensor:
+    """``[N]``, in float64: summing some 100,000 squares in float32 one after the other is off by parts in 10,000.
+
+    Part by part, because torch makes a float64 copy of what it is given.
+    """
+    parts: list[Tensor] = [
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in gradients_NP.split(_MOST_CAST_NUMBERS, dim=1)
+    ]
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
 def _num_supervised(examples: Sequence[Example], rows: Sequence[int]) -> int:

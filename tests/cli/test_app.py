@@ -20,6 +20,7 @@ from lorascope.cli import app
 from lorascope.cohort import training
 from lorascope.store import Store
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("plan", "run", "results", "evaluate", "export", "demo")
 ROW_KEYS = {
     "trial", "seed", "status", "config", "trainable_params", "total_params", "peft_total_params", "trainable_percent",
@@ -430,6 +431,7 @@ def test_ctrl_c_interrupts_a_study(study_file, process, tmp_path):
     child.send_signal(signal.SIGINT)
     output, errors = child.communicate(timeout=60)
     check_interrupted(child.returncode, output, errors, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "checkpoints" / "c1").glob("step-*/manifest.json"))) == 1
 
 
 def test_sigterm_interrupts_a_study(cli, study_file, tmp_path, monkeypatch):
@@ -440,6 +442,51 @@ def test_sigterm_interrupts_a_study(cli, study_file, tmp_path, monkeypatch):
     monkeypatch.setattr("lorascope.cli.progress.StudyProgress.show", terminate)
     ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
     check_interrupted(ended.code, ended.out, ended.err, tmp_path / "run")
+
+
+def test_a_second_signal_ends_at_once(cli, study_file, tmp_path, monkeypatch):
+    reached = []
+
+    def terminate(self, event):
+        if type(event).__name__ == "StepResult":
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the first is noted")
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the second is too")
+
+    monkeypatch.setattr("lorascope.cli.progress.StudyProgress.show", terminate)
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
+    check_interrupted(ended.code, ended.out, ended.err, tmp_path / "run")
+    assert reached == ["the first is noted"]
+
+
+def test_an_interrupted_study_ends_with_the_adapters_of_one_left_alone(
+    cli, study_file, model_directory, tmp_path, monkeypatch
+):
+    # Which path of frozen products is the fastest may change between two runs; in float64 there is one.
+    path = study_file(base={"model": str(model_directory("bert")), "dtype": "float64"})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lorascope.cli.progress.StudyProgress.show",
+            lambda self, event: os.kill(os.getpid(), signal.SIGINT) if type(event).__name__ == "StepResult" else None,
+        )
+        assert cli("run", path, "--out", tmp_path / "run").code == 130
+    ended = cli("run", path, "--out", tmp_path / "run", "--resume", "--checkpoint-seconds", 0)
+    assert ended.code == 0, ended.err
+    assert cli("run", path, "--out", tmp_path / "whole").code == 0
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "trials").rglob("*.*"))
+    assert len([file for file in files if file.name == "adapter_model.safetensors"]) == 2
+    assert all((tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes() for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not part of a source distribution")
+def test_a_study_killed_at_random_moments_differs_in_nothing():
+    command = [sys.executable, "-m", "benchmarks.kill", "--kills", "4", "--per-study", "4", "--set", "seeds=[1]"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout[ended.stdout.index("{") :])["differences"] == []
 
 
 def test_a_killed_study_is_resumed(cli, study_file, process, tmp_path):
@@ -644,3 +691,89 @@ def test_a_budget_that_is_none_is_refused_and_one_too_short_leaves_trials_planne
     assert ended.code == 0
     assert {trial["status"] for trial in document["trials"]} <= {"planned", "interrupted"}
     assert [warning["count"] for warning in document["warnings"] if warning["kind"] == "budget"] == [2]
+
+
+CONTROLLED = {
+    "design": {"kind": "ablation", "over": {"r": [1, 2]}},
+    "controls": [{"method": "full", "learning_rate": [1.0e-3, 1.0e-4]}, {"method": "head"}],
+    "seeds": [1, 2],
+}
+
+
+def test_a_plan_drops_what_a_budget_does_not_hold_with_all_its_seeds_and_says_why(cli, study_file):
+    path = study_file(**CONTROLLED)
+    whole = json.loads(cli("plan", path, "--json").out)
+    assert (whole["dropped"], len(whole["trials"])) == ([], 12)
+    assert whole["train_seconds_total"] == pytest.approx(sum(trial["train_seconds"] for trial in whole["trials"]), rel=1e-6)
+    assert whole["speedup"] == {"value": 1.0, "measured_cohorts": 0}
+    largest = max(trial["memory_bytes"] for trial in whole["trials"])
+    tight = json.loads(cli("plan", path, "--memory", f"{largest / 1e3 - 0.5:.1f}KB", "--json").out)
+    full = [trial["trial"] for trial in whole["trials"] if trial["config"]["method"] == "full"]
+    assert [one["trial"] for one in tight["dropped"]] == full
+    assert all(one["reason"].startswith("needs about ") for one in tight["dropped"])
+    assert tight["train_seconds_total"] < whole["train_seconds_total"]
+    none = json.loads(cli("plan", path, "--budget", "0.0000001s", "--json").out)
+    assert [one["trial"] for one in none["dropped"]] == [trial["trial"] for trial in whole["trials"]]
+    assert all("of the budget are left" in one["reason"] for one in none["dropped"])
+    text = cli("plan", path, "--budget", "1h").out
+    assert "training of 12 trials: about" in text
+    assert "assumed: none was measured" in text
+    assert cli("plan", path, "--budget", "soon").code == cli("plan", path, "--memory", "much").code == 2
+
+
+def test_controls_and_factors_are_part_of_the_results_and_correct_the_next_plan(cli, study_file, tmp_path):
+    path = study_file(**CONTROLLED)
+    ran = cli("run", path, "--out", tmp_path / "run", "--json")
+    document = json.loads(ran.out)
+    assert {trial["status"] for trial in document["trials"]} == {"done"}
+    assert document["controls"] == json.loads(cli("results", tmp_path / "run", "--json").out)["controls"]
+    assert {one["against"] for one in document["controls"]["shortfalls"]} == {"full", "head"}
+    tried = document["controls"]["methods"]["full"]["tried"]
+    assert [one["learning_rate"] for one in tried] == [1e-3, 1e-4]
+    assert [row["factor"] for row in document["ablation"]["rows"]] == ["baseline", "r", "r"]
+    text = cli("results", tmp_path / "run").out
+    assert "one factor at a time" in text
+    assert "shortfall against controls" in text
+    assert "the split that is reported" in text
+    plan = json.loads(cli("plan", path, "--out", tmp_path / "run", "--json").out)
+    assert plan["train_seconds_from"] == "12 measured in an earlier run"
+    assert plan["speedup"]["measured_cohorts"] == 1
+    epochs = 2  # what the study file says
+    for planned, trial in zip(plan["trials"], document["trials"], strict=True):
+        assert planned["train_seconds"] == pytest.approx(epochs * trial["solo_train_seconds_per_epoch"], rel=1e-6)
+
+
+def test_a_run_within_a_bound_on_memory_leaves_out_what_needs_more(cli, study_file, tmp_path):
+    path = study_file(design={"kind": "list", "trials": [{}]}, controls=[{"method": "full"}, {"method": "head"}])
+    planned = json.loads(cli("plan", path, "--json").out)["trials"]
+    largest = max(trial["memory_bytes"] for trial in planned)
+    ran = cli("run", path, "--out", tmp_path / "run", "--memory", f"{largest / 1e3 - 0.5:.1f}KB", "--json")
+    assert {trial["config"]["method"] for trial in json.loads(ran.out)["trials"]} == {"lora", "head"}
+    (full,) = [trial["trial"] for trial in planned if trial["config"]["method"] == "full"]
+    assert f"dropped: {full.rpartition('-s')[0]}: needs about" in ran.err
+    nothing = cli("run", path, "--out", tmp_path / "other", "--memory", "1KB")
+    assert nothing.code == 2
+    assert nothing.err.splitlines()[-1].startswith("lorascope: --memory: every trial needs more; ")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_packed_base_has_no_full_fine_tuning(cli, study_file):
+    path = study_file(controls=[{"method": "full", "quantization": "nf4"}])
+    ended = cli("plan", path)
+    assert ended.code == 2
+    assert "method full trains the base's weights, which nf4 packs into 4 bits" in ended.err
+
+
+def test_a_run_is_tracked_where_it_is_asked_for(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorboard", "--json")
+    assert ended.code == 0
+    trials = {trial["trial"] for trial in json.loads(ended.out)["trials"]}
+    assert {path.parent.name for path in (tmp_path / "run" / "tensorboard").glob("*/events.out.tfevents.*")} == trials
+
+
+def test_an_unknown_tracker_is_named_before_anything_is_made(cli, study_file, tmp_path):
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--track", "tensorbord")
+    assert ended.code == 2
+    assert "--track" in ended.err
+    assert "tensorboard" in ended.err
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """A running study on a terminal and in a log."""
 
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -48,6 +49,12 @@ def shown(events, **options):
     return console.file.getvalue(), progress
 
 
+@pytest.fixture
+def _no_time_passes(monkeypatch):
+    monkeypatch.setattr("lorascope.cli.progress.time.monotonic", lambda: 100.0)
+
+
+@pytest.mark.usefixtures("_no_time_passes")
 def test_a_log_has_plain_lines():
     text, _ = shown(EVENTS)
     assert text.isascii()
@@ -57,9 +64,9 @@ def test_a_log_has_plain_lines():
         "warning (truncated): 1 [odd] example was cut",
         "cohort c1: 2 trials, 4 steps, about 3 MiB",
         "a alone: 1.0 s an epoch, 1 MiB",
-        "step 1/4, 400 examples/s, 0.0 s left in this cohort, loss 0.5000 0.5000",
+        "step 1/4, 400 examples/s, 0.0 s left in this cohort, 0.1 s in all, loss 0.5000 0.5000",
         "b-s1 diverged: loss is [nan] (1/3)",
-        "step 4/4, 200 examples/s, 0.0 s left in this cohort, loss 3.5000",
+        "step 4/4, 200 examples/s, 0.0 s left in this cohort, 0.0 s in all, loss 3.5000",
         "classifying: 4 examples",
         "a-s1 done: accuracy 0.7500 (2/3)",
         "cohort c2: 1 trial, 4 steps",
@@ -85,6 +92,25 @@ def test_a_cohort_that_starts_again_is_not_counted_twice():
     _, progress = shown(again, force_terminal=True)
     study = progress._progress.tasks[0]
     assert (study.completed, study.total) == (10, 10)
+
+
+def test_the_time_left_is_that_of_measured_steps_and_of_what_trials_took_besides(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr("lorascope.cli.progress.time.monotonic", lambda: now[0])
+
+    def slow(number, names, seconds):
+        return replace(step(number, names), seconds=seconds)
+
+    _, progress = shown([StudyStarted(TASK, 3, 3, 12), CohortStarted("c1", ("a-s1", "b-s1"), 4)])
+    assert progress._study_left() is None
+    progress.show(slow(0, ["a-s1", "b-s1"], 3.0))
+    assert progress._study_left() == pytest.approx((12 - 2) * 1.5)
+    for number in (1, 2, 3):
+        progress.show(slow(number, ["a-s1", "b-s1"], 1.0))
+    now[0] += 6.0 + 8.0  # 8 seconds of it for other things than steps
+    progress.show(TrialEnded("a-s1", "done", {}))
+    progress.show(TrialEnded("b-s1", "done", {}))
+    assert progress._study_left() == pytest.approx(4 * 6.0 / 8 + 8.0 / 2)
 
 
 def test_the_display_ends_with_an_error():

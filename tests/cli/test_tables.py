@@ -179,3 +179,65 @@ def test_a_number_is_shown_whole_or_its_column_is_named_as_left_out(width):
             assert (f"{value:.4f}" in part) != (name in left_out)
     assert "01234561-s42" in main
     assert "query" in main
+
+
+def test_what_is_dropped_is_said_once_for_each_reason():
+    dropped = [
+        {"trial": f"{name}-s{seed}", "reason": why} for name, why in (("a", "x"), ("b", "y"), ("c", "x")) for seed in (1, 2)
+    ]
+    assert tables.dropped_lines(dropped) == ["dropped: a, c: x", "dropped: b: y"]
+
+
+def test_a_trial_without_an_adapter_shows_none_of_its_defaults():
+    other = {**CONFIG, "method": "full", "targets": [], "lora_dropout": 0.0}
+    text = printed(
+        tables.print_results, [row(1, config={**CONFIG, "method": "lora", "lora_dropout": 0.1}), row(2, config=other)]
+    )
+    cells = next(line for line in text.splitlines() if "01234562" in line).split("│")
+    assert [cell.strip() for cell in cells[3:8]] == ["–", "–", "–", "full", "–"]
+
+
+SHORT = {"num_seeds": 2, "num_trials": 3, "configuration": "cafe0123", "interval": (0.85, 0.95), "mean": 0.9}
+CONTROLS = {
+    "metric": "accuracy", "margin_percent": 3.0, "chosen_on": "the mean over seeds on validation",
+    "methods": {
+        "full": {"chosen": {**SHORT, "learning_rate": 1e-4}, "tried": [{}, {}], "at_edge": True},
+        "head": {"chosen": None, "tried": [{}], "at_edge": False},
+    },
+    "shortfalls": [
+        {**SHORT, "config": CONFIG, "against": "full", "shortfall": 0.02, "interval_of_shortfall": (0.0, 0.04), "percent": 2.2,
+         "within_margin": True},
+        {**SHORT, "config": {**CONFIG, "r": 4}, "against": "full", "shortfall": None, "interval_of_shortfall": None,
+         "percent": None, "within_margin": None},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_controls_say_how_they_were_chosen_and_what_adapters_lack(width):
+    console = Console(file=StringIO(), width=width)
+    tables.print_controls(console, {"study": "s", "controls": CONTROLS})
+    text = " ".join(console.file.getvalue().split())
+    assert (
+        "full: accuracy 0.9000 ± 0.0500 over 2 seeds at learning rate 0.0001, the best of 2 configurations; it is the" in text
+    )
+    assert "head: no configuration has a score with every seed" in text
+    assert "│ +0.0200 ± 0.0200 │ +2.20 │ yes │" in text
+    assert "│ – │ – │ – │" in text
+    assert "a control is the best by the mean over seeds on validation" in text
+    tables.print_controls(console, {"study": "s"})
+    assert " ".join(console.file.getvalue().split()) == text
+
+
+def test_an_ablation_is_shown_with_its_intervals():
+    rows = [
+        {**SHORT, "factor": "baseline", "value": None, "delta": None, "delta_interval": None},
+        {**SHORT, "factor": "r", "value": 4, "configuration": "other", "delta": -0.01, "delta_interval": (-0.03, 0.01)},
+        {**SHORT, "factor": "targets", "value": ["query"], "delta": None, "delta_interval": None},
+    ]
+    console = Console(file=StringIO(), width=100)
+    ablation = {"metric": "accuracy", "confidence": 0.95, "rows": rows}
+    tables.print_ablation(console, {"study": "s", "ablation": ablation})
+    text = " ".join(console.file.getvalue().split())
+    assert "│ r │ 4 │ 0.9000 ± 0.0500 │ -0.0100 ± 0.0200 │ 2 of 3 │" in text
+    assert text.count("│ baseline │") == 3  # the first row's name, and two values that are the baseline's own

@@ -313,3 +313,39 @@ def test_memory_that_runs_out_while_training_is_told_and_stored(
     )  # fmt: skip
     assert plans_of(tmp_path / "run")["c1"]["micro_batch_size"] == 2
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
+def test_each_full_fine_tuning_is_a_group_of_its_own_behind_those_that_share_its_base(make_study):
+    trials = [{"method": "full"}, {}, {"dtype": "bfloat16"}, {"method": "full", "dtype": "bfloat16"}, {"method": "head"}]
+    study = make_study("bert", trials, [1, 2])
+    expanded = expand(study)
+    groups = form_groups(expanded, find_impossible(study, read_task(study.task), expanded))
+    assert [(len(group.trials), group.trials[0].adapter.method, group.trials[0].base.dtype) for group in groups] == [
+        (4, "lora", "float32"),
+        (1, "full", "float32"),
+        (1, "full", "float32"),
+        (2, "lora", "bfloat16"),
+        (1, "full", "bfloat16"),
+        (1, "full", "bfloat16"),
+    ]
+
+
+def test_a_full_fine_tunings_memory_is_measured_before_it_runs(prepared):
+    _, base, task, kernels, groups = prepared("bert", [{"method": "full"}])
+    (cohort,) = cut_group(groups[0], base, task.train, kernels, 1)
+    assert cohort.changes == ()
+    assert cohort.forecast.state_bytes == (16 + 5) * sum(parameter.numel() for parameter in base.model.parameters())
+    assert cohort.predicted_peak_bytes > cohort.forecast.before_bytes + cohort.forecast.state_bytes
+
+
+def test_a_bound_on_memory_makes_cohorts_smaller(prepared, monkeypatch):
+    pretend(monkeypatch, 2**40)
+    _, base, task, kernels, groups = prepared("bert", [{"r": r} for r in range(1, 9)], train={"max_steps": 2})
+    (unbound,) = cut_group(groups[0], base, task.train, kernels, 1)
+    forecast = unbound.forecast
+    bound = (forecast.peak_bytes(3) + forecast.peak_bytes(4)) // 2
+    cohorts = cut_group(groups[0], base, task.train, kernels, 1, most_bytes=bound)
+    assert 2 <= len(cohorts[0].trials) < 8 == sum(sizes(cohorts))
+    assert all(cohort.predicted_peak_bytes <= bound for cohort in cohorts)
+    assert planner.packed_weights_budget("cpu", 1) == 0
+    assert planner.packed_weights_budget("cpu", 2**50) == planner.packed_weights_budget("cpu") > 0

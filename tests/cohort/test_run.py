@@ -535,3 +535,61 @@ def test_an_evaluation_in_smaller_batches_is_named(make_study, carry_out, tmp_pa
     notices = [event.notice for event in events if isinstance(event, Warned)]
     assert [one.where for one in notices if one.kind == "memory"] == ["evaluate.batch_tokens"]
     assert any(f"batches of {half} tokens" in one.message for one in notices)
+
+
+def test_full_fine_tuning_is_a_trial_of_the_same_study(make_study, carry_out, rows_of, losses_of, tmp_path):
+    full = {"method": "full", "learning_rate": 1e-3}
+    carry_out(make_study("bert", [{}, full, {"method": "head"}], [1, 2]), tmp_path / "run")
+    rows = {(row.config["method"], row.seed): row for row in rows_of(tmp_path / "run")}
+    assert {row.status for row in rows.values()} == {"done"}
+    assert len({row.base_checksum for row in rows.values()}) == len({row.data_checksum for row in rows.values()}) == 1
+    for seed in (1, 2):
+        row = rows["full", seed]
+        assert (row.adapter, row.trainable_params) == (None, row.total_params)
+        assert row.total_params == row.peft_total_params > rows["lora", seed].trainable_params
+        assert {"accuracy", "eval_loss"} <= set(row.metrics)
+        assert min(row.solo_peak_memory_bytes, row.solo_train_seconds_per_epoch, row.train_seconds) > 0
+        assert [path.name for path in (tmp_path / "run" / "trials" / row.trial).iterdir()] == ["predictions.jsonl"]
+        # The warm-up's first rate is 0, and head and batches are those of its seed.
+        losses = losses_of(tmp_path / "run")
+        assert losses[row.trial][:2] == pytest.approx(losses[rows["head", seed].trial][:2], rel=1e-5)
+        assert losses[row.trial][2:] != pytest.approx(losses[rows["head", seed].trial][2:], rel=1e-4)
+    assert len({rows["full", seed].cohort for seed in (1, 2)} - {rows["lora", 1].cohort}) == 2
+    with Store.open(tmp_path / "run") as store:
+        (notice,) = [row for row in store.warnings() if row["kind"] == "full"]
+        assert notice["message"] == "2 trials train the whole base one at a time; their scores are kept, their weights are not"
+        assert all(plan["forecast"]["state_bytes"] > 0 for plan in store.cohorts().values())
+    carry_out(make_study("bert", [{}, {"method": "head"}], [1, 2]), tmp_path / "without")
+    without = losses_of(tmp_path / "without")
+    assert {name: losses[name] for name in without} == without
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("t5", "float32"), ("qwen2", "bfloat16")])
+def test_full_fine_tuning_answers_questions(family, dtype, make_study, carry_out, rows_of, tmp_path):
+    base = {"dtype": dtype}
+    study = make_study(family, [{"method": "full"}], task="squad", train={"max_steps": 3}, base=base, adapter={"targets": []})
+    events = carry_out(study, tmp_path / "run")
+    (row,) = rows_of(tmp_path / "run")
+    assert (row.status, row.adapter, row.error) == ("done", None, None)
+    assert {"exact_match", "f1", "perplexity"} <= set(row.metrics)
+    (warned,) = [event for event in events if isinstance(event, Warned) and event.notice.kind == "full"]
+    assert ("in float32, though the base is bfloat16," in warned.notice.message) == (dtype == "bfloat16")
+
+
+def test_a_full_fine_tuning_that_diverges_leaves_the_base_as_it_was(make_study, carry_out, rows_of, tmp_path):
+    study = make_study("bert", [{"method": "full", "learning_rate": 1e30}, {"method": "full", "learning_rate": 1e-3}])
+    carry_out(study, tmp_path / "run")
+    assert [row.status for row in rows_of(tmp_path / "run")] == ["diverged", "done"]
+
+
+def test_an_interrupted_full_fine_tuning_ends_with_the_same_numbers(make_study, carry_out, rows_of, losses_of, tmp_path):
+    study = make_study("bert", [{"method": "full", "learning_rate": 1e-3}])
+    carry_out(study, tmp_path / "whole")
+    for event in (events := run_study(study, expand(study), tmp_path / "run", checkpoint_seconds=0)):
+        if isinstance(event, StepResult) and event.step == 4:
+            events.close()
+    assert [row.status for row in rows_of(tmp_path / "run")] == ["interrupted"]
+    again = carry_out(study, tmp_path / "run", resume=True)
+    assert next(event.step for event in again if isinstance(event, StepResult)) == 5
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "run")[0].metrics == rows_of(tmp_path / "whole")[0].metrics

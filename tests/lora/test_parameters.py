@@ -113,3 +113,16 @@ def test_a_stack_that_trains_nothing_has_rows_without_numbers():
     parameters.mask_gradients()
     parameters.keep([1])
     assert parameters.values_NP.shape == (1, 0)
+
+
+def test_state_goes_into_another_matrix_in_place_and_only_where_it_fits():
+    source, target = three_slots(), three_slots()
+    source.values_NP += 3.0
+    source.first_moment_NP.fill_(2.0)
+    source.second_moment_NP.fill_(4.0)
+    target.load_state(source.state(with_moments=True).items())
+    assert torch.equal(target["w"][1], values(10, 2, 3) + 3.0)
+    assert (target.first_moment_NP.unique().tolist(), target.second_moment_NP.unique().tolist()) == ([2.0], [4.0])
+    assert list(source.state(with_moments=False)) == ["values"]
+    with pytest.raises(ValueError, match=r"values is torch.float64 \(2, 8\), not torch.float64 \(3, 8\)"):
+        target.load_state([("values", source.values_NP[:2])])

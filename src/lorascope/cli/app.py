@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +36,11 @@ from lorascope.config import (
     Study,
     TaskConfig,
     TaskType,
+    TrackingConfig,
     TrialConfig,
     load_study,
     parse_duration,
+    parse_memory,
     parse_override,
     validate,
 )
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from lorascope.cohort.proposals import Proposer
     from lorascope.plan import Cost, Workload
     from lorascope.search import Search
-    from lorascope.store import Store
+    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -66,6 +69,9 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file
 Adapters = Annotated[
     list[Path] | None,
     typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
 ]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the trials, from 1.")]
 
@@ -128,11 +134,18 @@ def plan(
     study_file: StudyFile,
     overrides: Override = None,
     shard: Shard = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that the study may take, e.g. 2h.")] = None,
+    memory: Memory = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trials of a study: exact parameters, estimated memory and time, what will not fit and why."""
+    """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
     study, trials = _study_and_trials(study_file, overrides, shard, None)
-    document = _planned(study, trials)
+    seconds = None if budget is None else parse_duration(budget)
+    most_bytes = None if memory is None else parse_memory(memory)
+    document = _planned(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
     if as_json:
         print_json(document)
     else:
@@ -148,6 +161,7 @@ def run(
     shard: Shard = None,
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
+    memory: Memory = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
     checkpoint_seconds: Annotated[
         float | None,
@@ -157,6 +171,9 @@ def run(
         str | None, typer.Option(metavar="TIME", help="Begin no cohort that would not end in so much time: 90s, 30m, 1h30m.")
     ] = None,
     allow: Allow = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -166,14 +183,20 @@ def run(
     seconds = None if budget is None else parse_duration(budget)
     started = time.monotonic()
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    if track:
+        to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
+        study = study.model_copy(update={"tracking": validate(TrackingConfig, to, "--track")})
     if allow:
         permitted = study.task.model_copy(update={"allow": list(dict.fromkeys([*study.task.allow, *allow]))})
         study = study.model_copy(update={"task": permitted})
+    directory = out or Path("runs") / study.name
+    most_bytes = None if memory is None else parse_memory(memory)
     if dry_run:
-        document = _planned(study, trials)
+        document = _planned(study, trials, directory, seconds, most_bytes)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
-    directory = out or Path("runs") / study.name
+    if most_bytes is not None and isinstance(trials, list):
+        trials = _fitting(study, trials, directory, most_bytes)
     document = run_and_report(
         study,
         trials,
@@ -181,6 +204,7 @@ def run(
         resume=resume,
         slots=slots,
         device=device,
+        most_bytes=most_bytes,
         checkpoint_seconds=checkpoint_seconds,
         budget_seconds=None if seconds is None else seconds - (time.monotonic() - started),
         part=None if shard is None else parse_shard(shard),
@@ -348,6 +372,7 @@ def run_and_report(
     resume: bool = False,
     slots: int | None = None,
     device: str | None = None,
+    most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
     budget_seconds: float | None = None,
     part: tuple[int, int] | None = None,
@@ -360,10 +385,9 @@ def run_and_report(
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
     """
-    from lorascope.cohort.budget import Budget
+    from lorascope.cohort.deadline import Deadline
     from lorascope.store import Store
 
-    budget = None if budget_seconds is None else Budget(budget_seconds)
     chosen = _device(device)
     if not resume:
         Store.refuse_existing(directory)
@@ -379,8 +403,9 @@ def run_and_report(
             resume=resume,
             most_slots=slots,
             device=chosen,
+            most_bytes=most_bytes,
             checkpoint_seconds=checkpoint_seconds,
-            budget=budget,
+            deadline=None if budget_seconds is None else Deadline(budget_seconds),
         )
     )
     if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
@@ -401,14 +426,14 @@ def _show(running: Events) -> None:
     """
     from lorascope.cli.progress import StudyProgress
 
-    with StudyProgress(stderr()) as progress:
-        with _deferred_signals() as interrupted, closing(running) as events:
+    with StudyProgress(stderr()) as progress, closing(running) as events:
+        for event in islice(events, 1):
+            progress.show(event)  # until then there is nothing to save
+        with _deferred_signals() as interrupted:
             for event in events:
                 progress.show(event)
                 if interrupted():
-                    break
-        if interrupted():
-            raise KeyboardInterrupt
+                    raise KeyboardInterrupt
 
 
 def _proposer(study: Study) -> Search | None:
@@ -420,15 +445,20 @@ def _proposer(study: Study) -> Search | None:
     return proposer(study)
 
 
-def _planned(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
+def _planned(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
     """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
     search = _proposer(study)
     if search is None or not isinstance(trials, list):
-        return _plan_document(study, trials)
+        return _plan_document(study, trials, directory, budget_seconds, most_bytes)
     shown = [*trials, *search.propose([])]
-    document = _plan_document(study, [*shown, *search.foreseen()])
-    extremes = document["trials"][len(shown) :]
-    document["trials"] = document["trials"][: len(shown)]
+    document = _plan_document(study, shown, directory, budget_seconds, most_bytes)
+    extremes = _plan_document(study, search.foreseen(), directory)["trials"]
     by_cost = sorted(extremes, key=lambda row: (row["train_seconds"] or 0.0, row["trainable_params"]))
     document["search"] = {
         "over": study.model_dump(mode="json", by_alias=True)["design"]["over"],
@@ -447,14 +477,18 @@ def _results(
     """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
     from lorascope.attribution.document import shapley_document
     from lorascope.compare import comparisons
-    from lorascope.store import results_document
+    from lorascope.effects import ablation_document, controls_document
+    from lorascope.store import merge_results, results_document
 
-    return {
-        **results_document(stores),
+    study, rows = stores[0].study, merge_results(stores)
+    found = {
         "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
         "shapley": shapley_document(stores),
+        "ablation": ablation_document(study, rows),
+        "controls": controls_document(study, rows),
         **_search_document(stores),
     }
+    return results_document(stores) | {name: document for name, document in found.items() if document is not None}
 
 
 def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
@@ -513,29 +547,85 @@ def _study_and_trials(
     return study, trials
 
 
-def _plan_document(study: Study, trials: list[TrialConfig] | Proposer) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones."""
+def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_bytes: int) -> list[TrialConfig]:
+    """The trials that the memory is enough for; the others are named on stderr.
+
+    Raises:
+        UsageError: none is left.
+    """
+    document = _plan_document(study, trials, directory, most_bytes=most_bytes)
+    for line in tables.dropped_lines(document["dropped"]):
+        stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+    names = {one["trial"] for one in document["dropped"]}
+    left = [trial for trial in trials if trial.trial not in names]
+    if not left:
+        raise UsageError("every trial needs more", where="--memory", fix="allow more, or choose a smaller base or batch")
+    return left
+
+
+def _plan_document(
+    study: Study,
+    trials: list[TrialConfig] | Proposer,
+    directory: Path,
+    budget_seconds: float | None = None,
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
+    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones.
+
+    Times are corrected by what an earlier part of the study in ``directory`` measured.
+    """
     import psutil
 
+    from lorascope import budget
     from lorascope import plan as planning
 
     trials = trials if isinstance(trials, list) else trials.propose([])
     work, task_type, num_labels, reason = _workload(study)
-    memory = psutil.virtual_memory().available
-    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(trial.base.dtype for trial in trials)}
+    memory = min(psutil.virtual_memory().available, most_bytes or sys.maxsize)
+    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(map(planning.product_dtype, trials))}
     skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
     rows = []
     for trial in trials:
         if trial.base not in skeletons:
             skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
-        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[trial.base.dtype])
+        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[planning.product_dtype(trial)])
         rows.append(_plan_row(trial, cost, reason))
-    document: dict[str, Any] = {"study": study.name, "trials": rows}
+    measured = _measured_rows(directory)
+    source = budget.correct(rows, measured, work.num_examples)
+    prices = [
+        budget.Price(row["trial"], trial.configuration, row["train_seconds"], row["memory_bytes"], _stacks(trial))
+        for trial, row in zip(trials, rows, strict=True)
+    ]
+    speedup = budget.measured_speedup(measured)
+    ratio = budget.ASSUMED_SPEEDUP if speedup is None else speedup[0]
+    chosen = budget.select(prices, budget_seconds=budget_seconds, memory_bytes=most_bytes, speedup=ratio)
+    document: dict[str, Any] = {
+        "study": study.name,
+        "trials": rows,
+        "dropped": [{"trial": name, "reason": why} for name, why in chosen.dropped.items()],
+        "train_seconds_total": chosen.train_seconds,
+        "train_seconds_from": source,
+        "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
+    }
     if isinstance(study.design, ShapleyDesign):
         from lorascope.attribution.players import game_plan, read_game
 
         document["shapley"] = game_plan(read_game(study))
     return document
+
+
+def _stacks(trial: TrialConfig) -> bool:
+    return trial.adapter.method != "full" and trial.adapter.path is None
+
+
+def _measured_rows(directory: Path) -> list[TrialRow]:
+    """What an earlier part of the study knows; nothing where there is none."""
+    from lorascope.store import DATABASE, Store
+
+    if not (directory / DATABASE).is_file():
+        return []
+    with Store.open(directory) as store:
+        return store.trials()
 
 
 def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lorascope.config import AdapterConfig
+
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
 
+_ADAPTER_KEYS = frozenset(AdapterConfig.model_fields)
 # Words rather than numbers.
 _LEFT = ("trial", "status", "configuration", "against", "verdict")
 
@@ -50,9 +53,30 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
             reasons.setdefault(trial["reason"], []).append(trial["trial"])
     if "search" in document:
         _print_space(console, document["search"])
-    for reason, names in reasons.items():
-        who = "" if len(names) == len(trials) else f"{', '.join(names)}: "
-        console.print(f"{who}{reason}", markup=False, highlight=False, soft_wrap=True)
+    lines = [f"{'' if len(names) == len(trials) else ', '.join(names) + ': '}{reason}" for reason, names in reasons.items()]
+    for line in [*lines, *dropped_lines(document.get("dropped", ())), *_total_lines(document)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Reason by reason, the configurations that are dropped."""
+    reasons: dict[str, dict[str, None]] = {}
+    for one in dropped:
+        reasons.setdefault(one["reason"], {})[one["trial"].rpartition("-s")[0]] = None
+    return [f"dropped: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _total_lines(document: Mapping[str, Any]) -> list[str]:
+    """What training takes in all, and what that rests on."""
+    total = document.get("train_seconds_total")
+    if total is None:
+        return []
+    speedup = document["speedup"]
+    kept = counted(len(document["trials"]) - len(document["dropped"]), "trial")
+    cohorts = speedup["measured_cohorts"]
+    how = f"as measured on {counted(cohorts, 'cohort')}" if cohorts else "assumed: none was measured"
+    share = f"trials of one cohort together {speedup['value']:.2f} times as fast as one after the other ({how})"
+    return [f"training of {kept}: about {seconds_text(total)}; times {document['train_seconds_from']}; {share}"]
 
 
 def print_results(console: Console, document: Mapping[str, Any]) -> None:
@@ -75,6 +99,8 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
     print_comparisons(console, document)
     print_decodings(console, document)
+    print_ablation(console, document)
+    print_controls(console, document)
     if "search" in document:
         print_search(console, document)
     if "c_score" in metrics:
@@ -195,6 +221,73 @@ def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
     title = f"{document['study']}: {counted(len({one['label'] for _, one in rows}), 'decoding')}"
     dispensable = ("unfinished", *reversed(metrics))
     _print_table(console, title, columns, {"decoding"}, dispensable)
+
+
+def print_ablation(console: Console, document: Mapping[str, Any]) -> None:
+    """Factor by factor: the mean over seeds, and the difference to the baseline."""
+    ablation = document.get("ablation")
+    if ablation is None:
+        return
+    rows, metric = ablation["rows"], ablation["metric"]
+    columns = {
+        "factor": [row["factor"] for row in rows],
+        "value": ["" if row["factor"] == "baseline" else text_of(row["value"]) for row in rows],
+        metric: [mean_text(row["mean"], row["interval"]) for row in rows],
+        "Δ to baseline": [
+            "baseline"
+            if row["configuration"] == rows[0]["configuration"]
+            else mean_text(row["delta"], row["delta_interval"], "+")
+            for row in rows
+        ],
+        "seeds": [_seeds_text(row) for row in rows],
+    }
+    percent = f"{ablation['confidence']:.0%}"
+    _print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ())
+
+
+def print_controls(console: Console, document: Mapping[str, Any]) -> None:
+    """How far each adapter falls short of full fine-tuning, and of a head alone."""
+    controls = document.get("controls")
+    if controls is None:
+        return
+    metric, margin = controls["metric"], controls["margin_percent"]
+    for method, found in controls["methods"].items():
+        best = found["chosen"]
+        if best is None:
+            line = f"{method}: no configuration has a score with every seed, so there is nothing to hold adapters against"
+        else:
+            rates = counted(len(found["tried"]), "configuration")
+            edge = "; it is the first or last that was tried, a better one may lie beyond" if found["at_edge"] else ""
+            score = f"{metric} {mean_text(best['mean'], best['interval'])} over {counted(best['num_seeds'], 'seed')}"
+            line = f"{method}: {score} at learning rate {best['learning_rate']:g}, the best of {rates}{edge}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    rows = controls["shortfalls"]
+    if rows:
+        columns = {
+            "configuration": [row["configuration"] for row in rows],
+            **_config_columns(rows),
+            metric: [mean_text(row["mean"], row["interval"]) for row in rows],
+            "against": [row["against"] for row in rows],
+            "shortfall": [mean_text(row["shortfall"], row["interval_of_shortfall"], "+") for row in rows],
+            "%": ["–" if row["percent"] is None else f"{row['percent']:+.2f}" for row in rows],
+            f"within {margin:g} %": [{None: "–", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+        }
+        title = f"{document['study']}: shortfall against controls"
+        _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+    console.print(f"a control is the best by {controls['chosen_on']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _seeds_text(row: Mapping[str, Any]) -> str:
+    """``3``, or ``2 of 3`` where a trial has no score."""
+    return str(row["num_seeds"]) if row["num_seeds"] == row["num_trials"] else f"{row['num_seeds']} of {row['num_trials']}"
+
+
+def mean_text(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
+    """``0.9123 ± 0.0040``; no interval where there was one value."""
+    if value is None:
+        return "–"
+    half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.4f}"
+    return f"{value:{sign}.4f}{half}"
 
 
 def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
@@ -350,7 +443,13 @@ def _title(document: Mapping[str, Any]) -> str:
 
 def _config_columns(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     keys = varying_keys([trial["config"] for trial in trials])
-    return {key: [text_of(trial["config"].get(key)) for trial in trials] for key in keys}
+    return {key: [_config_text(trial["config"], key) for trial in trials] for key in keys}
+
+
+def _config_text(config: Mapping[str, Any], key: str) -> str:
+    """What a trial that has no adapter says of one is a default that acts on nothing."""
+    idle = key != "method" and key in _ADAPTER_KEYS and config.get("method", "lora") != "lora"
+    return text_of(None if idle else config.get(key))
 
 
 def _print_table(

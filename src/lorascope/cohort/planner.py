@@ -35,12 +35,14 @@ from lorascope.losses import follows_trees
 from lorascope.plan import (
     LOGIT_POSITIONS,
     STATE_BYTES,
+    STEP_BYTES,
     Load,
     check_lengths,
     largest_load,
     meta_model,
     parameters,
     position_bytes,
+    product_dtype,
     slot_of,
     token_bytes,
 )
@@ -156,12 +158,13 @@ def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], d
             check_lengths(study.task, study.evaluate, trial.base, generates=raw.generates)
         if trial.train.base_dropout:
             base_dropouts(skeletons[trial.base][0])
+        full = trial.adapter.method == "full"
         needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), memory_bytes(device)[1]
         if needed > there:
             raise ModelError(
                 f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
-                where=f"trial {trial.trial} (r {trial.adapter.r})",
-                fix="lower r or name fewer targets",
+                where=f"trial {trial.trial} ({'full' if full else f'r {trial.adapter.r}'})",
+                fix="choose a smaller base, or leave full fine-tuning out" if full else "lower r or name fewer targets",
             )
     return skeletons
 
@@ -174,16 +177,28 @@ def memory_bytes(device: str) -> tuple[int, int]:
     return memory.available, memory.total
 
 
-def packed_weights_budget(device: str) -> int:
-    """How many bytes of packed weights leave as much again for training."""
-    return int(memory_bytes(device)[0] * _MEMORY_SHARE / 2)
+def packed_weights_budget(device: str, most_bytes: int | None = None) -> int:
+    """How many bytes of packed weights leave as much again for training.
+
+    Args:
+        most_bytes: that the whole process may take at its peak.
+    """
+    free = memory_bytes(device)[0] * _MEMORY_SHARE
+    if most_bytes is not None:
+        free = min(free, max(0, most_bytes - MemoryMeter(torch.device(device)).peak_bytes()))
+    return int(free / 2)
 
 
 def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
-    """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated."""
+    """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated.
+
+    Full fine-tuning changes the base itself, so each such trial is a group of its own, after those that
+    share it.
+    """
     groups: dict[tuple[Any, ...], list[TrialConfig]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         settings = trial.train
+        trains_base = trial.adapter.method == "full"
         key = (
             _num_trained(trial, *skeletons[trial.base]) > 0,
             trial.base.model_dump_json(),
@@ -193,9 +208,12 @@ def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Gro
             settings.micro_batch_size,
             settings.max_steps,
             settings.base_dropout,
+            trial.trial if trains_base else None,
         )
         groups.setdefault(key, []).append(trial)
-    return [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+    found = [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+    bases = list(dict.fromkeys(group.trials[0].base for group in found))
+    return sorted(found, key=lambda group: (bases.index(group.trials[0].base), group.trials[0].adapter.method == "full"))
 
 
 def replay(
@@ -238,9 +256,19 @@ def replay(
 
 
 def cut_group(
-    group: Group, base: BaseModel, examples: Sequence[Example], kernels: Kernels, first: int, most_slots: int | None = None
+    group: Group,
+    base: BaseModel,
+    examples: Sequence[Example],
+    kernels: Kernels,
+    first: int,
+    most_slots: int | None = None,
+    most_bytes: int | None = None,
 ) -> list[Cohort]:
-    """Cut a group into cohorts that fit into memory, numbered from ``first``; a slot is measured on the base if it trains."""
+    """Cut a group into cohorts that fit into memory, numbered from ``first``; a slot is measured on the base if it trains.
+
+    Args:
+        most_bytes: that the whole process may take at its peak, by forecast; by default what is free.
+    """
     most = most_slots or _MOST_SLOTS
     settings = group.trials[0].train
     if not group.trains or settings.num_steps(len(examples)) == 0:
@@ -249,13 +277,13 @@ def cut_group(
     packs = follows_trees(base, examples)
     loads = _Loads(examples, settings, packs)
     one, notices = _measured(group.trials, 1, base, examples, loads)
-    num_slots, size = _fitting(group.trials, one, most, base, loads)
+    num_slots, size = _fitting(group.trials, one, most, base, loads, most_bytes)
     while num_slots > 1 and not notices:
         # Many slots leave more of the allocator's heap in pieces than one does.
         many, failed = _measured(group.trials, num_slots, base, examples, loads, size)
         if not failed and many.micro_batch_size == size:
             one = many
-            num_slots, size = _fitting(group.trials, one, num_slots, base, loads)
+            num_slots, size = _fitting(group.trials, one, num_slots, base, loads, most_bytes)
             break
         notices = failed
         num_slots //= 2
@@ -268,11 +296,18 @@ def cut_group(
 
 
 def _fitting(
-    trials: Sequence[TrialConfig], one: _One, most_slots: int, base: BaseModel, loads: _Loads
+    trials: Sequence[TrialConfig],
+    one: _One,
+    most_slots: int,
+    base: BaseModel,
+    loads: _Loads,
+    most_bytes: int | None,
 ) -> tuple[int, int | None]:
     """How many slots fit into memory, and the micro-batch with which they do."""
     settings, seeds = trials[0].train, [trial.seed for trial in trials]
     budget = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
+    if most_bytes is not None:
+        budget = min(budget, most_bytes - one.before_bytes)
     size = one.micro_batch_size
     while True:
         # Cut as for one slot, which is the coarsest: more share the cost of a pass, and are cut finer.
@@ -292,6 +327,8 @@ def envelope(slots: Sequence[Slot]) -> Slot:
     for placement in (placement for slot in slots for placement in slot.placements):
         known = placements.get(placement.target.key)
         placements[placement.target.key] = placement if known is None or placement.r > known.r else known
+    if slots[0].trains_base:
+        return slots[0]
     bias = max((slot.bias for slot in slots), key=_BIASES.index)
     return Slot("envelope", slots[0].seed, tuple(placements.values()), max(slot.dropout for slot in slots), bias)
 
@@ -330,7 +367,7 @@ def _measured(
     """
     widest = envelope([slot_of(trial, base.model, base.heads) for trial in trials])
     slots = [replace(widest, name=f"{widest.name} {index}", seed=trials[index].seed) for index in range(num_slots)]
-    settings, item = trials[0].train, torch.empty(0, dtype=base.model.dtype).element_size()
+    settings, item = trials[0].train, getattr(torch, product_dtype(trials[0])).itemsize
     logits = position_bytes(base.model, item)
     state = STATE_BYTES * count_trainable(base.model, widest, base.heads)
     expected = token_bytes(base.model, widest, item)
@@ -355,11 +392,16 @@ def _measured(
         return _One(MemoryMeter(base.device).peak_bytes(), state, expected, logits, size), (notice,)
     if seen.micro_batch_size != size:
         load, _ = loads.largest(seeds, seen.micro_batch_size, num_slots, weight)
-    margin = _HEAP_MARGIN if num_slots > 1 and base.device.type == "cpu" else 1.0
+    # The gradients of a whole base break the heap into pieces as several slots do, and its step comes on top.
+    trains_base = widest.trains_base
+    margin = _HEAP_MARGIN if (num_slots > 1 or trains_base) and base.device.type == "cpu" else 1.0
     taken = margin * (seen.peak_bytes - seen.before_bytes - _logit_bytes(num_slots, load.positions, logits))
     # Where the system's peak cannot be reset, nothing seems to be taken.
     per_token = max(taken / (num_slots * load.tokens), expected / 2)
-    return _One(seen.before_bytes - num_slots * state, state, per_token, logits, seen.micro_batch_size), ()
+    before = seen.before_bytes - num_slots * state
+    if trains_base:
+        state += STEP_BYTES * state // STATE_BYTES
+    return _One(before, state, per_token, logits, seen.micro_batch_size), ()
 
 
 class _Loads:

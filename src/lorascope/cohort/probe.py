@@ -22,7 +22,8 @@ from lorascope.config import TrainConfig
 from lorascope.data.packing import batch_order
 from lorascope.data.task import Example
 from lorascope.data.tree import sibling_groups
-from lorascope.lora.stack import Slot, Stack
+from lorascope.lora.full import installed
+from lorascope.lora.stack import Slot
 from lorascope.train import fitting_gradients, train
 
 _STEPS = 4
@@ -58,13 +59,14 @@ def measure_alone(base: BaseModel, slot: Slot, settings: TrainConfig, examples: 
     meter = MemoryMeter(base.device)
     seconds_per_token: list[float] = []
     for rows in [longest, *batches[: _STEPS - 1]]:
-        stack = Stack(base.model, [slot], base.heads, base.initial_head, settings.base_dropout)
+        stack = installed(base.model, [slot], base.heads, base.initial_head, settings.base_dropout)
         one_step = settings.model_copy(update={"max_steps": 1, "batch_size": len(rows)})
         try:
             for step in train(stack, base, [examples[row] for row in rows], {slot.name: one_step}):
                 seconds_per_token.append(step.seconds / step.num_tokens)
         finally:
             stack.detach()
+            del stack  # one that trains a whole base must not lie beside the next
     peak = meter.peak_bytes()
     epoch = median(seconds_per_token[1:]) * sum(example.num_tokens for example in examples)
     return SoloCost(epoch, len(examples) / epoch, peak)
@@ -78,7 +80,7 @@ def measure_footprint(
     steps: Sequence[Mapping[int, Sequence[int]]],
 ) -> Footprint:
     """Gradients of the steps' batches (rows by seed) in one stack: of the first to make what later ones find, then of all."""
-    stack = Stack(base.model, slots, base.heads, base.initial_head, settings.base_dropout)
+    stack = installed(base.model, slots, base.heads, base.initial_head, settings.base_dropout)
     size = settings.micro_batch_size
     try:
         _, size = fitting_gradients(stack, base, examples, steps[0], size, 0)

@@ -9,8 +9,8 @@ import gc
 import math
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 
 from lorascope import __version__
 from lorascope.base_model import BaseModel, hardware, load_base, load_tokenizer, read_config, task_type_of
-from lorascope.cohort.budget import Budget, within
 from lorascope.cohort.checkpoint import discard_ended
-from lorascope.cohort.events import Events, StudyStarted
+from lorascope.cohort.deadline import Deadline, within
+from lorascope.cohort.events import Event, Events, StudyStarted
 from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
 from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
+from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
@@ -33,6 +34,7 @@ from lorascope.errors import StoreError
 from lorascope.judge import Judge, load_judge
 from lorascope.losses import follows_trees
 from lorascope.store import Store
+from lorascope.tracking import check_installed
 
 
 def run_study(
@@ -44,8 +46,9 @@ def run_study(
     resume: bool = False,
     most_slots: int | None = None,
     device: str = "cpu",
+    most_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
-    budget: Budget | None = None,
+    deadline: Deadline | None = None,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
@@ -58,9 +61,10 @@ def run_study(
         first: trials that are carried out before those proposed, and that the proposer does not see.
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
+        most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
         checkpoint_seconds: see ``Checkpoints``.
-        budget: no cohort begins that would not end in time, and one that does not is interrupted at the deadline; what is left
-            stays ``planned``, and a warning says so.
+        deadline: no cohort begins that would not end in time, and one that does not is interrupted then; what is left stays
+            ``planned``, and a warning says so.
 
     Raises:
         CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
@@ -70,74 +74,107 @@ def run_study(
     if not resume:
         Store.refuse_existing(directory)
     check_kinds(study.task.allow)
+    check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
-    proposer = trials if isinstance(trials, Proposer) else None
     known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
     possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
     skeletons = find_impossible(study, raw, possible, device)
     steady_allocator()
-    loaded = known[0].base
-    base = load_base(loaded, raw.task_type, raw.labels, device)
-    task = _encoded(raw, base, study)
-    audited = _audit(study, possible, raw, task, base)
+    base = load_base(known[0].base, raw.task_type, raw.labels, device)
+    loaded = _Loaded(known[0].base, base, _encoded(raw, base, study))
+    audited = _audit(study, possible, raw, loaded.task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
-    pruner = trials if isinstance(trials, Pruner) else None
-    names = {trial.trial for trial in first}
-    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), base) as threads:
-        batches = [list(trials)] if not isinstance(trials, Proposer) else [list(first)] if first else []
-        kernels: Kernels | None = None
-        started = False
-        while True:
-            batch = batches.pop() if batches else []
-            of_pruner = None
-            if not batch and proposer is not None:
-                batch = proposer.propose([row for row in store.trials() if row.trial not in names])
-                of_pruner = pruner
-            if not batch:
-                return
+    del base  # ``loaded`` alone holds it: another may take its place
+    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), loaded.base) as threads:
+        limits = _Limits(device, most_slots, most_bytes)
+        tracking = open_tracking(store, study)
+        opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
+        opening += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
+        begun = False
+        for batch, pruner in _batches(store, trials, first):
+            task = loaded.task
             store.add_trials(batch)
             status = {row.trial: row.status for row in store.trials()}
             pending = [trial for trial in batch if status[trial.trial] not in FINAL]
             groups = form_groups(pending, {**skeletons, **find_impossible(study, raw, pending, device)})
-            trained = [trial for group in groups if group.trains for trial in group.trials]
-            trial_steps = sum(trial.train.num_steps(len(task.train)) for trial in trained)
-            if not started:
-                _check_unchanged(store, loaded, task, base, judge)
+            if not begun:
+                _check_unchanged(store, loaded.config, task, loaded.base, judge)
                 discard_ended(store, FINAL)
-            yield StudyStarted(task, len(batch), len(pending), trial_steps)
-            if not started:
-                _describe(store, task, base, judge)
-                notices = [*_notices(task, base, loaded), *audited]
-                yield from warn(store, [*notices, *_judge_notice(task, judge), *threads])
-                started = True
-            yield from warn(store, [*_dropout_notice(batch), *_warmup_notice(batch, len(task.train))])
+            trained = [trial for group in groups if group.trains for trial in group.trials]
+            yield StudyStarted(task, len(batch), len(pending), sum(one.train.num_steps(len(task.train)) for one in trained))
+            if not begun:
+                _describe(store, task, loaded.base, judge)
+            about = [*_dropout_notice(batch), *_full_notice(batch), *_warmup_notice(batch, len(task.train))]
+            yield from warn(store, about if begun else [*opening, *about])
+            begun = True
             for group in groups:
-                wanted = group.trials[0].base
-                if wanted != loaded:
-                    del base
-                    gc.collect()  # the earlier model goes before the next one comes
-                    base, loaded, kernels = load_base(wanted, raw.task_type, raw.labels, device), wanted, None
-                    # Another base has another tokenizer.
-                    task = _encoded(raw, base, study)
-                    yield from warn(store, _notices(task, base, loaded))
-                if kernels is None:
-                    kernels, changes = _prepare(store, base, loaded, task, device)
-                    yield from warn(store, changes)
-                cohorts = _plan(store, group, base, task, kernels, most_slots)
-                yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
-                for cohort in cohorts:
-                    course = run_cohort(store, study, task, base, cohort, judge, checkpoint_seconds, of_pruner)
-                    if budget is None:
+                for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)):
+                    course = run_cohort(store, study, loaded.task, loaded.base, cohort, judge, checkpoint_seconds, pruner)
+                    course = follow(course, store, tracking)
+                    if deadline is None:
                         yield from course
-                    elif not (yield from within(budget, course, cohort, task, of_pruner)):
-                        yield from warn(store, _left_over(store))
+                    elif not (yield from within(deadline, course, cohort, loaded.task, pruner)):
+                        yield from warn(store, _left_over(store, deadline))
                         return
 
 
-def _left_over(store: Store) -> list[Notice]:
+@dataclass
+class _Loaded:
+    """The base in memory, the task in its tokens, and what it computes with; kernels None before they were chosen."""
+
+    config: BaseModelConfig
+    base: BaseModel
+    task: Task
+    kernels: Kernels | None = None
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Where a cohort runs, and the most slots and bytes that it may have."""
+
+    device: str
+    most_slots: int | None
+    most_bytes: int | None
+
+
+def _batches(
+    store: Store, trials: Sequence[TrialConfig] | Proposer, first: Sequence[TrialConfig]
+) -> Iterator[tuple[list[TrialConfig], Pruner | None]]:
+    """The trials to carry out next, and what prunes them: all at once, or as long as more are proposed."""
+    if not isinstance(trials, Proposer):
+        yield list(trials), None
+        return
+    if first:
+        yield list(first), None
+    names = {trial.trial for trial in first}
+    while batch := trials.propose([row for row in store.trials() if row.trial not in names]):
+        yield batch, trials if isinstance(trials, Pruner) else None
+
+
+def _cohorts(
+    store: Store, study: Study, raw: RawTask, group: Group, loaded: _Loaded, limits: _Limits
+) -> Generator[Event, None, list[Cohort]]:
+    """The group's cohorts, with its base in memory and that base's kernels chosen."""
+    wanted = group.trials[0].base
+    if wanted != loaded.config:
+        del loaded.base
+        gc.collect()  # the earlier model goes before the next one comes
+        loaded.base = load_base(wanted, raw.task_type, raw.labels, limits.device)
+        # Another base has another tokenizer.
+        loaded.config, loaded.kernels, loaded.task = wanted, None, _encoded(raw, loaded.base, study)
+        yield from warn(store, _notices(loaded.task, loaded.base, wanted))
+    if loaded.kernels is None:
+        loaded.kernels, changes = _prepare(store, loaded.base, wanted, loaded.task, limits.device, limits.most_bytes)
+        yield from warn(store, changes)
+    cohorts = _plan(store, group, loaded.base, loaded.task, loaded.kernels, limits.most_slots, limits.most_bytes)
+    yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
+    return cohorts
+
+
+def _left_over(store: Store, deadline: Deadline) -> list[Notice]:
     """What the budget did not suffice for."""
     left = sum(row.status in ("planned", "interrupted") for row in store.trials())
-    message = f"the budget of time ends the study: {left} of its trials are left; go on with --resume"
+    message = f"the budget of {deadline.seconds:.0f} s ends the study: {left} of its trials are left; go on with --resume"
     return [Notice("budget", left, "--budget", message)]
 
 
@@ -163,9 +200,11 @@ def _audit(study: Study, trials: Sequence[TrialConfig], raw: RawTask, task: Task
     return list(dict.fromkeys(notice for each in found for notice in each.notices()))
 
 
-def _prepare(store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str) -> tuple[Kernels, list[Notice]]:
+def _prepare(
+    store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str, most_bytes: int | None
+) -> tuple[Kernels, list[Notice]]:
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
-    kernels, notices = install_kernels(base, packed_weights_budget(device), _kernels(store, config))
+    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), _kernels(store, config))
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
@@ -177,7 +216,15 @@ def _kernels(store: Store, config: BaseModelConfig | None = None) -> dict[str, A
     return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)
 
 
-def _plan(store: Store, group: Group, base: BaseModel, task: Task, kernels: Kernels, most_slots: int | None) -> list[Cohort]:
+def _plan(
+    store: Store,
+    group: Group,
+    base: BaseModel,
+    task: Task,
+    kernels: Kernels,
+    most_slots: int | None,
+    most_bytes: int | None,
+) -> list[Cohort]:
     """The group's cohorts, stored before the first step: those of an earlier part of the study, and new ones for the rest."""
     packs = group.trains and follows_trees(base, task.train)
     stored = {name: plan for name, plan in store.cohorts().items() if len(plan["trials"]) <= (most_slots or math.inf)}
@@ -188,7 +235,8 @@ def _plan(store: Store, group: Group, base: BaseModel, task: Task, kernels: Kern
     planned = {trial.trial for cohort in cohorts for trial in cohort.trials}
     left = tuple(trial for trial in group.trials if trial.trial not in planned)
     if left:
-        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, _next_cohort(store), most_slots)
+        first = _next_cohort(store)
+        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, first, most_slots, most_bytes)
         for cohort in fresh:
             store.set_cohort(cohort.name, cohort.record())
         cohorts += fresh
@@ -233,6 +281,14 @@ def _dropout_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
     count = sum(trial.train.base_dropout for trial in trials)
     message = f"in {count} trials the base model's dropout acts, but not on attention probabilities"
     return [Notice("base_dropout", count, "train.base_dropout", message)] if count else []
+
+
+def _full_notice(trials: Sequence[TrialConfig]) -> list[Notice]:
+    """What full fine-tuning leaves behind, and what its numbers are."""
+    full = [trial for trial in trials if trial.adapter.method == "full"]
+    dtype = " in float32, though the base is bfloat16," if any(trial.base.dtype == "bfloat16" for trial in full) else ""
+    message = f"{len(full)} trials train the whole base{dtype} one at a time; their scores are kept, their weights are not"
+    return [Notice("full", len(full), "adapter.method", message)] if full else []
 
 
 def _warmup_notice(trials: Sequence[TrialConfig], num_examples: int) -> list[Notice]:

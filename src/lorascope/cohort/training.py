@@ -25,6 +25,7 @@ from lorascope.data.task import Notice, Task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
 from lorascope.evaluate import Decoded, Evaluation, evaluate
 from lorascope.judge import Judge
+from lorascope.lora.full import installed
 from lorascope.lora.peft_io import read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.plan import parameters, slot_of
@@ -131,7 +132,7 @@ def _cohort_events(
     meter = MemoryMeter(base.device)
     imported = cohort.trials[0].adapter.path
     if imported is None:
-        stack = Stack(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
+        stack = installed(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
     else:
         stack = stack_saved(base, read_adapter(imported, slots[0].name), imported)
     try:
@@ -147,6 +148,8 @@ def _cohort_events(
             checkpoints.discard()
             return
         evaluations = yield from evaluate(stack, base, task, study.evaluate, judge)
+        if cohort.trials[0].adapter.method == "full":
+            stack.detach()  # what has to be unchanged are the base's own weights, which come back
         _check_frozen(stack, base)
         peak = max(progress.peak_bytes, meter.peak_bytes())
         yield from warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class SlotParameters:
 
     def __init__(self, specs: Sequence[ParameterSpec], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.specs = tuple(specs)
+        self._shapes = {spec.name: spec.shape for spec in self.specs}
         self._offsets: dict[str, tuple[int, int]] = {}
         end = 0
         for spec in self.specs:
@@ -64,12 +65,18 @@ class SlotParameters:
 
     def value(self, name: str, slot: int) -> Tensor:
         """A copy of one slot's parameter, ``[*shape]``."""
-        return self._leaves[name][slot].detach().clone()
+        return self._view(name, slot).clone()
 
+    @torch.no_grad()
     def set_value(self, name: str, slot: int, value: Tensor) -> None:
         """Overwrite one slot's parameter."""
-        with torch.no_grad():
-            self._leaves[name][slot].copy_(value)
+        self._view(name, slot).copy_(value)
+
+    def lend(self, name: str, parameter: nn.Parameter) -> None:
+        """Have a model's own parameter be the leaf of a stack of one: it shows the row's numbers, and changes with them."""
+        assert len(self.values_NP) == 1
+        parameter.data = self._view(name, 0)
+        self._leaves[name] = parameter.requires_grad_()
 
     def state(self, with_moments: bool) -> dict[str, Tensor]:
         """All that a training goes on from: the values themselves, and AdamW's moments."""
@@ -99,7 +106,7 @@ class SlotParameters:
         for spec, gradient in zip(self.specs, gradients, strict=True):
             if gradient is not None:
                 start, stop = self._offsets[spec.name]
-                self.gradients_NP[:, start:stop] += gradient.reshape(len(gradient), -1)
+                self.gradients_NP[:, start:stop] += gradient.reshape(len(self.gradients_NP), -1)
 
     def mask_gradients(self) -> None:
         """Zero the gradient of what a slot does not train: a bias its neighbours train and it keeps, for example."""
@@ -116,6 +123,11 @@ class SlotParameters:
             setattr(self, name, getattr(self, name).index_select(0, index))
         self._trained = self._trained.index_select(0, index.cpu())
         self._make_leaves()
+
+    def _view(self, name: str, slot: int) -> Tensor:
+        """One slot's parameter in place, ``[*shape]``."""
+        start, stop = self._offsets[name]
+        return self.values_NP[slot, start:stop].view(self._shapes[name])
 
     def _make_leaves(self) -> None:
         num_slots = self.values_NP.shape[0]

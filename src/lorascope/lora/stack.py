@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorascope.errors import ModelError
 from lorascope.lora import streams
 from lorascope.lora.layer import Part, SlotContext, StackedDropout, StackedLayerNorm, StackedLinear
-from lorascope.lora.linear import LinearLayer, features
+from lorascope.lora.linear import LinearLayer, features, num_parameters
 from lorascope.lora.parameters import ParameterSpec, SlotParameters
 from lorascope.lora.sides import decoder_fed, is_encoder_decoder
 from lorascope.lora.targets import Target
@@ -48,6 +48,7 @@ class Slot:
         seed: of the initial weights and of dropout.
         use_rslora: how ``scaling`` came about; only exports care.
         bias: as in PEFT; ``lora_only`` trains the biases of targeted layers, ``all`` every bias of the model.
+        trains_base: every parameter of the model, and no adapter: full fine-tuning (``lora.full``).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Slot:
     dropout: float = 0.0
     bias: Literal["none", "lora_only", "all"] = "none"
     use_rslora: bool = False
+    trains_base: bool = False
 
 
 @dataclass
@@ -100,7 +102,9 @@ def count_adapter(model: nn.Module, slot: Slot) -> int:
 
 
 def count_trainable(model: nn.Module, slot: Slot, heads: Iterable[str]) -> int:
-    """Numbers that train in a slot: adapter, biases and heads."""
+    """Numbers that train in a slot: adapter, biases and heads, or the whole model."""
+    if slot.trains_base:
+        return num_parameters(model)
     heads = tuple(heads)
     parameters = dict(model.named_parameters())
     others = [*trained_biases(parameters, slot, heads).values(), *head_parameters(parameters, heads).values()]

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorascope.cohort import budget as budgets
-from lorascope.cohort.budget import Budget
+from lorascope.cohort.deadline import Deadline
 from lorascope.cohort.events import CohortStarted, Warned
 from lorascope.train import StepResult
 
@@ -26,9 +25,9 @@ def carried_out(study, directory, carry_out, seconds, per_slot):
     from lorascope.design import expand
 
     clock = Clock()
-    budget = Budget(seconds, clock)
+    deadline = Deadline(seconds, clock)
     events = []
-    for event in run_study(study, expand(study), directory, budget=budget, most_slots=2):
+    for event in run_study(study, expand(study), directory, deadline=deadline, most_slots=2):
         if isinstance(event, StepResult):
             clock.now += per_slot * len(event.slots)
         events.append(event)
@@ -37,10 +36,10 @@ def carried_out(study, directory, carry_out, seconds, per_slot):
 
 @pytest.mark.parametrize("cohorts", [1, 2, 3])
 def test_only_cohorts_that_end_in_time_begin(cohorts, make_study, carry_out, rows_of, tmp_path, monkeypatch):
-    real = budgets.Budget.note_cohort
+    real = Deadline.note_cohort
     # Measured by the same clock as the deadline.
     monkeypatch.setattr(
-        budgets.Budget,
+        Deadline,
         "note_cohort",
         lambda self, examples, _, trials, seconds: real(self, examples, seconds, trials, seconds),
     )
@@ -65,6 +64,6 @@ def test_a_cohort_that_is_slower_than_forecast_is_interrupted_at_the_deadline(ma
 
 @given(st.integers(1, 10**6), st.floats(0.1, 1e5), st.integers(1, 50), st.floats(0.0, 1e4))
 def test_a_forecast_of_what_was_measured_is_that_with_a_margin(examples, training, trials, other):
-    budget = Budget(1.0, Clock())
-    budget.note_cohort(examples, training, trials, training + other)
-    assert budget.forecast_seconds(examples, trials, 5) == pytest.approx(1.1 * (training + other))
+    deadline = Deadline(1.0, Clock())
+    deadline.note_cohort(examples, training, trials, training + other)
+    assert deadline.forecast_seconds(examples, trials, 5) == pytest.approx(1.1 * (training + other))

@@ -25,7 +25,7 @@ _MARGIN = 1.1
 
 
 @dataclass
-class Budget:
+class Deadline:
     """So many seconds from when it is made.
 
     Attributes:
@@ -73,7 +73,9 @@ class Budget:
         return _MARGIN * (slot_examples * rate + trials * other)
 
 
-def within(budget: Budget, course: Events, cohort: Cohort, task: Task, pruner: Pruner | None) -> Generator[Event, None, bool]:
+def within(
+    deadline: Deadline, course: Events, cohort: Cohort, task: Task, pruner: Pruner | None
+) -> Generator[Event, None, bool]:
     """Carry a cohort out if it is forecast to end in time; False where it is not begun, or is interrupted at the deadline.
 
     While nothing has been measured, a cohort begins in any case.
@@ -81,19 +83,19 @@ def within(budget: Budget, course: Events, cohort: Cohort, task: Task, pruner: P
     trials, evaluated = len(cohort.pending), len(task.eval)
     expected = _slot_examples(cohort, task, pruner)
     with closing(course) as events:
-        if budget.knows and budget.forecast_seconds(expected, trials, evaluated) > budget.left_seconds:
+        if deadline.knows and deadline.forecast_seconds(expected, trials, evaluated) > deadline.left_seconds:
             return False
-        begun, slot_examples, training = budget.clock(), 0, 0.0
+        begun, slot_examples, training = deadline.clock(), 0, 0.0
         for event in events:
             yield event
-            if isinstance(event, ProbeDone) and not budget.knows:
-                budget.note_alone(event.cost.examples_per_second)
+            if isinstance(event, ProbeDone) and not deadline.knows:
+                deadline.note_alone(event.cost.examples_per_second)
             if isinstance(event, StepResult):
                 slot_examples += event.num_examples * len(event.slots)
                 training += event.seconds
-            if budget.left_seconds <= 0:
+            if deadline.left_seconds <= 0:
                 return False
-    budget.note_cohort(slot_examples, training, trials, budget.clock() - begun)
+    deadline.note_cohort(slot_examples, training, trials, deadline.clock() - begun)
     return True
 
 

@@ -1,0 +1,153 @@
+"""What an ablation's factors changed and how far adapters fall short of controls, computed from the trials' rows alone."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lorascope.config import BaseModelConfig, Study, TaskConfig
+from lorascope.design import expand
+from lorascope.effects import ablation_document, controls_document, primary_metric, t_interval
+
+
+def study(design, controls=(), seeds=(1, 2, 3)):
+    return Study(
+        name="s", base=BaseModelConfig(model="m"), task=TaskConfig(name="sst2", data="x"), seeds=list(seeds), design=design,
+        controls=list(controls),
+    )  # fmt: skip
+
+
+def rows_of(of, scores, metric="accuracy"):
+    """Rows of the study's trials; ``scores(config, seed)`` is a score, or None for a trial that diverged."""
+    found = []
+    for trial in expand(of):
+        score = scores(trial.flat(), trial.seed)
+        metrics = {} if score is None else {metric: score, "eval_loss": 0.1}
+        status = "diverged" if score is None else "done"
+        found.append(SimpleNamespace(trial=trial.trial, seed=trial.seed, status=status, config=trial.flat(), metrics=metrics))
+    return found
+
+
+ABLATION = {"kind": "ablation", "over": {"r": [4, 8, 16], "bias": ["lora_only"]}}
+
+
+def test_an_ablation_is_shown_factor_by_factor_against_the_baseline():
+    of = study(ABLATION)
+    rows = rows_of(of, lambda config, seed: 0.8 + 0.01 * seed + {4: -0.02, 8: 0.0, 16: 0.03 * seed}[config["r"]])
+    document = ablation_document(of, rows)
+    assert (document["metric"], document["higher_is_better"]) == ("accuracy", True)
+    baseline, four, eight, sixteen, bias = document["rows"]
+    assert [row["factor"] for row in document["rows"]] == ["baseline", "r", "r", "r", "bias"]
+    assert baseline["mean"] == pytest.approx(0.82)
+    assert baseline["interval"] == pytest.approx(stats.t.interval(0.95, 2, loc=0.82, scale=0.01 / math.sqrt(3)))
+    assert (four["delta"], four["delta_interval"]) == (pytest.approx(-0.02), pytest.approx((-0.02, -0.02)))
+    assert eight["configuration"] == baseline["configuration"]
+    assert (eight["delta"], eight["delta_interval"]) == (None, None)
+    assert sixteen["delta"] == pytest.approx(0.06)
+    assert sixteen["delta_interval"] == pytest.approx(stats.t.interval(0.95, 2, loc=0.06, scale=0.03 / math.sqrt(3)))
+    assert bias["delta"] == pytest.approx(0.0)
+
+
+def test_a_trial_without_a_score_is_counted_and_left_out_of_means_and_pairs():
+    of = study(ABLATION)
+    rows = rows_of(of, lambda config, seed: None if (config["r"], seed) in ((4, 1), (8, 2)) else 0.5 + seed)
+    baseline, four, *_ = ablation_document(of, rows)["rows"]
+    assert (baseline["num_seeds"], baseline["num_trials"], baseline["mean"]) == (2, 3, pytest.approx(2.5))
+    assert (four["num_seeds"], four["delta"], four["delta_interval"]) == (2, 0.0, None)
+
+
+def test_nothing_is_said_of_other_designs_nor_before_anything_is_scored():
+    of = study({"kind": "grid", "over": {"r": [4]}})
+    assert ablation_document(of, rows_of(of, lambda config, seed: 0.5)) is None
+    assert controls_document(of, rows_of(of, lambda config, seed: 0.5)) is None
+    of = study(ABLATION, [{"method": "head"}])
+    none = rows_of(of, lambda config, seed: None)
+    assert ablation_document(of, none) is None
+    assert controls_document(of, none) is None
+
+
+CONTROLS = [{"method": "full", "learning_rate": [1e-5, 3e-5, 1e-4]}, {"method": "head"}]
+
+
+def controlled(full, head=0.6, lora=0.9, metric="accuracy", controls=CONTROLS):
+    of = study({"kind": "list", "trials": [{"r": 4}]}, controls)
+
+    def score(config, seed):
+        method = config["method"]
+        value = lora if method == "lora" else head if method == "head" else full[config["learning_rate"]]
+        return value(seed) if callable(value) else value
+
+    return controls_document(of, rows_of(of, score, metric))
+
+
+def test_a_control_is_the_best_learning_rate_by_the_mean_over_seeds():
+    document = controlled({1e-5: 0.90, 3e-5: 0.94, 1e-4: lambda seed: 0.97 if seed == 1 else 0.5})
+    full, head = document["methods"]["full"], document["methods"]["head"]
+    assert (full["chosen"]["learning_rate"], full["chosen"]["mean"], full["at_edge"]) == (3e-5, pytest.approx(0.94), False)
+    assert [one["learning_rate"] for one in full["tried"]] == [1e-5, 3e-5, 1e-4]
+    assert head["at_edge"] is True
+    assert "the split that is reported" in document["chosen_on"]
+    against_full, against_head = document["shortfalls"]
+    assert against_full["shortfall"] == pytest.approx(0.04)
+    assert against_full["percent"] == pytest.approx(4 / 0.94)
+    assert against_full["within_margin"] is False
+    assert (against_head["against"], against_head["shortfall"]) == ("head", pytest.approx(-0.3))
+    assert against_head["within_margin"] is True
+
+
+def test_a_control_of_which_a_seed_diverged_is_never_chosen():
+    document = controlled({1e-5: 0.90, 3e-5: lambda seed: 0.99 if seed > 1 else None, 1e-4: 0.91})
+    assert document["methods"]["full"]["chosen"]["learning_rate"] == 1e-4
+    gone = controlled(dict.fromkeys((1e-5, 3e-5, 1e-4), lambda seed: None if seed == 1 else 0.9))
+    assert gone["methods"]["full"]["chosen"] is None
+    assert {one["against"] for one in gone["shortfalls"]} == {"head"}
+
+
+def test_the_shortfall_is_paired_by_seed():
+    document = controlled(
+        dict.fromkeys((1e-5, 3e-5, 1e-4), lambda seed: 0.5 + 0.1 * seed), lora=lambda seed: 0.48 + 0.1 * seed
+    )
+    (shortfall, _) = document["shortfalls"]
+    assert shortfall["interval_of_shortfall"] == pytest.approx((0.02, 0.02))
+    assert shortfall["paired_seeds"] == 3
+    assert shortfall["percent_interval"] == pytest.approx([2 / 0.7, 2 / 0.7])
+    assert shortfall["within_margin"] is True
+
+
+def test_of_a_metric_that_falls_the_shortfall_is_what_the_adapter_has_more():
+    document = controlled({1e-5: 4.0, 3e-5: 2.0, 1e-4: 3.0}, lora=2.5, metric="perplexity")
+    assert document["metric"] == "eval_loss"  # of metrics the first of the table
+    of = study({"kind": "list", "trials": [{"r": 4}]}, CONTROLS[:1])
+    value = {"lora": 2.5, "full": 2.0}
+    rows = rows_of(of, lambda config, seed: value[config["method"]], "perplexity")
+    for row in rows:
+        del row.metrics["eval_loss"]
+    (shortfall,) = controls_document(of, rows)["shortfalls"]
+    assert (shortfall["shortfall"], shortfall["percent"]) == (pytest.approx(0.5), pytest.approx(25.0))
+
+
+def test_an_adapter_from_disk_is_held_against_nothing():
+    of = study({"kind": "list", "trials": [{"r": 4}, {"path": "somewhere"}]}, CONTROLS[1:])
+    document = controls_document(of, rows_of(of, lambda config, seed: 0.5))
+    assert [one["config"]["r"] for one in document["shortfalls"]] == [4]
+
+
+def test_the_metric_is_a_searchs_objective_or_the_first_that_the_trials_have():
+    of = study({"kind": "list", "trials": [{}]})
+    assert primary_metric(of, rows_of(of, lambda config, seed: 0.5, "f1")) == "f1"
+    search = study({"kind": "search", "over": {"r": [1]}, "objective": "eval_loss"})
+    assert primary_metric(search, rows_of(of, lambda config, seed: 0.5)) == "eval_loss"
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_the_interval_is_students(values):
+    low, high = t_interval(values)
+    scale = np.std(values, ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * scale
+    assert (high - low) / 2 == pytest.approx(half, abs=1e-9)
+    assert low <= sum(values) / len(values) + 1e-9
+    assert t_interval(values[:1]) is None
