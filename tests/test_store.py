@@ -455,8 +455,8 @@ def test_a_planned_trial_has_no_figures(store: Store, study: Study) -> None:
     row = store.trials()[0]
     assert (row.trial, row.seed, row.status) == (make_trials(study)[0].trial, 42, "planned")
     assert row.config == make_trials(study)[0].flat()
-    assert row.metrics == {}
-    figures = set(vars(row)) - {"trial", "seed", "status", "config", "metrics"}
+    assert row.metrics == row.rungs == {}
+    figures = set(vars(row)) - {"trial", "seed", "status", "config", "metrics", "rungs"}
     assert {name: getattr(row, name) for name in figures} == dict.fromkeys(figures)
     assert row.trainable_percent is None
 
@@ -663,6 +663,7 @@ def test_the_results_document_has_the_published_keys(store: Store, study: Study,
         "peft_total_params": None,
         "trainable_percent": 25.0,
         "metrics": {"accuracy": 0.5, "f1": None},
+        "rungs": [],
         "decoding": [],
         "train_seconds": None,
         "examples_per_second": None,
@@ -762,6 +763,16 @@ def test_what_each_decoding_gave_is_kept_in_order_and_replaced_as_a_whole(store:
     assert results_document([store])["trials"][0]["decoding"] == expected
     store.clear_trial(trial)
     assert store.decodings(trial) == []
+
+
+def test_rungs_come_back_by_step_and_those_after_a_restart_are_forgotten(store: Store, trial: str) -> None:
+    for step in (16, 4):
+        store.set_rung(trial, step, {"eval_loss": step / 2, "accuracy": math.nan})
+    rungs = store.trials()[0].rungs
+    assert {step: metrics["eval_loss"] for step, metrics in rungs.items()} == {4: 2.0, 16: 8.0}
+    assert math.isnan(rungs[4]["accuracy"])
+    store.clear_trial(trial, 4)
+    assert list(store.trials()[0].rungs) == [4]
 
 
 def test_a_study_begun_before_decodings_were_kept_has_none_and_can_be_resumed(tmp_path: Path, study: Study) -> None:

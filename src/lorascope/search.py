@@ -123,7 +123,7 @@ class Search:
         ends = {key: _ends(values) for key, values in self.design.over.items()}
         costly = [key for key in ends if key in _COSTLY]
         chosen = [dict(zip(costly, values, strict=True)) for values in itertools.product(*(ends[key] for key in costly))]
-        chosen += [{key: value} for key, values in ends.items() if key not in costly for value in values]
+        chosen += [{**chosen[0], key: value} for key, values in ends.items() if key not in costly for value in values]
         seed = self._study.seeds[0]
         return [TrialConfig(**apply(self._study, overrides, "design.over"), seed=seed) for overrides in chosen]
 

@@ -652,6 +652,47 @@ def test_coalitions_that_are_too_many_are_proposed_until_they_are_enough(cli, st
     assert (refused.code, "proposed from the results" in refused.err) == (2, True)
 
 
+SEARCH = {
+    "kind": "search", "over": {"r": [1, 2, 4], "learning_rate": {"log": [1e-4, 1e-1]}}, "trials": 6, "batch": 3,
+    "objective": "eval_loss", "pruner": "successive_halving",
+}  # fmt: skip
+
+
+def test_a_search_is_planned_run_and_shown_again(cli, study_file, tmp_path):
+    path = study_file(design=SEARCH)
+    planned = json.loads(cli("plan", path, "--json").out)
+    assert (planned["search"]["configurations"], planned["search"]["batch"], len(planned["trials"])) == (6, 3, 3)
+    assert (planned["search"]["cheapest"]["config"]["r"], planned["search"]["costliest"]["config"]["r"]) == (1, 4)
+    assert "6 configurations in all, 3 at a time" in cli("plan", path).out
+    ended = cli("run", path, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert [trial["trial"] for trial in document["trials"][:3]] == [trial["trial"] for trial in planned["trials"]]
+    assert sorted(trial["status"] for trial in document["trials"]) == ["done"] * 2 + ["pruned"] * 4
+    search = document["search"]
+    done = {
+        trial["trial"].partition("-s")[0]: trial["metrics"]["eval_loss"] for trial in document["trials"] if trial["metrics"]
+    }
+    assert search["best"] == min(done, key=done.get)
+    assert [each["objective"] for each in search["configurations"][:2]] == sorted(done.values())
+    assert json.loads(cli("results", tmp_path / "run", "--json").out)["search"] == search
+    assert f"best: {search['best']}" in cli("results", tmp_path / "run").out
+
+
+def test_a_search_is_in_one_piece(cli, study_file, tmp_path):
+    ended = cli("run", study_file(design=SEARCH), "--out", tmp_path / "run", "--shard", "1/2")
+    assert (ended.code, "a search cannot be cut into shards" in ended.err) == (2, True)
+
+
+def test_a_budget_that_is_none_is_refused_and_one_too_short_leaves_trials_planned(cli, study_file, tmp_path):
+    assert cli("run", study_file(), "--out", tmp_path / "run", "--budget", "soon").code == 2
+    ended = cli("run", study_file(), "--out", tmp_path / "run", "--budget", "0.001s", "--json")
+    document = json.loads(ended.out)
+    assert ended.code == 0
+    assert {trial["status"] for trial in document["trials"]} <= {"planned", "interrupted"}
+    assert [warning["count"] for warning in document["warnings"] if warning["kind"] == "budget"] == [2]
+
+
 CONTROLLED = {
     "design": {"kind": "ablation", "over": {"r": [1, 2]}},
     "controls": [{"method": "full", "learning_rate": [1.0e-3, 1.0e-4]}, {"method": "head"}],

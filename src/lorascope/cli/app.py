@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -180,6 +181,7 @@ def run(
     from lorascope.design import parse_shard
 
     seconds = None if budget is None else parse_duration(budget)
+    started = time.monotonic()
     study, trials = _study_and_trials(study_file, overrides, shard, adapter)
     if track:
         to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
@@ -204,7 +206,7 @@ def run(
         device=device,
         most_bytes=most_bytes,
         checkpoint_seconds=checkpoint_seconds,
-        budget_seconds=seconds,
+        budget_seconds=None if seconds is None else seconds - (time.monotonic() - started),
         part=None if shard is None else parse_shard(shard),
     )
     if as_json:

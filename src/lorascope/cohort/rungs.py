@@ -69,7 +69,7 @@ class Rungs:
         stack.keep([slot.name for slot in stack.slots if slot.name in kept])
         for name in dropped:
             if name in pending:
-                yield self._pruned(name, step, scores.get(name), len(kept), seconds, num_examples)
+                yield self._pruned(name, step, scores.get(name), f"{len(kept)} of {len(racing)}", seconds, num_examples)
 
     def _racing(self, step: int) -> Sequence[TrialRow]:
         """The cohort's trials that passed the rung before, diverged ones among them, whether or not this was run before."""
@@ -80,11 +80,9 @@ class Rungs:
             return rows
         return [row for row in rows if earlier in row.rungs and not (row.status == "pruned" and max(row.rungs) <= earlier)]
 
-    def _pruned(
-        self, name: str, step: int, score: float | None, num_kept: int, seconds: float, num_examples: int
-    ) -> TrialEnded:
+    def _pruned(self, name: str, step: int, score: float | None, kept: str, seconds: float, num_examples: int) -> TrialEnded:
         scored = "no finite score" if score is None else f"{self.pruner.objective} {score:.4f}"
-        message = f"pruned after step {step} of {self.num_steps} with {scored}; {num_kept} trials went on"
+        message = f"pruned after step {step} of {self.num_steps} with {scored}; {kept} trials went on"
         self.store.update(name, status="pruned", error=message, train_seconds=seconds)
         self.store.update(name, examples_per_second=num_examples / seconds if seconds else None)
         return TrialEnded(name, "pruned", {}, message)
