@@ -214,15 +214,15 @@ def test_a_study_in_which_every_trial_diverges_ends(make_study, carry_out, rows_
 
 
 def refuse_rank(monkeypatch, rank):
-    """A stack that holds an adapter of this rank cannot be built."""
+    """A cohort that holds an adapter of this rank cannot be built."""
+    original = training.installed
 
-    class Refusing(training.Stack):
-        def __init__(self, model, slots, *more):
-            if any(placement.r == rank for slot in slots for placement in slot.placements):
-                raise RuntimeError("not enough\nmemory")
-            super().__init__(model, slots, *more)
+    def refusing(model, slots, *more):
+        if any(placement.r == rank for slot in slots for placement in slot.placements):
+            raise RuntimeError("not enough\nmemory")
+        return original(model, slots, *more)
 
-    monkeypatch.setattr(training, "Stack", Refusing)
+    monkeypatch.setattr(training, "installed", refusing)
 
 
 def test_a_trial_that_raises_has_failed_and_its_neighbours_go_on(make_study, carry_out, rows_of, tmp_path, monkeypatch):
