@@ -2,7 +2,7 @@
 
 K slots hold the same numbers (they are *tied*): each computes a share of the batch with the adapters of its own coalition
 alone, their gradients are averaged, and one update moves them all. A step costs what an ordinary one does. Knows which
-coalitions are drawn and how tied slots train; does not know what the result is worth (``masks``). Floor: ``attribution``.
+coalitions are drawn and how tied slots train; does not know what the result is worth (``maps``). Floor: ``attribution``.
 
 Legend: K slots, P numbers of one slot.
 """
