@@ -187,17 +187,14 @@ def test_a_wrong_map_is_put_right_by_retrained_coalitions(tmp_path):
     stored = Stored(tmp_path / "run", players=effects, seeds=(1, 2), game="one_run", retrained=40)
     before = stored.fill(lambda coalition, seed: 0.5 + 0.01 * seed + sum(effects[player] for player in coalition))
     assert before["cost"] == {"reason": "no map yet"}
+    assert before["metrics"]["accuracy"]["reason"] == "no map has an accuracy"
     players = list(effects)
     distorted = {**{player: 0.5 * effect for player, effect in effects.items()}, "c": -0.05}
     masks = list(range(2 ** len(players)))
     column = [0.1 + sum(distorted[player] for bit, player in enumerate(players) if mask >> bit & 1) for mask in masks]
-    record = {
-        "players": {player: [player] for player in players}, "parameters": dict.fromkeys(players, 10), "stopped": "all",
-        "coalitions": masks, "metrics": {"accuracy": column}, "trial_epochs": 1.0, "train_seconds": 1.0, "read_seconds": 1.0,
-    }  # fmt: skip
     with Store.create(tmp_path / "run", stored.study, resume=True) as store:
         for seed in (1, 2):
-            store.set_map("one_run", seed, record)
+            store.set_map("one_run", seed, map_of(players, column))
     metric = document_of(tmp_path / "run")["metrics"]["accuracy"]
     assert metric["values"]["c"]["estimate"] == pytest.approx(-0.05)
     assert {player: one["estimate"] for player, one in metric["calibrated"]["values"].items()} == pytest.approx(
@@ -205,6 +202,32 @@ def test_a_wrong_map_is_put_right_by_retrained_coalitions(tmp_path):
     )
     assert metric["agreement"]["of_effects"]["kendall_tau"] < 1.0
     assert metric["agreement"]["retraining_with_itself"][0]["kendall_tau"] > 0.99
+
+
+def map_of(players, column, **more):
+    """A one-run map in which every coalition is read."""
+    return {
+        "players": {player: [player] for player in players}, "parameters": dict.fromkeys(players, 10), "stopped": "all",
+        "coalitions": list(range(2 ** len(players))), "metrics": {"accuracy": column}, "trial_epochs": 1.0,
+        "train_seconds": 1.0, "read_seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("done", [0, 3, 4])
+def test_a_map_that_too_few_retrained_coalitions_speak_for_is_not_shown(done, tmp_path):
+    stored = Stored(tmp_path / "run", seeds=(1,), game="one_run", retrained=4)
+    trials = design_trials(stored.game)
+    stored.fill(by_size_and_seed, [(stored.game.coalition_of(trial.flat()), trial.seed) for trial in trials[done:]])
+    column = [0.1 * mask for mask in range(8)]
+    with Store.create(tmp_path / "run", stored.study, resume=True) as store:
+        store.set_map("one_run", 1, map_of(PLAYERS, column))
+    metric = document_of(tmp_path / "run")["metrics"]["accuracy"]
+    if done == 4:
+        assert metric["recommended"]["players"] == list(PLAYERS)
+        return
+    assert metric["reason"].startswith(f"{done} of the coalitions that the map holds were retrained, and 4 are needed")
+    assert not {"values", "ranking", "verdict", "recommended", "calibrated"} & set(metric)
+    assert metric["coalitions"] == []
 
 
 def test_too_few_retrained_coalitions_calibrate_nothing(games):

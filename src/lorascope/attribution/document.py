@@ -30,6 +30,8 @@ WHAT = {
 }
 _NO_LATENCY = "not measured: a merged adapter adds none"
 _CONFIDENCE = 0.95
+# Of fewer retrained coalitions agreement says nothing; a study has at least so many, or all that there are.
+_LEAST_RETRAINED = 4
 
 
 def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
@@ -69,8 +71,9 @@ def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
     if kind == "one_run":
         retrained = game.worths(rows)
         for name, metric in metrics.items():
-            metric["agreement"] = _agreement(game, retrained.get(name, {}), worths.get(name, {}))
-            metric["calibrated"] = _calibrated(game, name, retrained.get(name, {}), worths.get(name, {}))
+            found = _agreement(game, retrained.get(name, {}), worths.get(name, {}))
+            calibrated = _calibrated(game, name, retrained.get(name, {}), worths.get(name, {}))
+            metrics[name] = _believable(game, {**metric, "agreement": found, "calibrated": calibrated})
         document["cost"] = _cost(game, coalition_rows, list(maps.values()))
     return _plain(document)  # type: ignore[no-any-return]
 
@@ -91,7 +94,7 @@ def _metric(
         "coalitions": [{"players": _members(game, one), "worths": worths[one], "mean": _mean(worths[one])} for one in listed],
     }
     if not worths:
-        return {**found, "reason": f"no trial has a {name}"}
+        return {**found, "reason": f"no {'trial' if game.design.game == 'usefulness' else 'map'} has {_a(name)}"}
     total = 1 << len(game.players)
     if game.is_exact and len(worths) < total:
         return {**found, "reason": f"{len(worths)} of {total} coalitions are valued; all are needed"}
@@ -125,6 +128,20 @@ def _metric(
         "recommended": _recommended(game, name, worths, parameters),
         "notes": list(attribution.notes),
     }
+
+
+def _believable(game: Game, metric: dict[str, Any]) -> dict[str, Any]:
+    """A one-run map's metric, or why nothing is shown of it: without retrained coalitions nobody could say how wrong it is."""
+    num_retrained = int(metric["agreement"]["of_means"]["num_compared"])
+    least = min(_LEAST_RETRAINED, 1 << len(game.players))
+    if num_retrained >= least:
+        return metric
+    reason = (
+        f"{num_retrained} of the coalitions that the map holds were retrained, and {least} are needed to say how far it is "
+        "to be believed"
+    )
+    shown = ("higher_is_better", "agreement")
+    return {**{key: metric[key] for key in shown}, "coalitions": [], "reason": metric.get("reason", reason)}
 
 
 def _verdict(attribution: Attribution) -> str:
@@ -349,6 +366,10 @@ def _interval(interval: Interval) -> dict[str, float]:
 
 def _pairs(intervals: Mapping[tuple[str, str], Interval]) -> list[dict[str, Any]]:
     return [{"players": list(pair), **_interval(interval)} for pair, interval in intervals.items()]
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _per(value: float, amount: float | None) -> float | None:
