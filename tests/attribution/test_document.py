@@ -145,7 +145,7 @@ def test_one_seed_has_values_and_no_verdict(tmp_path):
 
 def test_a_metric_that_no_trial_has_is_named(tmp_path):
     document = Stored(tmp_path / "run", values=["accuracy", "f1"]).fill(by_size_and_seed)
-    assert document["metrics"]["f1"]["reason"] == "no trial has a f1"
+    assert document["metrics"]["f1"]["reason"] == "no trial has f1"
 
 
 def test_shards_show_what_the_whole_shows(tmp_path):
@@ -187,7 +187,7 @@ def test_a_wrong_map_is_put_right_by_retrained_coalitions(tmp_path):
     stored = Stored(tmp_path / "run", players=effects, seeds=(1, 2), game="one_run", retrained=40)
     before = stored.fill(lambda coalition, seed: 0.5 + 0.01 * seed + sum(effects[player] for player in coalition))
     assert before["cost"] == {"reason": "no map yet"}
-    assert before["metrics"]["accuracy"]["reason"] == "no map has an accuracy"
+    assert before["metrics"]["accuracy"]["reason"] == "no map has accuracy"
     players = list(effects)
     distorted = {**{player: 0.5 * effect for player, effect in effects.items()}, "c": -0.05}
     masks = list(range(2 ** len(players)))

@@ -1,5 +1,6 @@
 """Maps: coalitions read off one adapter are what the adapter does without the others, however often it is interrupted."""
 
+import json
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -7,11 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lorascope import tracking
 from lorascope.attribution import maps
 from lorascope.attribution.maps import draw_maps
 from lorascope.attribution.players import design_trials, read_game
 from lorascope.base_model import load_base
-from lorascope.cohort.events import CohortStarted, Warned
+from lorascope.cohort import kernels
+from lorascope.cohort.deadline import Deadline
+from lorascope.cohort.events import CohortStarted, MapEnded, Warned
 from lorascope.cohort.run import run_study
 from lorascope.config import Study
 from lorascope.data.task import encode_task, read_task
@@ -82,16 +86,30 @@ def test_a_one_run_map_agrees_with_the_retrained_coalitions(games):
         assert found["pearson"] > 0.9
 
 
-def test_a_map_is_made_once_and_again_only_where_it_is_missing(games, tmp_path):
+@pytest.fixture
+def unfinished(games, tmp_path):
+    """A one-run study whose second map is missing, and its game."""
     directory = tmp_path / "run"
     shutil.copytree(games["one_run"], directory)
-    before = maps_of(directory, "one_run")
+    change(directory, "DELETE FROM maps WHERE seed = 2")
     with Store.open(directory) as store:
-        game = read_game(store.study)
-    assert list(draw_maps(game, directory)) == []
+        return directory, read_game(store.study)
+
+
+def change(directory, statement, *values):
     with sqlite3.connect(directory / "study.sqlite") as connection:
-        connection.execute("DELETE FROM maps WHERE seed = 2")
+        connection.execute(statement, values)
     connection.close()
+
+
+def told(events, kind):
+    return [event.notice.message for event in events if isinstance(event, Warned) and event.notice.kind == kind]
+
+
+def test_a_map_is_made_once_and_again_only_where_it_is_missing(games, unfinished):
+    directory, game = unfinished
+    before = maps_of(games["one_run"], "one_run")
+    assert list(draw_maps(game, directory, seeds=[1])) == []
     events = draw_maps(game, directory)
     while not isinstance(next(events), StepResult):
         pass
@@ -102,6 +120,122 @@ def test_a_map_is_made_once_and_again_only_where_it_is_missing(games, tmp_path):
     after = maps_of(directory, "one_run")
     assert after[1] == before[1]
     assert after[2]["metrics"]["eval_loss"] == pytest.approx(before[2]["metrics"]["eval_loss"], rel=1e-5)
+
+
+def test_the_one_training_is_followed_by_trackers(unfinished, monkeypatch):
+    sent = {"config": {}, "rows": [], "figures": {}, "ends": []}
+
+    class Recorder:
+        note = ""
+
+        def __init__(self, origin):
+            pass
+
+        def begin(self, trial, config):
+            sent["config"][trial] = config
+            return 0
+
+        def log(self, trial, rows):
+            sent["rows"] += rows
+
+        def summary(self, trial, metrics):
+            sent["figures"][trial] = metrics
+
+        def end(self, trial, status):
+            sent["ends"].append((trial, status))
+
+    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", Recorder)
+    directory, game = unfinished
+    study = game.study.model_copy(update={"tracking": game.study.tracking.model_copy(update={"to": ["tensorboard"]})})
+    events = list(draw_maps(replace(game, study=study), directory))
+    assert sent["config"]["one-run-s2"]["game"] == "one_run"
+    losses = [event.slots["one-run-s2"].loss for event in events if isinstance(event, StepResult)]
+    assert [metrics["training/loss"] for _, metrics in sent["rows"]] == losses
+    record = maps_of(directory, "one_run")[2]
+    assert sent["figures"]["one-run-s2"]["efficiency/read_seconds"] == pytest.approx(record["read_seconds"])
+    assert sent["ends"] == [("one-run-s2", "done")]
+
+
+def test_a_map_computes_with_the_threads_of_the_trials(unfinished, monkeypatch):
+    directory, game = unfinished
+    own = torch.get_num_threads()
+    monkeypatch.setattr(kernels.os, "sched_getaffinity", lambda _: range(own + 1), raising=False)
+    with Store.open(directory) as store:
+        (name, plan), *_ = store.cohorts().items()
+    plan["kernels"]["machine"]["threads"] = own + 1
+    change(directory, "UPDATE cohorts SET plan = ? WHERE cohort = ?", json.dumps(plan), name)
+    used, events = set(), []
+    for event in draw_maps(game, directory):
+        events.append(event)
+        if isinstance(event, StepResult):
+            used.add(torch.get_num_threads())
+    assert used == {own + 1}
+    assert torch.get_num_threads() == own
+    assert told(events, "replay") == [
+        f"goes on with {own + 1} threads as before, not {own}, so that it computes the same bits"
+    ]
+
+
+def test_kernels_that_cannot_be_replayed_for_a_map_are_named(unfinished):
+    directory, game = unfinished
+    with Store.open(directory) as store:
+        (name, plan), *_ = store.cohorts().items()
+    plan["kernels"]["machine"]["torch"] = "1.0"
+    change(directory, "UPDATE cohorts SET plan = ? WHERE cohort = ?", json.dumps(plan), name)
+    (message,) = told(draw_maps(game, directory), "replay")
+    assert "kernels were chosen anew" in message
+
+
+def test_weights_are_packed_for_a_map_only_as_far_as_memory_is_allowed(unfinished, monkeypatch):
+    directory, game = unfinished
+    allowed = []
+    monkeypatch.setattr(maps, "prepare", lambda *arguments: allowed.append(arguments[-1]) or (None, []))
+    list(draw_maps(game, directory, most_bytes=123))
+    assert allowed == [123]
+
+
+class Clock:
+    """Ten seconds pass with every step of training, and none otherwise."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def tick(self, events):
+        for event in events:
+            self.now += 10.0 * isinstance(event, StepResult)
+            yield event
+
+
+@pytest.mark.parametrize("seconds", [0.0, 49.0, 55.0, 10000.0])
+def test_a_map_that_would_not_end_in_time_is_not_begun_and_one_past_the_deadline_is_left(seconds, unfinished):
+    """The first map took 50 seconds by its record; the second takes 800 of the clock."""
+    directory, game = unfinished
+    record = {**maps_of(directory, "one_run")[1], "train_seconds": 20.0, "read_seconds": 30.0}
+    change(directory, "UPDATE maps SET record = ? WHERE seed = 1", json.dumps(record))
+    clock = Clock()
+    events = list(clock.tick(draw_maps(game, directory, deadline=Deadline(seconds, clock))))
+    assert sum(isinstance(event, StepResult) for event in events) == {0.0: 0, 49.0: 0, 55.0: 6, 10000.0: 80}[seconds]
+    assert (2 in maps_of(directory, "one_run")) == (seconds == 10000.0)
+    messages = [f"the budget of {seconds:.0f} s ends the study: 1 of its maps are left; go on with --resume"]
+    assert told(events, "budget") == (messages if seconds < 10000.0 else [])
+    with Store.open(directory) as store:
+        assert [row["message"] for row in store.warnings() if row["kind"] == "budget"] == told(events, "budget")
+    assert [event.name for event in events if isinstance(event, MapEnded)] == ["one-run-s2"] * (seconds == 10000.0)
+
+
+def test_the_first_map_is_forecast_by_the_measured_speed_of_the_trials(unfinished):
+    directory, game = unfinished
+    change(directory, "DELETE FROM maps")
+    change(directory, "UPDATE trials SET solo_examples_per_second = 10.0")
+    clock = Clock()
+    # 80 steps of 16 examples and 8 coalitions of 80 examples, a tenth of a second each and a tenth more: 211.2 s.
+    events = clock.tick(draw_maps(game, directory, seeds=[1], deadline=Deadline(211.0, clock)))
+    assert not any(isinstance(event, CohortStarted) for event in events)
+    events = clock.tick(draw_maps(game, directory, seeds=[1], deadline=Deadline(212.0, clock)))
+    assert any(isinstance(event, CohortStarted) for event in events)
 
 
 def test_slices_of_a_fused_projection_are_masked_one_by_one(model_directory, known_task, play, tmp_path):

@@ -94,7 +94,7 @@ def _metric(
         "coalitions": [{"players": _members(game, one), "worths": worths[one], "mean": _mean(worths[one])} for one in listed],
     }
     if not worths:
-        return {**found, "reason": f"no {'trial' if game.design.game == 'usefulness' else 'map'} has {_a(name)}"}
+        return {**found, "reason": f"no {'trial' if game.design.game == 'usefulness' else 'map'} has {name}"}
     total = 1 << len(game.players)
     if game.is_exact and len(worths) < total:
         return {**found, "reason": f"{len(worths)} of {total} coalitions are valued; all are needed"}
@@ -366,10 +366,6 @@ def _interval(interval: Interval) -> dict[str, float]:
 
 def _pairs(intervals: Mapping[tuple[str, str], Interval]) -> list[dict[str, Any]]:
     return [{"players": list(pair), **_interval(interval)} for pair, interval in intervals.items()]
-
-
-def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _per(value: float, amount: float | None) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,9 +23,13 @@ import torch
 from lorascope.attribution.one_run import NUM_SLOTS, tie, tied_slots, train_with_coalitions
 from lorascope.attribution.players import SAMPLING_SEED, Game, is_settled, retrained_coalitions
 from lorascope.base_model import BaseModel, load_base, weights_checksum
-from lorascope.cohort.events import CohortStarted, Event, Events, Warned
-from lorascope.cohort.kernels import install_kernels
-from lorascope.cohort.planner import packed_weights_budget
+from lorascope.cohort.deadline import Deadline
+from lorascope.cohort.events import CohortStarted, Event, Events, MapEnded
+from lorascope.cohort.kernels import recorded_threads
+from lorascope.cohort.run import kernels_of, prepare
+from lorascope.cohort.tracked import follow, open_tracking
+from lorascope.cohort.training import warn
+from lorascope.config import TrialConfig
 from lorascope.data.task import Notice, Task, encode_task, read_task
 from lorascope.errors import CheckFailed, RunError, StoreError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
@@ -37,6 +42,7 @@ from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.plan import slot_of
 from lorascope.shapley import Coalition, coalitions_of
 from lorascope.store import Store
+from lorascope.tracking import Tracking
 
 # Coalitions that are evaluated in one stack.
 _READ_SLOTS = 16
@@ -59,12 +65,31 @@ class _Bench:
         """Metrics to read; None for what costs no more than the loss."""
         return self.game.design.values
 
+    @property
+    def num_steps(self) -> int:
+        """Of a training with random coalitions; none where an adapter is there."""
+        if self.game.design.game == "reliance":
+            return 0
+        return max(1, round(self.game.design.length * self.game.study.train.num_steps(len(self.task.train))))
 
-def draw_maps(game: Game, directory: Path, *, device: str = "cpu", seeds: Sequence[int] | None = None) -> Events:
+
+def draw_maps(
+    game: Game,
+    directory: Path,
+    *,
+    device: str = "cpu",
+    seeds: Sequence[int] | None = None,
+    most_bytes: int | None = None,
+    deadline: Deadline | None = None,
+) -> Events:
     """Make the map of each seed that has none, in a study whose trials have been run.
+
+    A map is stored when it is whole. One that is interrupted, by closing the generator too, is made again from its start.
 
     Args:
         seeds: of the study; by default all.
+        most_bytes: that the process may take: weights are packed only as far as it allows.
+        deadline: no map begins that would not end in time, and one that does not is left; a stored warning says so.
 
     Raises:
         StoreError: the data or the base changed since the trials ended.
@@ -76,18 +101,77 @@ def draw_maps(game: Game, directory: Path, *, device: str = "cpu", seeds: Sequen
         pending = [seed for seed in (game.study.seeds if seeds is None else seeds) if seed not in there]
         if not pending:
             return
+        if deadline is not None and deadline.left_seconds <= 0:
+            yield from warn(store, _left_over(len(pending), deadline))
+            return
         bench = _open(game, store, device)
-        for seed in pending:
-            if kind == "reliance":
-                yield from _reliance(bench, seed)
-            else:
-                yield from _one_run(bench, seed)
-            if weights_checksum(bench.base.model, bench.base.heads) != bench.base.checksum:
-                raise CheckFailed("the base model's weights changed", where="base model", fix="report this; it is a bug")
+        tracking = open_tracking(store, game.study)
+        with recorded_threads(kernels_of(store, game.study.base), bench.base) as threads:
+            _, changes = prepare(store, bench.base, game.study.base, bench.task, device, most_bytes)
+            yield from warn(store, [*threads, *changes])
+            for position, seed in enumerate(pending):
+                if not (yield from _within(bench, seed, tracking, deadline)):
+                    assert deadline is not None
+                    yield from warn(store, _left_over(len(pending) - position, deadline))
+                    return
+                if weights_checksum(bench.base.model, bench.base.heads) != bench.base.checksum:
+                    raise CheckFailed("the base model's weights changed", where="base model", fix="report this; it is a bug")
+
+
+def _within(bench: _Bench, seed: int, tracking: Tracking, deadline: Deadline | None) -> Generator[Event, None, bool]:
+    """Make one map, if it is forecast to end in time; False where it is not begun, or is left at the deadline."""
+    draw = _reliance if bench.game.design.game == "reliance" else _one_run
+    if deadline is None:
+        yield from follow(draw(bench, seed), bench.store, tracking, _untried(bench, seed))
+        return True
+    if _forecast_seconds(bench, deadline) > deadline.left_seconds:
+        return False
+    with closing(follow(draw(bench, seed), bench.store, tracking, _untried(bench, seed))) as events:
+        for event in events:
+            yield event
+            if deadline.left_seconds <= 0 and not isinstance(event, MapEnded):
+                return False
+    return True
+
+
+def _forecast_seconds(bench: _Bench, deadline: Deadline) -> float:
+    """How long a map takes: as the longest of this study's, else by the speed of its trials; 0 where nothing is measured.
+
+    By that speed an evaluation is taken to cost what training on its examples would.
+    """
+    records = bench.store.maps(bench.game.design.game).values()
+    if records:
+        return max(record.get("train_seconds", 0.0) + record["read_seconds"] for record in records)
+    speeds = [row.solo_examples_per_second for row in bench.store.trials() if row.solo_examples_per_second]
+    if not deadline.knows and speeds:
+        deadline.note_alone(min(speeds))
+    num_read = bench.game.most_coalitions * len(bench.task.eval)
+    num_trained = bench.num_steps * bench.game.study.train.batch_size
+    return deadline.forecast_seconds(num_trained + num_read, 0, 0) if deadline.knows else 0.0
+
+
+def _left_over(num_maps: int, deadline: Deadline) -> list[Notice]:
+    message = f"the budget of {deadline.seconds:.0f} s ends the study: {num_maps} of its maps are left; go on with --resume"
+    return [Notice("budget", num_maps, "--budget", message)]
+
+
+def _untried(bench: _Bench, seed: int) -> dict[str, dict[str, Any]]:
+    """What trackers are told of the one training, which is no trial."""
+    about = {"seed": seed, "game": "one_run", "steps": bench.num_steps, "coalitions_per_step": NUM_SLOTS}
+    return {_run_name(seed): {**_whole_trial(bench.game, seed).flat(), **about}}
+
+
+def _whole_trial(game: Game, seed: int) -> TrialConfig:
+    """The trial that trains all players."""
+    return next(trial for trial in game.trials([game.everyone]) if trial.seed == seed)
+
+
+def _run_name(seed: int) -> str:
+    return f"one-run-s{seed}"
 
 
 def _open(game: Game, store: Store, device: str) -> _Bench:
-    """The data and the base again, with the kernels that the study's trials were trained with."""
+    """The data and the base again."""
     study = game.study
     raw = read_task(study.task, study.evaluate.split)
     base = load_base(study.base, raw.task_type, raw.labels, device)
@@ -99,9 +183,6 @@ def _open(game: Game, store: Store, device: str) -> _Bench:
             what = "data" if row.data_checksum != task.checksum else "base model's weights"
             fix = "put it back to go on, or choose another directory with --out"
             raise StoreError(f"the {what} changed since trial {row.trial} ended", where=str(store.directory), fix=fix)
-    wanted = study.base.model_dump(mode="json")
-    stored = next((plan["kernels"] for plan in store.cohorts().values() if plan["base"] == wanted), None)
-    install_kernels(base, packed_weights_budget(device), stored)
     keys = {
         player: [target.key for target in resolve(base.model, list(targets), base.heads)]
         for player, targets in game.players.items()
@@ -114,7 +195,7 @@ def _open(game: Game, store: Store, device: str) -> _Bench:
 def _reliance(bench: _Bench, seed: int) -> Events:
     """Read the coalitions off the trial that trained all players with this seed."""
     game, store = bench.game, bench.store
-    trial = next(trial for trial in game.trials([game.everyone]) if trial.seed == seed)
+    trial = _whole_trial(game, seed)
     row = next((row for row in store.trials() if row.trial == trial.trial), None)
     if row is None or row.status != "done" or row.adapter is None:
         state = "not there" if row is None else row.status
@@ -125,15 +206,15 @@ def _reliance(bench: _Bench, seed: int) -> Events:
     weights = sliced(read_adapter(where), slot, str(where))
     reading = yield from _read(bench, slot, weights, [])
     store.set_map("reliance", seed, {"seed": seed, "trial": trial.trial, **_facts(bench, slot), **reading})
+    yield _ended(f"reliance-s{seed}", reading)
 
 
 def _one_run(bench: _Bench, seed: int) -> Events:
     """Train with random coalitions, and read the coalitions off: those that were retrained first."""
     game, store = bench.game, bench.store
-    trial = next(trial for trial in game.trials([game.everyone]) if trial.seed == seed)
-    slot = replace(slot_of(trial, bench.base.model, bench.base.heads), name=f"one-run-s{seed}")
-    settings = trial.train
-    num_steps = max(1, round(game.design.length * settings.num_steps(len(bench.task.train))))
+    trial = _whole_trial(game, seed)
+    slot = replace(slot_of(trial, bench.base.model, bench.base.heads), name=_run_name(seed))
+    settings, num_steps = trial.train, bench.num_steps
     yield CohortStarted(slot.name, (slot.name,), num_steps)
     stack = Stack(
         bench.base.model, tied_slots(slot, NUM_SLOTS), bench.base.heads, bench.base.initial_head, settings.base_dropout
@@ -151,6 +232,7 @@ def _one_run(bench: _Bench, seed: int) -> Events:
         stack.detach()
     if not finite:
         yield from _missing(store, seed, "the one training diverged; a lower learning rate may help")
+        yield MapEnded(slot.name, "diverged", train_seconds=seconds)
         return
     reading = yield from _read(bench, slot, weights, retrained_coalitions(game))
     num_examples = len(bench.task.train)
@@ -163,6 +245,7 @@ def _one_run(bench: _Bench, seed: int) -> Events:
         "train_seconds": seconds,
     }
     store.set_map("one_run", seed, {**facts, **reading})
+    yield _ended(slot.name, reading, seconds)
 
 
 def _facts(bench: _Bench, slot: Slot) -> dict[str, Any]:
@@ -181,11 +264,12 @@ def _facts(bench: _Bench, slot: Slot) -> dict[str, Any]:
     }
 
 
+def _ended(name: str, reading: Mapping[str, Any], train_seconds: float = 0.0) -> MapEnded:
+    return MapEnded(name, "done", len(reading["coalitions"]), train_seconds, reading["read_seconds"])
+
+
 def _missing(store: Store, seed: int, reason: str) -> Events:
-    message = f"no map of seed {seed}: {reason}"
-    if all(row["message"] != message for row in store.warnings()):
-        store.add_warning(None, "map", 1, "design", message)
-    yield Warned(Notice("map", 1, "design", message))
+    yield from warn(store, [Notice("map", 1, "design", f"no map of seed {seed}: {reason}")])
 
 
 def _read(

@@ -389,6 +389,7 @@ def run_and_report(
     from lorascope.store import Store
 
     chosen = _device(device)
+    deadline = None if budget_seconds is None else Deadline(budget_seconds)
     if not resume:
         Store.refuse_existing(directory)
     from lorascope.cohort.run import run_study
@@ -405,7 +406,7 @@ def run_and_report(
             device=chosen,
             most_bytes=most_bytes,
             checkpoint_seconds=checkpoint_seconds,
-            deadline=None if budget_seconds is None else Deadline(budget_seconds),
+            deadline=deadline,
         )
     )
     if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
@@ -413,7 +414,8 @@ def run_and_report(
         from lorascope.attribution.players import read_game
 
         seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
-        _show(draw_maps(read_game(study), directory, device=chosen, seeds=seeds))
+        game = read_game(study)
+        _show(draw_maps(game, directory, device=chosen, seeds=seeds, most_bytes=most_bytes, deadline=deadline))
     with Store.open(directory) as store:
         return _results([store])
 

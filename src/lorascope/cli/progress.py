@@ -88,6 +88,8 @@ class StudyProgress:
             self._evaluate(event)
         elif isinstance(event, events.TrialEnded):
             self._end_trial(event)
+        elif isinstance(event, events.MapEnded) and event.status == "done":
+            self._say(f"{event.name}: {counted(event.num_coalitions, 'coalition')} read in {seconds_text(event.read_seconds)}")
 
     def _start(self, event: events.StudyStarted) -> None:
         task = event.task

@@ -50,11 +50,22 @@ class TrialEnded:
 
 
 @dataclass(frozen=True)
+class MapEnded:
+    """Coalitions were read off one adapter and are stored (``done``), or its training diverged; named as its cohort."""
+
+    name: str
+    status: str
+    num_coalitions: int = 0
+    train_seconds: float = 0.0
+    read_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something was truncated, dropped, replaced or clipped; it is stored too."""
 
     notice: Notice
 
 
-Event = StudyStarted | CohortStarted | ProbeDone | TrialEnded | Warned | StepResult | EvaluationStep
+Event = StudyStarted | CohortStarted | ProbeDone | TrialEnded | MapEnded | Warned | StepResult | EvaluationStep
 Events = Generator[Event, None, None]

@@ -85,7 +85,10 @@ def run_study(
     audited = _audit(study, possible, raw, loaded.task, base)
     judge = None if study.evaluate.judge is None else load_judge(study.evaluate.judge, device)
     del base  # ``loaded`` alone holds it: another may take its place
-    with Store.create(directory, study, resume=resume) as store, recorded_threads(_kernels(store), loaded.base) as threads:
+    with (
+        Store.create(directory, study, resume=resume) as store,
+        recorded_threads(kernels_of(store), loaded.base) as threads,
+    ):
         limits = _Limits(device, most_slots, most_bytes)
         tracking = open_tracking(store, study)
         opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
@@ -164,7 +167,7 @@ def _cohorts(
         loaded.config, loaded.kernels, loaded.task = wanted, None, _encoded(raw, loaded.base, study)
         yield from warn(store, _notices(loaded.task, loaded.base, wanted))
     if loaded.kernels is None:
-        loaded.kernels, changes = _prepare(store, loaded.base, wanted, loaded.task, limits.device, limits.most_bytes)
+        loaded.kernels, changes = prepare(store, loaded.base, wanted, loaded.task, limits.device, limits.most_bytes)
         yield from warn(store, changes)
     cohorts = _plan(store, group, loaded.base, loaded.task, loaded.kernels, limits.most_slots, limits.most_bytes)
     yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
@@ -200,17 +203,17 @@ def _audit(study: Study, trials: Sequence[TrialConfig], raw: RawTask, task: Task
     return list(dict.fromkeys(notice for each in found for notice in each.notices()))
 
 
-def _prepare(
+def prepare(
     store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str, most_bytes: int | None
 ) -> tuple[Kernels, list[Notice]]:
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
-    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), _kernels(store, config))
+    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), kernels_of(store, config))
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
 
 
-def _kernels(store: Store, config: BaseModelConfig | None = None) -> dict[str, Any] | None:
+def kernels_of(store: Store, config: BaseModelConfig | None = None) -> dict[str, Any] | None:
     """What an earlier part of the study computed with, on one base or on any."""
     wanted = None if config is None else config.model_dump(mode="json")
     return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from lorascope.cohort.events import CohortStarted, Events, TrialEnded
+from lorascope.cohort.events import CohortStarted, Events, MapEnded, TrialEnded
 from lorascope.cohort.training import warn
 from lorascope.config import Study
 from lorascope.data.task import Notice
@@ -46,8 +46,12 @@ def open_tracking(store: Store, study: Study) -> Tracking:
     return Tracking.to(names, Origin(study.name, study.tracking.project, store.directory, identity, tags))
 
 
-def follow(events: Events, store: Store, tracking: Tracking) -> Events:
-    """The events of a cohort as they come, each sent on before it is handed over; a tracker that fails becomes a warning."""
+def follow(events: Events, store: Store, tracking: Tracking, others: Mapping[str, Mapping[str, Any]] | None = None) -> Events:
+    """The events of a cohort as they come, each sent on before it is handed over; a tracker that fails becomes a warning.
+
+    Args:
+        others: configurations of runs that are no trials of the store, by name.
+    """
     if not tracking:
         yield from events
         return
@@ -57,7 +61,7 @@ def follow(events: Events, store: Store, tracking: Tracking) -> Events:
         with closing(events):
             for event in events:
                 if isinstance(event, CohortStarted):
-                    _begin(store, tracking, event.trials)
+                    _begin(store, tracking, event.trials, others or {})
                 elif isinstance(event, StepResult):
                     for name, slot_step in event.slots.items():
                         values = [
@@ -73,6 +77,11 @@ def follow(events: Events, store: Store, tracking: Tracking) -> Events:
                 elif isinstance(event, TrialEnded):
                     _flush(tracking, {event.trial: buffers.pop(event.trial, [])})
                     yield from _finish(store, tracking, event)
+                elif isinstance(event, MapEnded):
+                    _flush(tracking, {event.name: buffers.pop(event.name, [])})
+                    costs = {"train_seconds": event.train_seconds, "read_seconds": event.read_seconds}
+                    tracking.summary(event.name, {f"efficiency/{name}": value for name, value in costs.items()})
+                    tracking.end(event.name, event.status)
                 yield event
                 yield from warn(store, failures(tracking))
     finally:
@@ -85,11 +94,11 @@ def failures(tracking: Tracking) -> list[Notice]:
     return [Notice("tracking", 1, "tracking", message) for message in tracking.take_failures()]
 
 
-def _begin(store: Store, tracking: Tracking, trials: Iterable[str]) -> None:
+def _begin(store: Store, tracking: Tracking, trials: Iterable[str], others: Mapping[str, Mapping[str, Any]]) -> None:
     """Open the trials' runs, with the steps that the store keeps of an earlier part of the study."""
     rows = {row.trial: row for row in store.trials()}
     for name in trials:
-        tracking.begin(name, {**rows[name].config, "seed": rows[name].seed})
+        tracking.begin(name, {**rows[name].config, "seed": rows[name].seed} if name in rows else others[name])
         keys = ("loss", "grad_norm", "learning_rate", "seconds", "tokens")
         tracking.log(name, [(step["step"], _curves([step[key] for key in keys])) for step in store.steps(name)])
 
