@@ -4,6 +4,9 @@ A study is planned and broken off before its first step. One copy of that direct
 killed with SIGKILL at random moments and resumed, until they end. Then every adapter file, prediction, metric and curve of
 each must be what the undisturbed one left behind, and no trial or step may be missing or there twice. Exit code 1 where one is
 not.
+
+Training takes most of the time, so a share of the kills is aimed at what follows it: each kill waits for the line that says
+where the study is, and then for a random part of what that took undisturbed. Where it fell is read off the directory it left.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -33,16 +37,20 @@ OVERRIDES = (
     "train.epochs=2",
     "train.batch_size=8",
     "adapter.lora_dropout=0.1",
-    "evaluate.batch_tokens=64",
     "task.max_train=200",
+    # A sentence or two at a time: evaluating takes long enough to be hit.
+    "evaluate.batch_tokens=16",
 )
-# Of the kills so many come while data and base are read, where there is little to break.
-EARLY_SHARE = 0.1
+# The parts of a study, and how many kills are aimed at each; at the first there is little to break.
+PARTS = ("reading", "training", "evaluation", "after a trial's end")
+AIMS = (0.1, 0.5, 0.25, 0.15)
 EARLY_SECONDS = 2.0
-# Kills come within this share of the undisturbed study's time, so that one study takes several.
+# Kills of training come within this share of the undisturbed study's time, so that one study takes several.
 SPAN_SHARE = 0.4
-STARTED = "to run"
-TRAINING = "cohort c"
+# Lines that say where a study is.
+TRAINING = r"cohort c\d+\w*:"
+TRAINED = r"step (\d+)/\1,"
+ENDED = r" done: "
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -64,11 +72,11 @@ class Running:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
         command()
 
-    def wait_for(self, text: str) -> bool:
-        """Read what it says until a line holds ``text``; False where it ended before."""
+    def wait_for(self, pattern: str) -> bool:
+        """Read what it says until a line holds ``pattern``; False where it ended before."""
         for line in self._errors:
             self.said.append(line)
-            if text in line:
+            if re.search(pattern, line):
                 return True
         return False
 
@@ -81,6 +89,7 @@ class Running:
         """SIGKILL: the process cannot do anything about it."""
         self._process.kill()
         self._process.join()
+        self.said += self._errors
         self._errors.close()
 
     def end(self) -> None:
@@ -119,6 +128,7 @@ class Tally:
 
     kills: int = 0
     finished: int = 0
+    parts: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     with_checkpoint: int = 0
     differences: list[str] = field(default_factory=list)
@@ -128,7 +138,7 @@ class Tally:
 def planned(command: Command, directory: Path) -> None:
     """Leave the study in ``directory`` with its plan stored and no step done."""
     process = command.start(directory)
-    if not process.wait_for("cohort c1:"):
+    if not process.wait_for(TRAINING):
         process.end()
     process.kill()
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
@@ -161,30 +171,71 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """The study without kills: what it leaves behind, and how many seconds and steps its parts take."""
+
+    outcome: dict[str, Any]
+    seconds: dict[str, float]
+    num_steps: int
+
+    @classmethod
+    def carried_out(cls, command: Command, directory: Path) -> Undisturbed:
+        """Carry the study out."""
+        process = command.start(directory)
+        moments = []
+        for mark in (TRAINING, TRAINED, ENDED):
+            process.wait_for(mark)
+            moments.append(time.monotonic())
+        process.end()
+        moments.append(time.monotonic())
+        seconds = {part: end - start for part, start, end in zip(PARTS[1:], moments, moments[1:])}
+        found = outcome(directory)
+        num_steps = max(len(found[f"curves of {trial}"]) for trial, *_ in found["trials"])
+        return cls(found, {PARTS[0]: EARLY_SECONDS, **seconds}, num_steps)
+
+
 def kill_until_done(
-    command: Command, directory: Path, draw: random.Random, most: int, span_seconds: float, tally: Tally
+    command: Command, directory: Path, draw: random.Random, most: int, whole: Undisturbed, tally: Tally
 ) -> None:
-    """Kill the study at most so many times, at moments of the span that follows its first cohort or its start."""
+    """Kill the study at most so many times, each time within the part that the kill is aimed at, by the time that it took."""
+    trained = False
     for kills in range(most + 1):
         process = command.start(directory)
-        early = draw.random() < EARLY_SHARE
-        moment = draw.uniform(0.0, EARLY_SECONDS if early else span_seconds)
-        mark = None if early else TRAINING if draw.random() < 0.8 else STARTED
+        (aim,) = draw.choices(PARTS, AIMS)
+        share = SPAN_SHARE if aim == "training" else 1.0
+        moment = draw.uniform(0.0, share * whole.seconds[aim])
+        # Once training has ended, the cohort evaluates as soon as it begins.
+        marks = dict(zip(PARTS, (None, TRAINING, TRAINING if trained else TRAINED, ENDED), strict=True))
+        mark = marks[aim]
         if kills == most or (mark is not None and not process.wait_for(mark)) or process.ends_within(moment):
             process.end()
             break
         process.kill()
+        trained = whole.num_steps in _saved_steps(directory)
         tally.kills += 1
-        tally.statuses.update(_statuses(directory))
-        tally.with_checkpoint += any(directory.glob("checkpoints/*/step-*"))
+        tally.parts[_part(directory, process.said, trained)] += 1
+        with Store.open(directory) as store:
+            tally.statuses.update(row.status for row in store.trials())
+        tally.with_checkpoint += bool(_saved_steps(directory))
     tally.finished += 1
     with Store.open(directory) as store:
         tally.notices.update(row["kind"] for row in store.warnings() if row["kind"] in ("checkpoint", "replay"))
 
 
-def _statuses(directory: Path) -> list[str]:
+def _part(directory: Path, said: Sequence[str], trained: bool) -> str:
+    """Where a study of one cohort was when it was killed, by what it had said and left behind."""
+    if not any(re.search(TRAINING, line) for line in said):
+        return "reading"
     with Store.open(directory) as store:
-        return [row.status for row in store.trials()]
+        if any(row.status == "done" for row in store.trials()):
+            return "after a trial's end"
+    return "evaluation" if trained else "training"
+
+
+def _saved_steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints on disk; one at a training's end is there before evaluation begins."""
+    return [int(path.name.removeprefix("step-")) for path in directory.glob("checkpoints/*/step-????????")]
 
 
 def main() -> int:
@@ -202,24 +253,18 @@ def main() -> int:
         template, reference = home / "planned", home / "reference"
         planned(command, template)
         shutil.copytree(template, reference)
-        process = command.start(reference)
-        process.wait_for(TRAINING)
-        started = time.monotonic()
-        process.end()
-        work_seconds = time.monotonic() - started
-        expected = outcome(reference)
-        steps = sum(len(expected[f"curves of {trial}"]) for trial, *_ in expected["trials"])
-        print(
-            f"undisturbed: {len(expected['trials'])} trials, {steps} steps, {work_seconds:.1f} s from the first cohort on",
-            flush=True,
-        )
+        whole = Undisturbed.carried_out(command, reference)
+        if arguments.span:
+            whole.seconds["training"] = arguments.span / SPAN_SHARE
+        took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in list(whole.seconds.items())[1:])
+        print(f"undisturbed: {len(whole.outcome['trials'])} trials, {whole.num_steps} steps; {took}", flush=True)
         tally = Tally()
         while tally.kills < arguments.kills:
             directory = home / f"killed-{tally.finished}"
             shutil.copytree(template, directory)
             most = min(arguments.per_study, arguments.kills - tally.kills)
-            kill_until_done(command, directory, draw, most, arguments.span or SPAN_SHARE * work_seconds, tally)
-            found = differences(expected, outcome(directory))
+            kill_until_done(command, directory, draw, most, whole, tally)
+            found = differences(whole.outcome, outcome(directory))
             tally.differences += [f"{directory.name}: {each}" for each in found]
             print(f"{tally.kills} kills, {tally.finished} studies, differing: {found or 'nothing'}", flush=True)
             if not found:
@@ -227,6 +272,7 @@ def main() -> int:
     document = {
         "kills": tally.kills,
         "studies": tally.finished,
+        "kills_by_part": {part: tally.parts[part] for part in PARTS},
         "kills_with_a_checkpoint_on_disk": tally.with_checkpoint,
         "trial_statuses_at_the_kills": dict(tally.statuses),
         "notices": dict(tally.notices),
@@ -244,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", type=Path, help="a study file of your own; by default a small one is made")
     add("--set", action="append", default=[], help="overrides of the small study")
     add("--checkpoint-seconds", type=float, default=0.0, help="see lorascope run; every step by default")
-    add("--span", type=float, help="seconds within which a kill comes; by default 0.4 of the study's")
+    add("--span", type=float, help="seconds within which a kill of training comes; by default 0.4 of its time")
     add("--seed", type=int, default=0, help="of the moments")
     add("--out", type=Path, help="keep the studies here")
     return parser

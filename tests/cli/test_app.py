@@ -636,6 +636,20 @@ def test_a_game_of_masks_runs_resumes_and_is_shown_over_its_shards(game, cli, st
     assert all((text in shown) == (game == "one_run") for text in agreement)
 
 
+def test_maps_share_the_budget_and_the_memory_of_their_study(cli, study_file, tmp_path, monkeypatch):
+    from lorascope.attribution import maps
+
+    given = []
+    monkeypatch.setattr(maps, "draw_maps", lambda *_, **options: given.append(options) or (event for event in ()))
+    path = study_file(design={**SHAPLEY, "game": "reliance"})
+    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--budget", "1h", "--memory", "64GB", "--json").out)
+    assert [trial["status"] for trial in document["trials"]] == ["done"] * len(document["trials"])
+    assert given[0]["most_bytes"] == 64_000_000_000
+    deadline = given[0]["deadline"]
+    assert deadline.trials == len(document["trials"])  # the one that measured them
+    assert 0 < deadline.left_seconds < 3600
+
+
 def test_coalitions_that_are_too_many_are_proposed_until_they_are_enough(cli, study_file, tmp_path):
     design = {"kind": "shapley", "players": ["query", "key", "value", "output"], "coalitions": 6, "width": 1e-6}
     path = study_file(design=design)
