@@ -189,7 +189,7 @@ class Undisturbed:
             moments.append(time.monotonic())
         process.end()
         moments.append(time.monotonic())
-        seconds = {part: end - start for part, start, end in zip(PARTS[1:], moments, moments[1:])}
+        seconds = {part: end - start for part, start, end in zip(PARTS[1:], moments[:-1], moments[1:], strict=True)}
         found = outcome(directory)
         num_steps = max(len(found[f"curves of {trial}"]) for trial, *_ in found["trials"])
         return cls(found, {PARTS[0]: EARLY_SECONDS, **seconds}, num_steps)
