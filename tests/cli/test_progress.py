@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lorascope.cli.progress import StudyProgress
-from lorascope.cohort.events import CohortStarted, ProbeDone, StudyStarted, TrialEnded, Warned
+from lorascope.cohort.events import CohortStarted, MapEnded, ProbeDone, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.probe import SoloCost
 from lorascope.data.task import Notice
 from lorascope.evaluate import EvaluationStep
@@ -126,3 +126,8 @@ def test_the_display_ends_with_an_error():
 
 def raise_interrupt():
     raise KeyboardInterrupt
+
+
+def test_a_map_says_what_was_read_and_one_that_diverged_leaves_that_to_the_warning():
+    assert shown([MapEnded("one-run-s1", "done", 160, 80.0, 31.0)])[0] == "one-run-s1: 160 coalitions read in 31 s\n"
+    assert shown([MapEnded("one-run-s1", "diverged")])[0] == ""

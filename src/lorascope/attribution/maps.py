@@ -121,15 +121,12 @@ def draw_maps(
 def _within(bench: _Bench, seed: int, tracking: Tracking, deadline: Deadline | None) -> Generator[Event, None, bool]:
     """Make one map, if it is forecast to end in time; False where it is not begun, or is left at the deadline."""
     draw = _reliance if bench.game.design.game == "reliance" else _one_run
-    if deadline is None:
-        yield from follow(draw(bench, seed), bench.store, tracking, _untried(bench, seed))
-        return True
-    if _forecast_seconds(bench, deadline) > deadline.left_seconds:
+    if deadline is not None and _forecast_seconds(bench, deadline) > deadline.left_seconds:
         return False
     with closing(follow(draw(bench, seed), bench.store, tracking, _untried(bench, seed))) as events:
         for event in events:
             yield event
-            if deadline.left_seconds <= 0 and not isinstance(event, MapEnded):
+            if deadline is not None and deadline.left_seconds <= 0 and not isinstance(event, MapEnded):
                 return False
     return True
 
