@@ -129,5 +129,5 @@ def raise_interrupt():
 
 
 def test_a_map_says_what_was_read_and_one_that_diverged_leaves_that_to_the_warning():
-    assert shown([MapEnded("one-run-s1", "done", 160, 80.0, 31.0)])[0] == "one-run-s1: 160 coalitions read in 31 s\n"
+    assert shown([MapEnded("one-run-s1", "done", 160, 80.0, 31.0)])[0] == "one-run-s1: 160 coalitions read in 31.0 s\n"
     assert shown([MapEnded("one-run-s1", "diverged")])[0] == ""
