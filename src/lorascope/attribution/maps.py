@@ -138,7 +138,7 @@ def _forecast_seconds(bench: _Bench, deadline: Deadline) -> float:
     """
     records = bench.store.maps(bench.game.design.game).values()
     if records:
-        return max(record.get("train_seconds", 0.0) + record["read_seconds"] for record in records)
+        return max(float(record.get("train_seconds", 0.0) + record["read_seconds"]) for record in records)
     speeds = [row.solo_examples_per_second for row in bench.store.trials() if row.solo_examples_per_second]
     if not deadline.knows and speeds:
         deadline.note_alone(min(speeds))
