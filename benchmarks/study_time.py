@@ -135,7 +135,7 @@ def table(
     lines = [
         "| | training, s | whole, s |",
         "|---|---|---|",
-        f"| the study: {count} trials trained ({source}) | {training:.1f} | {seconds:.1f} |",
+        f"| the study: {count} trials trained{' and maps' if map_seconds else ''} ({source}) | {training:.1f} | {seconds:.1f} |",
         f"| PEFT + Trainer, one trial ({names}) | {one_training:.1f} | {one:.1f} |",
         f"| the same × {count} | {count * one_training:.1f} | {count * one:.1f} |",
         f"| **the study is × faster** | {count * one_training / training:.2f} | {count * one / seconds:.2f} |",
