@@ -131,11 +131,12 @@ def table(
     count = len(trained_rows(rows))
     training = stacked_seconds(rows) + map_seconds
     one_training, one = mean(each.train_seconds for each in measured), mean(each.seconds for each in measured)
+    trained = f"{count} trials trained{' and maps' if map_seconds else ''}"
     names = ", ".join(f"`{each.trial}`" for each in measured)
     lines = [
         "| | training, s | whole, s |",
         "|---|---|---|",
-        f"| the study: {count} trials trained{' and maps' if map_seconds else ''} ({source}) | {training:.1f} | {seconds:.1f} |",
+        f"| the study: {trained} ({source}) | {training:.1f} | {seconds:.1f} |",
         f"| PEFT + Trainer, one trial ({names}) | {one_training:.1f} | {one:.1f} |",
         f"| the same × {count} | {count * one_training:.1f} | {count * one:.1f} |",
         f"| **the study is × faster** | {count * one_training / training:.2f} | {count * one / seconds:.2f} |",
