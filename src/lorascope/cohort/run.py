@@ -102,7 +102,7 @@ def run_study(
     del base  # ``loaded`` alone holds it: another may take its place
     with (
         Store.create(directory, study, resume=resume) as store,
-        recorded_threads(stored_kernels(store), loaded.base) as threads,
+        recorded_threads(kernels_of(store), loaded.base) as threads,
     ):
         tracking = open_tracking(store, study)
         opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
@@ -236,13 +236,13 @@ def prepare(
     store: Store, base: BaseModel, config: BaseModelConfig, task: Task, device: str, most_bytes: int | None
 ) -> tuple[Kernels, list[Notice]]:
     """Give the base the kernels that it had before in this study, or the best ones, and try prefix trees on it."""
-    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), stored_kernels(store, config))
+    kernels, notices = install_kernels(base, packed_weights_budget(device, most_bytes), kernels_of(store, config))
     known = len(base.warnings)
     follows_trees(base, task.train)
     return kernels, [*notices, *(Notice("base", 1, config.model, warning) for warning in base.warnings[known:])]
 
 
-def stored_kernels(store: Store, config: BaseModelConfig | None = None) -> dict[str, Any] | None:
+def kernels_of(store: Store, config: BaseModelConfig | None = None) -> dict[str, Any] | None:
     """What an earlier part of the study computed with, on one base or on any."""
     wanted = None if config is None else config.model_dump(mode="json")
     return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)
