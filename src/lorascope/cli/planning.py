@@ -184,13 +184,15 @@ class _Costs:
     def __init__(self, study: Study, directory: Path, bounds: Bounds) -> None:
         import psutil
 
+        from lorascope.cohort.training import FINAL
+
         self._work, self._task_type, self._num_labels, self._reason = _workload(study)
         self._memory_bytes = min(psutil.virtual_memory().available, bounds.memory_bytes or sys.maxsize)
         self._device = bounds.device
         self._rates: dict[str, float] = {}
         self._skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
         self.measured = _measured_rows(directory)
-        self._ended = _ended(self.measured) if bounds.resume else set()
+        self._ended = {row.trial for row in self.measured if bounds.resume and row.status in FINAL}
 
     def rows(self, trials: Sequence[TrialConfig]) -> tuple[list[dict[str, Any]], str]:
         """The plan's rows, and where their times come from."""
@@ -315,12 +317,6 @@ def _search_plan(study: Study, first: Sequence[Mapping[str, Any]], extremes: Seq
         "costliest": by_cost[-1],
         "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
     }
-
-
-def _ended(rows: Sequence[TrialRow]) -> set[str]:
-    from lorascope.cohort.training import FINAL
-
-    return {row.trial for row in rows if row.status in FINAL}
 
 
 def _measured_rows(directory: Path) -> list[TrialRow]:
