@@ -85,7 +85,7 @@ def values_by_seed(document: Mapping[str, Any]) -> dict[int, dict[str, float]]:
 def main() -> None:
     """Run all three games and print in how many seeds the value projection comes first."""
     from lorascope.attribution.players import design_trials, read_game
-    from lorascope.cli.app import run_and_report
+    from lorascope.cli.study import run_and_report
     from lorascope.config import Study
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -43,13 +43,13 @@ def test_a_cohorts_trials_are_priced_together_and_full_fine_tuning_alone():
     assert select(prices((10.0, 1), stacks=False), speedup=2.0).train_seconds == 20.0
 
 
-def test_an_unknown_time_is_no_reason_to_drop_without_a_budget_and_one_with():
-    unknown = prices((None, 1), (2.0, 1))
+def test_an_unknown_time_is_no_reason_to_drop():
+    unknown = prices((None, 1), (2.0, 1), (9.0, 1))
     assert select(unknown).dropped == {}
     assert select(unknown).train_seconds is None
-    chosen = select(unknown, budget_seconds=100.0)
-    assert chosen.kept == ["c1-s0", "c1-s1"]
-    assert set(chosen.dropped.values()) == {"its time is not known, so it cannot be fitted into a budget"}
+    chosen = select(unknown, budget_seconds=10.0)
+    assert chosen.kept == ["c0-s0", "c0-s1", "c1-s0", "c1-s1"]
+    assert chosen.train_seconds is None
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 10)), max_size=12), st.floats(1, 300), st.floats(1.0, 4.0))
@@ -76,6 +76,13 @@ def test_the_speedup_is_the_time_alone_over_the_time_together():
     assert measured_speedup(cohort) == (pytest.approx((4 + 8) / 10), 1)
     assert measured_speedup([*cohort, row("c-s1", "c2", 5.0, 4.0, 1.0)]) == measured_speedup(cohort)
     assert measured_speedup([row("c-s1", "c2", 5.0, 4.0, 1.0), row("d-s1")]) is None
+
+
+def test_a_cohort_that_was_halved_took_as_long_as_its_longest_member():
+    # 40 examples until the first rung in 2 s, 200 in 7 s all the way.
+    pruned = row("a-s1", "c1", 2.0, 20.0, 20.0)
+    winner = row("b-s1", "c1", 7.0, 200 / 7, 20.0)
+    assert measured_speedup([pruned, winner]) == measured_speedup([winner, pruned]) == (pytest.approx((2 + 10) / 7), 1)
 
 
 def planned(trial, seconds, **train):

@@ -47,7 +47,7 @@ def select(
     memory_bytes: int | None = None,
     speedup: float = ASSUMED_SPEEDUP,
 ) -> Selection:
-    """Take configurations in order as long as they fit.
+    """Take configurations in order as long as they fit; one whose time is not known is no reason to drop it.
 
     Args:
         budget_seconds: of training; evaluation is not priced.
@@ -56,25 +56,24 @@ def select(
     """
     kept: list[str] = []
     dropped: dict[str, str] = {}
-    spent: float | None = 0.0
+    spent, known = 0.0, True
     for members in _configurations(prices):
         seconds = _seconds(members, speedup)
         largest = max(one.memory_bytes for one in members)
         reason = None
         if memory_bytes is not None and largest > memory_bytes:
             reason = f"needs about {_gigabytes(largest)} of {_gigabytes(memory_bytes)}"
-        elif budget_seconds is not None and seconds is None:
-            reason = "its time is not known, so it cannot be fitted into a budget"
-        elif budget_seconds is not None and seconds is not None and (spent or 0.0) + seconds > budget_seconds:
-            left = max(0.0, budget_seconds - (spent or 0.0))
+        elif budget_seconds is not None and seconds is not None and spent + seconds > budget_seconds:
+            left = max(0.0, budget_seconds - spent)
             seeds = f"{len(members)} seeds" if len(members) > 1 else "its seed"
             reason = f"takes about {seconds:,.0f} s with {seeds}; {left:,.0f} s of the budget are left"
         if reason is not None:
             dropped.update(dict.fromkeys((one.trial for one in members), reason))
             continue
         kept += [one.trial for one in members]
-        spent = None if spent is None or seconds is None else spent + seconds
-    return Selection(kept, dropped, spent)
+        known = known and seconds is not None
+        spent += seconds or 0.0
+    return Selection(kept, dropped, spent if known else None)
 
 
 def correct(plan: Sequence[dict[str, Any]], measured: Iterable[TrialRow], num_examples: int | None) -> str:
@@ -116,6 +115,8 @@ def correct(plan: Sequence[dict[str, Any]], measured: Iterable[TrialRow], num_ex
 def measured_speedup(rows: Iterable[TrialRow]) -> tuple[float, int] | None:
     """How much less time cohorts of several took than their trials one after the other, as each was measured alone.
 
+    A cohort takes as long as the member that trains longest; one that was pruned counts with the examples it trained.
+
     Returns:
         The ratio over all such cohorts, and how many there were; None where there was none.
     """
@@ -124,7 +125,7 @@ def measured_speedup(rows: Iterable[TrialRow]) -> tuple[float, int] | None:
         if row.cohort is not None and row.train_seconds and row.examples_per_second and row.solo_examples_per_second:
             cohorts.setdefault(row.cohort, []).append(row)
     several = [members for members in cohorts.values() if len(members) > 1]
-    together = sum(members[0].train_seconds or 0.0 for members in several)
+    together = sum(max(row.train_seconds or 0.0 for row in members) for members in several)
     alone = sum(
         (row.train_seconds or 0.0) * (row.examples_per_second or 0.0) / (row.solo_examples_per_second or 1.0)
         for members in several

@@ -342,15 +342,17 @@ def _num_decoder_layers(config: Any) -> int:
     return int(next((value for name in names if (value := getattr(config, name, None))), config.num_hidden_layers))
 
 
-def probe_flops(dtype: str) -> float:
+def probe_flops(dtype: str, device: str = "cpu") -> float:
     """Matrix-product rate of this machine in operations per second, from a fifth of a second of work."""
-    x = torch.randn(512, 768, dtype=getattr(torch, dtype))
-    weight = torch.randn(768, 3072, dtype=getattr(torch, dtype))
+    x = torch.randn(512, 768, dtype=getattr(torch, dtype), device=device)
+    weight = torch.randn(768, 3072, dtype=getattr(torch, dtype), device=device)
     torch.mm(x, weight)
     started = time.perf_counter()
     count = 0
     while time.perf_counter() - started < 0.2:
         torch.mm(x, weight)
+        if x.is_cuda:
+            torch.cuda.synchronize()
         count += 1
     return 2.0 * 512 * 768 * 3072 * count / (time.perf_counter() - started)
 

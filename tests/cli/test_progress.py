@@ -113,6 +113,13 @@ def test_the_time_left_is_that_of_measured_steps_and_of_what_trials_took_besides
     assert progress._study_left() == pytest.approx(4 * 6.0 / 8 + 8.0 / 2)
 
 
+def test_further_proposals_add_to_the_time_left(monkeypatch):
+    monkeypatch.setattr("lorascope.cli.progress.time.monotonic", lambda: 50.0)
+    begun = [StudyStarted(TASK, 1, 1, 4), CohortStarted("c1", ("a-s1",), 4), *(step(number, ["a-s1"]) for number in range(4))]
+    _, progress = shown([*begun, TrialEnded("a-s1", "done", {}), StudyStarted(TASK, 2, 2, 8)])
+    assert progress._study_left() == pytest.approx(8 * 0.01)
+
+
 def test_the_display_ends_with_an_error():
     with pytest.raises(KeyboardInterrupt):
         shown([*EVENTS[:6], *(raise_interrupt() for _ in range(1))], force_terminal=True)

@@ -3,12 +3,13 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorascope.cohort.run import run_study
+from lorascope.cohort.run import Limits, run_study
 from lorascope.config import Study
 from lorascope.design import expand
 from lorascope.lora import frozen
@@ -99,11 +100,12 @@ def make_study(data_directory: Path, model_directory: Callable[[str], Path]) -> 
 
 @pytest.fixture(scope="session")
 def carry_out() -> Callable[..., list[Any]]:
-    """``carry_out(study, directory, **options)``: run a study to its end; its events."""
+    """``carry_out(study, directory, **options)``: run a study to its end; its events. Options may be those of ``Limits``."""
 
     def run(study: Study, directory: Path, **options: Any) -> list[Any]:
         trials = options.pop("trials", None) or expand(study)
-        return list(run_study(study, trials, directory, **options))
+        limits = Limits(**{each.name: options.pop(each.name) for each in fields(Limits) if each.name in options})
+        return list(run_study(study, trials, directory, limits=limits, **options))
 
     return run
 

@@ -15,7 +15,7 @@ from lorascope.cohort import checkpoint, training
 from lorascope.cohort import kernels as kernels_module
 from lorascope.cohort.checkpoint import Checkpoints
 from lorascope.cohort.events import CohortStarted, ProbeDone, TrialEnded, Warned
-from lorascope.cohort.run import run_study
+from lorascope.cohort.run import Limits, run_study
 from lorascope.design import expand
 from lorascope.evaluate import EvaluationStep
 from lorascope.lora.parameters import SlotParameters
@@ -49,16 +49,16 @@ def steps_in(events):
     return [event.step for event in events if isinstance(event, StepResult)]
 
 
-def broken_off(study, directory, when, **options):
+def broken_off(study, directory, when, checkpoint_seconds=None):
     """Run until ``when(event)``, then close the study, as an interruption does."""
-    events = run_study(study, expand(study), directory, **options)
+    events = run_study(study, expand(study), directory, limits=Limits(checkpoint_seconds=checkpoint_seconds))
     for event in events:
         if when(event):
             break
     events.close()
 
 
-def killed(study, directory, number, **options):
+def killed(study, directory, number, resume=False, checkpoint_seconds=None):
     """Run until a step has been computed, and no further: what follows from it is not done."""
     original = training.train
 
@@ -70,7 +70,8 @@ def killed(study, directory, number, **options):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(training, "train", dying)
-        list(run_study(study, expand(study), directory, **options))
+        limits = Limits(checkpoint_seconds=checkpoint_seconds)
+        list(run_study(study, expand(study), directory, resume=resume, limits=limits))
 
 
 def at_step(number):

@@ -14,7 +14,7 @@ from lorascope.cohort.events import CohortStarted, TrialEnded, Warned
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import Forecast, Group, cut_group, envelope, find_impossible, form_groups
 from lorascope.cohort.probe import Footprint, MemoryMeter, steady_allocator
-from lorascope.cohort.run import run_study
+from lorascope.cohort.run import Limits, run_study
 from lorascope.config import BaseModelConfig, Study
 from lorascope.data.task import encode_task, read_task
 from lorascope.design import expand
@@ -216,9 +216,9 @@ def plans_of(directory):
         return store.cohorts()
 
 
-def interrupted(study, directory, **options):
+def interrupted(study, directory, most_slots):
     """Run until the first trial has ended."""
-    events = run_study(study, expand(study), directory, **options)
+    events = run_study(study, expand(study), directory, limits=Limits(most_slots=most_slots))
     next(event for event in events if isinstance(event, TrialEnded))
     events.close()
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lorascope.base_model import load_base, weights_checksum
 from lorascope.cohort import export, training
 from lorascope.cohort.events import CohortStarted, StudyStarted, TrialEnded, Warned
-from lorascope.cohort.run import run_study
+from lorascope.cohort.run import Limits, run_study
 from lorascope.cohort.single import evaluate_adapter
 from lorascope.config import BaseModelConfig, Study
 from lorascope.design import expand, shard
@@ -250,7 +250,7 @@ def test_a_trial_that_raises_has_failed_and_its_neighbours_go_on(make_study, car
 def test_an_interrupted_study_goes_on_where_it_stopped(make_study, carry_out, rows_of, losses_of, tmp_path):
     study = make_study("bert", [{}, {"r": 3}, {"r": 4}])
     trials = expand(study)
-    events = run_study(study, trials, tmp_path / "run", most_slots=1)
+    events = run_study(study, trials, tmp_path / "run", limits=Limits(most_slots=1))
     for event in events:
         if isinstance(event, StepResult) and trials[1].trial in event.slots and event.step == 3:
             break
@@ -466,7 +466,7 @@ def test_a_study_does_not_go_on_with_other_data_or_another_base(
     shutil.copytree(data_directory, tmp_path / "data")
     shutil.copytree(model_directory("bert"), tmp_path / "model")
     study = make_study("bert", [{}, {"r": 3}], data={"data": str(tmp_path / "data")}, base={"model": str(tmp_path / "model")})
-    events = run_study(study, expand(study), tmp_path / "run", most_slots=1)
+    events = run_study(study, expand(study), tmp_path / "run", limits=Limits(most_slots=1))
     next(event for event in events if isinstance(event, TrialEnded))
     events.close()
 
@@ -489,7 +489,7 @@ def test_a_study_does_not_go_on_with_other_data_or_another_base(
 
 def test_cohorts_of_a_resumed_study_get_numbers_of_their_own(make_study, carry_out, rows_of, tmp_path):
     study = make_study("bert", [{}, {"r": 3}])
-    events = run_study(study, expand(study), tmp_path / "run", most_slots=1)
+    events = run_study(study, expand(study), tmp_path / "run", limits=Limits(most_slots=1))
     next(event for event in events if isinstance(event, TrialEnded))
     events.close()
     carry_out(study, tmp_path / "run", most_slots=1, resume=True)
@@ -585,7 +585,7 @@ def test_a_full_fine_tuning_that_diverges_leaves_the_base_as_it_was(make_study, 
 def test_an_interrupted_full_fine_tuning_ends_with_the_same_numbers(make_study, carry_out, rows_of, losses_of, tmp_path):
     study = make_study("bert", [{"method": "full", "learning_rate": 1e-3}])
     carry_out(study, tmp_path / "whole")
-    for event in (events := run_study(study, expand(study), tmp_path / "run", checkpoint_seconds=0)):
+    for event in (events := run_study(study, expand(study), tmp_path / "run", limits=Limits(checkpoint_seconds=0))):
         if isinstance(event, StepResult) and event.step == 4:
             events.close()
     assert [row.status for row in rows_of(tmp_path / "run")] == ["interrupted"]

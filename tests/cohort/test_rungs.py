@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 
+from lorascope.cohort import training
 from lorascope.cohort.events import TrialEnded
 from lorascope.cohort.run import run_study
 from lorascope.config import Study
@@ -83,3 +84,22 @@ def test_a_rung_leaves_a_store_that_names_how_far_each_came(search, carry_out, t
             assert len(store.steps(row.trial)) == (10 if row.status == "done" else max(row.rungs))
             if row.status == "pruned":
                 assert f"pruned after step {max(row.rungs)} of 10" in row.error
+
+
+def test_a_trial_that_failed_is_tried_again_once_by_a_later_run(search, carry_out, rows_of, tmp_path, monkeypatch):
+    study = search(pruner="none", trials=2, batch=2)
+    measured = []
+
+    def fail(*_):
+        measured.append(1)
+        raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "measure_alone", fail)
+        carry_out(study, tmp_path / "run", trials=proposer(study))
+        assert [row.status for row in rows_of(tmp_path / "run")] == ["failed", "failed"]
+        measured.clear()
+        carry_out(study, tmp_path / "run", trials=proposer(study), resume=True)
+        assert len(measured) == 2
+    carry_out(study, tmp_path / "run", trials=proposer(study), resume=True)
+    assert [row.status for row in rows_of(tmp_path / "run")] == ["done", "done"]

@@ -1,5 +1,6 @@
-"""The command line: ``app`` holds the commands, ``progress`` and ``tables`` what people see, ``demo`` the first run.
+"""The command line: ``app`` holds the commands.
 
+``planning`` and ``study`` carry them out, ``progress`` and ``tables`` hold what people see, ``demo`` the first run.
 Floor: the top. Importing it loads no torch.
 """
 

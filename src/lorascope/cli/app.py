@@ -16,11 +16,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from itertools import islice
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,16 +26,12 @@ from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
+from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
+from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
-    BaseModelConfig,
     EvaluateConfig,
-    SearchDesign,
-    ShapleyDesign,
-    Study,
     TaskConfig,
-    TaskType,
     TrackingConfig,
-    TrialConfig,
     load_study,
     parse_duration,
     parse_memory,
@@ -45,13 +39,6 @@ from lorascope.config import (
     validate,
 )
 from lorascope.errors import LorascopeError, UsageError
-
-if TYPE_CHECKING:
-    from lorascope.cohort.events import Events
-    from lorascope.cohort.proposals import Proposer
-    from lorascope.plan import Cost, Workload
-    from lorascope.search import Search
-    from lorascope.store import Store, TrialRow
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
 _CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -80,7 +67,7 @@ def main() -> None:
     """Entry point: run a command and turn errors into one line and an exit code."""
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     _prepare_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
@@ -142,10 +129,16 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
-    study, trials = _study_and_trials(study_file, overrides, shard, None)
-    seconds = None if budget is None else parse_duration(budget)
-    most_bytes = None if memory is None else parse_memory(memory)
-    document = _planned(study, trials, out or Path("runs") / study.name, seconds, most_bytes)
+    from lorascope.design import parse_shard
+
+    study, trials = study_and_trials(study_file, overrides, shard, None)
+    bounds = Bounds(
+        None if budget is None else parse_duration(budget),
+        None if memory is None else parse_memory(memory),
+        chosen_device(),
+        None if shard is None else parse_shard(shard),
+    )
+    document = planned(study, trials, out or Path("runs") / study.name, bounds)
     if as_json:
         print_json(document)
     else:
@@ -179,10 +172,11 @@ def run(
 ) -> None:
     """Train, evaluate and store every trial of a study."""
     from lorascope.design import parse_shard
+    from lorascope.store import Store
 
-    seconds = None if budget is None else parse_duration(budget)
     started = time.monotonic()
-    study, trials = _study_and_trials(study_file, overrides, shard, adapter)
+    seconds = None if budget is None else parse_duration(budget)
+    study, trials = study_and_trials(study_file, overrides, shard, adapter)
     if track:
         to = {"to": list(dict.fromkeys([*study.tracking.to, *track])), "project": study.tracking.project}
         study = study.model_copy(update={"tracking": validate(TrackingConfig, to, "--track")})
@@ -191,24 +185,21 @@ def run(
         study = study.model_copy(update={"task": permitted})
     directory = out or Path("runs") / study.name
     most_bytes = None if memory is None else parse_memory(memory)
+    part = None if shard is None else parse_shard(shard)
+    bounds = Bounds(seconds, most_bytes, chosen_device(device), part, resume)
     if dry_run:
-        document = _planned(study, trials, directory, seconds, most_bytes)
+        document = planned(study, trials, directory, bounds)
         print_json(document) if as_json else tables.print_plan(stdout(), document)
         return
-    if most_bytes is not None and isinstance(trials, list):
-        trials = _fitting(study, trials, directory, most_bytes)
-    document = run_and_report(
-        study,
-        trials,
-        directory,
-        resume=resume,
-        slots=slots,
-        device=device,
-        most_bytes=most_bytes,
-        checkpoint_seconds=checkpoint_seconds,
-        budget_seconds=None if seconds is None else seconds - (time.monotonic() - started),
-        part=None if shard is None else parse_shard(shard),
-    )
+    if not resume:
+        Store.refuse_existing(directory)
+    from lorascope.cohort.deadline import Deadline
+    from lorascope.cohort.run import Limits
+
+    trials = fitting(study, trials, directory, bounds)
+    deadline = None if seconds is None else Deadline(seconds, spent_seconds=time.monotonic() - started)
+    limits = Limits(bounds.device, slots, most_bytes, checkpoint_seconds, deadline)
+    document = run_and_report(study, trials, directory, resume=resume, limits=limits, part=part)
     if as_json:
         print_json(document)
     else:
@@ -242,7 +233,7 @@ def results(
         raise UsageError("--pairs and --baseline exclude each other", where="results", fix="give one of them")
     with ExitStack() as opened:
         stores = [opened.enter_context(Store.open(directory)) for directory in directories]
-        document = _results(stores, baseline, metric, pairs)
+        document = results_of(stores, baseline, metric, pairs)
     if as_json:
         print_json(document)
     elif as_csv:
@@ -364,316 +355,6 @@ def demo(
     console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
 
 
-def run_and_report(
-    study: Study,
-    trials: list[TrialConfig] | Proposer,
-    directory: Path,
-    *,
-    resume: bool = False,
-    slots: int | None = None,
-    device: str | None = None,
-    most_bytes: int | None = None,
-    checkpoint_seconds: float | None = None,
-    budget_seconds: float | None = None,
-    part: tuple[int, int] | None = None,
-) -> dict[str, Any]:
-    """Run with progress on stderr; the results document.
-
-    Args:
-        part: the shard that this is, as (index from 1, count).
-
-    Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM came; the step in progress was finished, and the cohort's state saved.
-    """
-    from lorascope.cohort.deadline import Deadline
-    from lorascope.store import Store
-
-    chosen = _device(device)
-    deadline = None if budget_seconds is None else Deadline(budget_seconds)
-    if not resume:
-        Store.refuse_existing(directory)
-    from lorascope.cohort.run import run_study
-
-    proposer = _proposer(study)
-    _show(
-        run_study(
-            study,
-            trials if proposer is None else proposer,
-            directory,
-            first=trials if proposer is not None and isinstance(trials, list) else [],
-            resume=resume,
-            most_slots=slots,
-            device=chosen,
-            most_bytes=most_bytes,
-            checkpoint_seconds=checkpoint_seconds,
-            deadline=deadline,
-        )
-    )
-    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness":
-        from lorascope.attribution.maps import draw_maps
-        from lorascope.attribution.players import read_game
-
-        seeds = study.seeds if part is None else study.seeds[part[0] - 1 :: part[1]]
-        game = read_game(study)
-        _show(draw_maps(game, directory, device=chosen, seeds=seeds, most_bytes=most_bytes, deadline=deadline))
-    with Store.open(directory) as store:
-        return _results([store])
-
-
-def _show(running: Events) -> None:
-    """Carry something out with its progress on stderr; closed at once whatever ends it, so that its trials say so.
-
-    Raises:
-        KeyboardInterrupt: see `run_and_report`.
-    """
-    from lorascope.cli.progress import StudyProgress
-
-    with StudyProgress(stderr()) as progress, closing(running) as events:
-        for event in islice(events, 1):
-            progress.show(event)  # until then there is nothing to save
-        with _deferred_signals() as interrupted:
-            for event in events:
-                progress.show(event)
-                if interrupted():
-                    raise KeyboardInterrupt
-
-
-def _proposer(study: Study) -> Search | None:
-    """What proposes the trials of a search."""
-    if not isinstance(study.design, SearchDesign):
-        return None
-    from lorascope.search import proposer
-
-    return proposer(study)
-
-
-def _planned(
-    study: Study,
-    trials: list[TrialConfig] | Proposer,
-    directory: Path,
-    budget_seconds: float | None = None,
-    most_bytes: int | None = None,
-) -> dict[str, Any]:
-    """The plan; of a search the first proposals, which depend on no result, and what its extremes cost."""
-    search = _proposer(study)
-    if search is None or not isinstance(trials, list):
-        return _plan_document(study, trials, directory, budget_seconds, most_bytes)
-    shown = [*trials, *search.propose([])]
-    document = _plan_document(study, shown, directory, budget_seconds, most_bytes)
-    extremes = _plan_document(study, search.foreseen(), directory)["trials"]
-    by_cost = sorted(extremes, key=lambda row: (row["train_seconds"] or 0.0, row["trainable_params"]))
-    document["search"] = {
-        "over": study.model_dump(mode="json", by_alias=True)["design"]["over"],
-        "configurations": search.design.trials,
-        "batch": search.batch,
-        "cheapest": by_cost[0],
-        "costliest": by_cost[-1],
-        "does_not_fit": [row["config"] for row in extremes if not row["fits"]],
-    }
-    return document
-
-
-def _results(
-    stores: Sequence[Store], baseline: str | None = None, metrics: Sequence[str] | None = None, pairs: bool = False
-) -> dict[str, Any]:
-    """What a study's trials gave, and what they show together; recomputed from the stores, so that shards count as one."""
-    from lorascope.attribution.document import shapley_document
-    from lorascope.compare import comparisons
-    from lorascope.effects import ablation_document, controls_document
-    from lorascope.store import merge_results, results_document
-
-    study, rows = stores[0].study, merge_results(stores)
-    found = {
-        "comparisons": comparisons(stores, baseline=baseline, metrics=metrics, pairs=pairs),
-        "shapley": shapley_document(stores),
-        "ablation": ablation_document(study, rows),
-        "controls": controls_document(study, rows),
-        **_search_document(stores),
-    }
-    return results_document(stores) | {name: document for name, document in found.items() if document is not None}
-
-
-def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
-    """``{"search": …}`` of a search, else nothing."""
-    if not isinstance(stores[0].study.design, SearchDesign):
-        return {}
-    from lorascope.search import search_document
-    from lorascope.store import merge_results
-
-    return {"search": search_document(stores[0].study, merge_results(stores))}
-
-
-def _device(name: str | None) -> str:
-    """The device asked for, or the GPU where there is one.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
-    import torch
-
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = ["cpu", *(["cuda"] if num_gpus else []), *(f"cuda:{index}" for index in range(num_gpus))]
-    if name is not None and name not in known:
-        raise UsageError(f"no device {name!r} here", where="--device", fix=f"use {' or '.join(known)}")
-    return name or ("cuda" if num_gpus else "cpu")
-
-
-def _study_and_trials(
-    study_file: Path, overrides: list[str] | None, shard: str | None, adapters: list[Path] | None
-) -> tuple[Study, list[TrialConfig] | Proposer]:
-    from lorascope import design
-
-    study = load_study(study_file, dict(parse_override(text) for text in overrides or []))
-    trials = design.expand(study)
-    if isinstance(study.design, ShapleyDesign):
-        from lorascope.attribution.players import design_trials, read_game
-
-        proposed = design_trials(read_game(study), trials)
-        if not isinstance(proposed, list):
-            if shard is not None or adapters:
-                where, fix = "--shard" if shard else "--adapter", "leave it out, or give at most 10 players and no coalitions"
-                raise UsageError("coalitions are proposed from the results of all earlier ones", where=where, fix=fix)
-            return study, proposed
-        trials = proposed
-    if adapters:
-        from lorascope.cohort.single import adapter_trial
-
-        trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
-    if shard is not None and isinstance(study.design, SearchDesign):
-        what = "a search cannot be cut into shards: what it proposes depends on all that there is"
-        raise UsageError(what, where="--shard", fix="run it on one machine")
-    if shard is not None:
-        trials = design.shard(trials, *design.parse_shard(shard))
-        if not trials:
-            raise UsageError(f"shard {shard} holds no trial", where="--shard", fix="use fewer shards")
-    return study, trials
-
-
-def _fitting(study: Study, trials: list[TrialConfig], directory: Path, most_bytes: int) -> list[TrialConfig]:
-    """The trials that the memory is enough for; the others are named on stderr.
-
-    Raises:
-        UsageError: none is left.
-    """
-    document = _plan_document(study, trials, directory, most_bytes=most_bytes)
-    for line in tables.dropped_lines(document["dropped"]):
-        stderr().print(line, markup=False, highlight=False, soft_wrap=True)
-    names = {one["trial"] for one in document["dropped"]}
-    left = [trial for trial in trials if trial.trial not in names]
-    if not left:
-        raise UsageError("every trial needs more", where="--memory", fix="allow more, or choose a smaller base or batch")
-    return left
-
-
-def _plan_document(
-    study: Study,
-    trials: list[TrialConfig] | Proposer,
-    directory: Path,
-    budget_seconds: float | None = None,
-    most_bytes: int | None = None,
-) -> dict[str, Any]:
-    """What ``plan`` prints; one model skeleton per base, one probe per dtype. Of trials that are proposed, the first ones.
-
-    Times are corrected by what an earlier part of the study in ``directory`` measured.
-    """
-    import psutil
-
-    from lorascope import budget
-    from lorascope import plan as planning
-
-    trials = trials if isinstance(trials, list) else trials.propose([])
-    work, task_type, num_labels, reason = _workload(study)
-    memory = min(psutil.virtual_memory().available, most_bytes or sys.maxsize)
-    rates = {dtype: planning.probe_flops(dtype) for dtype in dict.fromkeys(map(planning.product_dtype, trials))}
-    skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
-    rows = []
-    for trial in trials:
-        if trial.base not in skeletons:
-            skeletons[trial.base] = planning.meta_model(trial, task_type, num_labels)
-        cost = planning.estimate(trial, *skeletons[trial.base], work, memory, rates[planning.product_dtype(trial)])
-        rows.append(_plan_row(trial, cost, reason))
-    measured = _measured_rows(directory)
-    source = budget.correct(rows, measured, work.num_examples)
-    prices = [
-        budget.Price(row["trial"], trial.configuration, row["train_seconds"], row["memory_bytes"], _stacks(trial))
-        for trial, row in zip(trials, rows, strict=True)
-    ]
-    speedup = budget.measured_speedup(measured)
-    ratio = budget.ASSUMED_SPEEDUP if speedup is None else speedup[0]
-    chosen = budget.select(prices, budget_seconds=budget_seconds, memory_bytes=most_bytes, speedup=ratio)
-    document: dict[str, Any] = {
-        "study": study.name,
-        "trials": rows,
-        "dropped": [{"trial": name, "reason": why} for name, why in chosen.dropped.items()],
-        "train_seconds_total": chosen.train_seconds,
-        "train_seconds_from": source,
-        "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
-    }
-    if isinstance(study.design, ShapleyDesign):
-        from lorascope.attribution.players import game_plan, read_game
-
-        document["shapley"] = game_plan(read_game(study))
-    return document
-
-
-def _stacks(trial: TrialConfig) -> bool:
-    return trial.adapter.method != "full" and trial.adapter.path is None
-
-
-def _measured_rows(directory: Path) -> list[TrialRow]:
-    """What an earlier part of the study knows; nothing where there is none."""
-    from lorascope.store import DATABASE, Store
-
-    if not (directory / DATABASE).is_file():
-        return []
-    with Store.open(directory) as store:
-        return store.trials()
-
-
-def _plan_row(trial: TrialConfig, cost: Cost, reason: str | None) -> dict[str, Any]:
-    return {
-        "trial": trial.trial,
-        "seed": trial.seed,
-        "config": trial.flat(),
-        "trainable_params": cost.trainable_params,
-        "total_params": cost.total_params,
-        "peft_total_params": cost.peft_total_params,
-        "trainable_percent": cost.trainable_percent,
-        "memory_bytes": cost.memory_bytes,
-        "train_seconds": cost.train_seconds,
-        "fits": cost.fits,
-        "reason": cost.reason or reason,
-    }
-
-
-def _workload(study: Study) -> tuple[Workload, TaskType, int, str | None]:
-    """The data as far as they are at hand: (workload, task type, number of labels, why there is no time estimate)."""
-    from dataclasses import replace
-
-    from lorascope import plan as planning
-    from lorascope.base_model import load_tokenizer, read_config, task_type_of
-    from lorascope.data.task import encode_task, known_form, read_task
-    from lorascope.errors import DataError, ModelError
-
-    unknown = planning.Workload(None, None, study.task.max_length)
-    form = known_form(study.task)
-    places = [study.task.data] if isinstance(study.task.data, str) else list(study.task.data.values())
-    if not all(Path(place).expanduser().exists() for place in places):
-        if form is None:
-            raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
-        return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
-    raw = read_task(study.task, study.evaluate.split)
-    raw = replace(raw, task_type=task_type_of(read_config(study.base), raw.task_type))
-    planning.check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
-    try:
-        tokenizer = load_tokenizer(study.base)
-        sample = replace(raw, train=raw.train[:256], eval=raw.eval[:1], notices=[])
-        encoded = encode_task(sample, tokenizer, study.task.max_length)
-    except ModelError:
-        return unknown, raw.task_type, len(raw.labels), "no time estimate: the base has no tokenizer here"
-    return planning.workload(encoded.train, len(raw.train)), raw.task_type, len(raw.labels), None
-
-
 def _print_csv(document: dict[str, Any]) -> None:
     rows = []
     for trial in document["trials"]:
@@ -685,38 +366,6 @@ def _print_csv(document: dict[str, Any]) -> None:
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
-
-    Yields:
-        Whether one came.
-    """
-    came: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        for each in own:
-            signal.signal(each, _interrupt)
-        came.append(number)
-        if sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), b"\nsaving after the step in progress; interrupt again to end at once\n")
-
-    # Ignored where a shell without job control started the command in the background; that is left alone.
-    own = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    own = {each: handler for each, handler in own.items() if handler not in (None, signal.SIG_IGN)}
-    try:
-        for each in own:
-            signal.signal(each, note)
-        yield lambda: bool(came)
-    finally:
-        for each, handler in own.items():
-            signal.signal(each, handler)
 
 
 def _prepare_streams() -> None:

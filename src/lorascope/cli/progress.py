@@ -97,6 +97,7 @@ class StudyProgress:
         if self._study is not None:  # a further batch of proposals
             self._pending += event.pending
             self._total += event.trial_steps + event.pending
+            self._left_steps += event.trial_steps
             self._progress.update(self._study, total=self._total)
             self._say(f"{counted(event.pending, 'further trial')} proposed")
             return

@@ -54,7 +54,10 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
     if "search" in document:
         _print_space(console, document["search"])
     lines = [f"{'' if len(names) == len(trials) else ', '.join(names) + ': '}{reason}" for reason, names in reasons.items()]
-    for line in [*lines, *dropped_lines(document.get("dropped", ())), *_total_lines(document)]:
+    lines += [*dropped_lines(document.get("dropped", ())), *_total_lines(document)]
+    if document.get("refused"):
+        lines.append(f"a run within this is refused: {document['refused']['what']}; {document['refused']['fix']}")
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -72,11 +75,11 @@ def _total_lines(document: Mapping[str, Any]) -> list[str]:
     if total is None:
         return []
     speedup = document["speedup"]
-    kept = counted(len(document["trials"]) - len(document["dropped"]), "trial")
     cohorts = speedup["measured_cohorts"]
     how = f"as measured on {counted(cohorts, 'cohort')}" if cohorts else "assumed: none was measured"
     share = f"trials of one cohort together {speedup['value']:.2f} times as fast as one after the other ({how})"
-    return [f"training of {kept}: about {seconds_text(total)}; times {document['train_seconds_from']}; {share}"]
+    scope = document["train_seconds_scope"]
+    return [f"training of {scope}: about {seconds_text(total)}; times {document['train_seconds_from']}; {share}"]
 
 
 def print_results(console: Console, document: Mapping[str, Any]) -> None:
@@ -155,6 +158,9 @@ def _print_space(console: Console, search: Mapping[str, Any]) -> None:
             f"{row['trainable_params']:,} parameters, {bytes_text(row['memory_bytes'])}, {seconds_text(row['train_seconds'])}"
         )
         console.print(f"{which}: {cost}", highlight=False, soft_wrap=True)
+    for config in search["does_not_fit"]:
+        values = ", ".join(f"{key} {_config_text(config, key)}" for key in search["over"])
+        console.print(f"does not fit: {values}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:

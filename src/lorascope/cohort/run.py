@@ -26,7 +26,7 @@ from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, 
 from lorascope.cohort.probe import steady_allocator
 from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
 from lorascope.cohort.tracked import follow, open_tracking
-from lorascope.cohort.training import FINAL, run_cohort, warn
+from lorascope.cohort.training import FINAL, Bench, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
@@ -37,6 +37,28 @@ from lorascope.store import Store
 from lorascope.tracking import check_installed
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Where a study runs, and what it may take.
+
+    Attributes:
+        most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
+        most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
+        checkpoint_seconds: see ``Checkpoints``.
+        deadline: no cohort begins that would not end in time, and one that does not is interrupted then; what is left stays
+            ``planned``, and a warning says so.
+    """
+
+    device: str = "cpu"
+    most_slots: int | None = None
+    most_bytes: int | None = None
+    checkpoint_seconds: float | None = None
+    deadline: Deadline | None = None
+
+
+UNLIMITED = Limits()
+
+
 def run_study(
     study: Study,
     trials: Sequence[TrialConfig] | Proposer,
@@ -44,11 +66,7 @@ def run_study(
     *,
     first: Sequence[TrialConfig] = (),
     resume: bool = False,
-    most_slots: int | None = None,
-    device: str = "cpu",
-    most_bytes: int | None = None,
-    checkpoint_seconds: float | None = None,
-    deadline: Deadline | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Events:
     """Carry out ``trials`` of ``study`` in ``directory``.
 
@@ -59,12 +77,8 @@ def run_study(
     Args:
         trials: a list, or what proposes them; a proposer that is a ``Pruner`` too stops the worse of each cohort.
         first: trials that are carried out before those proposed, and that the proposer does not see.
-        resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
-        most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
-        most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
-        checkpoint_seconds: see ``Checkpoints``.
-        deadline: no cohort begins that would not end in time, and one that does not is interrupted then; what is left stays
-            ``planned``, and a warning says so.
+        resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are, and failed ones
+            are tried again once.
 
     Raises:
         CheckFailed: the audit found an error in the data that ``task.allow`` does not name.
@@ -78,6 +92,7 @@ def run_study(
     raw = read_task(study.task, study.evaluate.split)
     known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
     possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
+    device, deadline = limits.device, limits.deadline
     skeletons = find_impossible(study, raw, possible, device)
     steady_allocator()
     base = load_base(known[0].base, raw.task_type, raw.labels, device)
@@ -89,7 +104,6 @@ def run_study(
         Store.create(directory, study, resume=resume) as store,
         recorded_threads(kernels_of(store), loaded.base) as threads,
     ):
-        limits = _Limits(device, most_slots, most_bytes)
         tracking = open_tracking(store, study)
         opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
         opening += [Notice("tracking", 1, "tracking", note) for note in tracking.notes]
@@ -111,14 +125,18 @@ def run_study(
             yield from warn(store, about if begun else [*opening, *about])
             begun = True
             for group in groups:
-                for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)):
-                    course = run_cohort(store, study, loaded.task, loaded.base, cohort, judge, checkpoint_seconds, pruner)
-                    course = follow(course, store, tracking)
-                    if deadline is None:
-                        yield from course
-                    elif not (yield from within(deadline, course, cohort, loaded.task, pruner)):
-                        yield from warn(store, _left_over(store, deadline))
-                        return
+                on_time = deadline is None or deadline.left_seconds > 0
+                for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)) if on_time else []:
+                    # Named nowhere, so that the base goes when its cohorts have ended.
+                    course = run_cohort(
+                        Bench(store, study, loaded.task, loaded.base, judge, limits.checkpoint_seconds, pruner), cohort
+                    )
+                    on_time = yield from within(deadline, follow(course, store, tracking), cohort, loaded.task, pruner)
+                    if not on_time:
+                        break
+                if deadline is not None and not on_time:
+                    yield from warn(store, _left_over(store, deadline, trials, first))
+                    return
 
 
 @dataclass
@@ -131,31 +149,30 @@ class _Loaded:
     kernels: Kernels | None = None
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Where a cohort runs, and the most slots and bytes that it may have."""
-
-    device: str
-    most_slots: int | None
-    most_bytes: int | None
-
-
 def _batches(
     store: Store, trials: Sequence[TrialConfig] | Proposer, first: Sequence[TrialConfig]
 ) -> Iterator[tuple[list[TrialConfig], Pruner | None]]:
-    """The trials to carry out next, and what prunes them: all at once, or as long as more are proposed."""
+    """The trials to carry out next, and what prunes them: all at once, or as long as more are proposed.
+
+    A proposer takes failed trials for ended ones, so those of an earlier part of the study are tried again first, once.
+    """
     if not isinstance(trials, Proposer):
         yield list(trials), None
         return
+    pruner = trials if isinstance(trials, Pruner) else None
+    names = {trial.trial for trial in first}
+    failed = [row for row in store.trials() if row.status == "failed" and row.trial not in names]
     if first:
         yield list(first), None
-    names = {trial.trial for trial in first}
+    if failed:
+        yield [TrialConfig.from_flat(row.config, row.seed) for row in failed], pruner
+    retried = {row.trial for row in failed}
     while batch := trials.propose([row for row in store.trials() if row.trial not in names]):
-        yield batch, trials if isinstance(trials, Pruner) else None
+        yield [trial for trial in batch if trial.trial not in retried] or batch, pruner
 
 
 def _cohorts(
-    store: Store, study: Study, raw: RawTask, group: Group, loaded: _Loaded, limits: _Limits
+    store: Store, study: Study, raw: RawTask, group: Group, loaded: _Loaded, limits: Limits
 ) -> Generator[Event, None, list[Cohort]]:
     """The group's cohorts, with its base in memory and that base's kernels chosen."""
     wanted = group.trials[0].base
@@ -169,16 +186,28 @@ def _cohorts(
     if loaded.kernels is None:
         loaded.kernels, changes = prepare(store, loaded.base, wanted, loaded.task, limits.device, limits.most_bytes)
         yield from warn(store, changes)
-    cohorts = _plan(store, group, loaded.base, loaded.task, loaded.kernels, limits.most_slots, limits.most_bytes)
+    cohorts = _plan(store, group, loaded, loaded.kernels, limits)
     yield from warn(store, [change for cohort in cohorts for change in cohort.changes])
     return cohorts
 
 
-def _left_over(store: Store, deadline: Deadline) -> list[Notice]:
-    """What the budget did not suffice for."""
-    left = sum(row.status in ("planned", "interrupted") for row in store.trials())
-    message = f"the budget of {deadline.seconds:.0f} s ends the study: {left} of its trials are left; go on with --resume"
-    return [Notice("budget", left, "--budget", message)]
+def _left_over(
+    store: Store, deadline: Deadline, trials: Sequence[TrialConfig] | Proposer, first: Sequence[TrialConfig]
+) -> list[Notice]:
+    """What the budget did not suffice for; nothing where nothing is left."""
+    rows = store.trials()
+    left = {row.trial for row in rows if row.status in ("planned", "interrupted")}
+    names = {trial.trial for trial in first}
+    more = 0
+    if isinstance(trials, Proposer):
+        # What would follow if those that are left were over.
+        over = [replace(row, status="failed") if row.trial in left else row for row in rows if row.trial not in names]
+        more = len(trials.propose(over))
+    if not left and not more:
+        return []
+    what = [*([f"{len(left)} of {len(rows)} trials left"] if left else []), *(["others still to be proposed"] if more else [])]
+    message = f"the budget of {deadline.seconds:g} s ends the study with {' and '.join(what)}; go on with --resume"
+    return [Notice("budget", len(left) or more, "--budget", message)]
 
 
 def _encoded(raw: RawTask, base: BaseModel, study: Study) -> Task:
@@ -219,17 +248,10 @@ def kernels_of(store: Store, config: BaseModelConfig | None = None) -> dict[str,
     return next((plan["kernels"] for plan in store.cohorts().values() if wanted in (None, plan["base"])), None)
 
 
-def _plan(
-    store: Store,
-    group: Group,
-    base: BaseModel,
-    task: Task,
-    kernels: Kernels,
-    most_slots: int | None,
-    most_bytes: int | None,
-) -> list[Cohort]:
+def _plan(store: Store, group: Group, loaded: _Loaded, kernels: Kernels, limits: Limits) -> list[Cohort]:
     """The group's cohorts, stored before the first step: those of an earlier part of the study, and new ones for the rest."""
-    packs = group.trains and follows_trees(base, task.train)
+    base, examples, most_slots = loaded.base, loaded.task.train, limits.most_slots
+    packs = group.trains and follows_trees(base, examples)
     stored = {name: plan for name, plan in store.cohorts().items() if len(plan["trials"]) <= (most_slots or math.inf)}
     ended = {row.trial: TrialConfig.from_flat(row.config, row.seed) for row in store.trials() if row.status in FINAL}
     cohorts = replay(group, kernels, stored, _next_cohort(store), packs, ended)
@@ -239,7 +261,7 @@ def _plan(
     left = tuple(trial for trial in group.trials if trial.trial not in planned)
     if left:
         first = _next_cohort(store)
-        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, first, most_slots, most_bytes)
+        fresh = cut_group(Group(left, group.trains), base, examples, kernels, first, most_slots, limits.most_bytes)
         for cohort in fresh:
             store.set_cohort(cohort.name, cohort.record())
         cohorts += fresh

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lorascope.adapter import stack_saved
 from lorascope.base_model import BaseModel, weights_checksum
@@ -36,16 +36,25 @@ FINAL = ("done", "diverged", "pruned")
 _FLUSH_SECONDS = 2.0
 
 
-def run_cohort(
-    store: Store,
-    study: Study,
-    task: Task,
-    base: BaseModel,
-    cohort: Cohort,
-    judge: Judge | None,
-    checkpoint_seconds: float | None = None,
-    pruner: Pruner | None = None,
-) -> Events:
+@dataclass(frozen=True)
+class Bench:
+    """What cohorts are carried out with.
+
+    Attributes:
+        checkpoint_seconds: see ``Checkpoints``.
+        pruner: stops the worse trials while they train.
+    """
+
+    store: Store
+    study: Study
+    task: Task
+    base: BaseModel
+    judge: Judge | None
+    checkpoint_seconds: float | None = None
+    pruner: Pruner | None = None
+
+
+def run_cohort(bench: Bench, cohort: Cohort) -> Events:
     """Train, evaluate and store one cohort, from its latest checkpoint where there is one.
 
     Whatever ends it, none of its trials stays ``running``.
@@ -53,12 +62,14 @@ def run_cohort(
     What raises in a cohort of several may be one trial's doing, or that of all of them together (memory): each half then
     runs again on its own, down to single trials. A single trial that raises has failed.
     """
+    store = bench.store
     running = {trial.trial: trial for trial in cohort.pending}
-    checkpoints = Checkpoints(store, cohort, task, base, judge, checkpoint_seconds)
+    checkpoints = Checkpoints(store, cohort, bench.task, bench.base, bench.judge, bench.checkpoint_seconds)
     failure: str | None = None
     try:
-        rungs = None if pruner is None else Rungs(store, study, base, cohort, task, judge, pruner)
-        with closing(_cohort_events(store, study, task, base, cohort, judge, checkpoints, rungs)) as events:
+        pruner = bench.pruner
+        rungs = None if pruner is None else Rungs(store, bench.study, bench.base, cohort, bench.task, bench.judge, pruner)
+        with closing(_cohort_events(bench, cohort, checkpoints, rungs)) as events:
             for event in events:
                 if isinstance(event, TrialEnded):
                     del running[event.trial]
@@ -78,7 +89,7 @@ def run_cohort(
         for half in _halves(store, cohort, list(running.values())):
             message = f"cohort {cohort.name} failed ({failure}); {len(half.trials)} of its trials start again as {half.name}"
             yield from warn(store, [Notice("retry", len(half.trials), f"cohort {cohort.name}", message)])
-            yield from run_cohort(store, study, task, base, half, judge, checkpoint_seconds, pruner)
+            yield from run_cohort(bench, half)
     elif failure is not None:
         _set_status(store, running, "failed", failure)
         for name in running:
@@ -112,16 +123,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(message.split())[:500]
 
 
-def _cohort_events(
-    store: Store,
-    study: Study,
-    task: Task,
-    base: BaseModel,
-    cohort: Cohort,
-    judge: Judge | None,
-    checkpoints: Checkpoints,
-    rungs: Rungs | None,
-) -> Events:
+def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs: Rungs | None) -> Events:
+    store, task, base, judge = bench.store, bench.task, bench.base, bench.judge
     trials = {trial.trial: trial for trial in cohort.pending}
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
     _begin(store, task, base, cohort, [slot for slot in slots if slot.name in trials])
@@ -141,18 +144,18 @@ def _cohort_events(
             store.clear_trial(trial, progress.step)
         yield from warn(store, told)
         if num_steps:
-            progress = yield from _train(store, stack, base, task, cohort, checkpoints, progress, meter, rungs)
+            progress = yield from _train(bench, stack, cohort, checkpoints, progress, meter, rungs)
             # The plan is about training; evaluation bounds its memory by ``batch_tokens``.
             store.set_cohort(cohort.name, {**store.cohorts()[cohort.name], "measured_peak_bytes": progress.peak_bytes})
         if not any(slot.name in trials for slot in stack.slots):
             checkpoints.discard()
             return
-        evaluations = yield from evaluate(stack, base, task, study.evaluate, judge)
+        evaluations = yield from evaluate(stack, base, task, bench.study.evaluate, judge)
         if cohort.trials[0].adapter.method == "full":
             stack.detach()  # what has to be unchanged are the base's own weights, which come back
         _check_frozen(stack, base)
         peak = max(progress.peak_bytes, meter.peak_bytes())
-        yield from warn(store, _memory_notice(evaluations[0], study.evaluate.batch_tokens, cohort.name))
+        yield from warn(store, _memory_notice(evaluations[0], bench.study.evaluate.batch_tokens, cohort.name))
         if judge is not None and judge.num_truncated:
             message = f"cohort {cohort.name}: {judge.num_truncated} pairs were cut to the judge's {judge.max_length} tokens"
             yield from warn(store, [Notice("judge", judge.num_truncated, "evaluate.judge", message)])
@@ -227,10 +230,8 @@ def _settings(trial: TrialConfig, cohort: Cohort) -> TrainConfig:
 
 
 def _train(
-    store: Store,
+    bench: Bench,
     stack: Stack,
-    base: BaseModel,
-    task: Task,
     cohort: Cohort,
     checkpoints: Checkpoints,
     progress: Progress,
@@ -238,6 +239,7 @@ def _train(
     rungs: Rungs | None,
 ) -> Generator[Event, None, Progress]:
     """Train the stack from ``progress`` on, storing curves as they grow and checkpoints as they are due."""
+    store, task, base = bench.store, bench.task, bench.base
     settings = {
         trial.trial: trial.train.model_copy(update={"micro_batch_size": progress.micro_batch_size}) for trial in cohort.trials
     }
