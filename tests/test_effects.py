@@ -28,7 +28,12 @@ def rows_of(of, scores, metric="accuracy"):
         score = scores(trial.flat(), trial.seed)
         metrics = {} if score is None else {metric: score, "eval_loss": 0.1}
         status = "diverged" if score is None else "done"
-        found.append(SimpleNamespace(trial=trial.trial, seed=trial.seed, status=status, config=trial.flat(), metrics=metrics))
+        found.append(
+            SimpleNamespace(
+                trial=trial.trial, configuration=trial.configuration, seed=trial.seed, status=status, config=trial.flat(),
+                metrics=metrics,
+            )
+        )  # fmt: skip
     return found
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.errors import RunError
-from lorascope.shapley import agreement, attribute, coalitions_of, done, estimate, exact_interactions, exact_values
+from lorascope.shapley import agreement, attribute, coalitions_of, done, estimate, exact_interactions, exact_values, holm
 
 PLAYERS = ["query", "key", "value", "output"]
 
@@ -258,6 +258,26 @@ def test_p_values_are_holms():
     first, second, third = sorted(plain, key=plain.__getitem__)
     expected = {first: 3 * plain[first], second: 2 * plain[second], third: max(plain[third], 2 * plain[second])}
     assert attribution.p_values == pytest.approx({pair: min(1.0, p) for pair, p in expected.items()}, rel=1e-6)
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
+    adjusted = holm(p_values)
+    for p, after in zip(p_values, adjusted, strict=True):
+        assert p <= after <= min(1.0, len(p_values) * p)
+    ranks = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[i] for i in ranks] == sorted(adjusted)
+
+
+def test_holm_leaves_what_is_not_known_and_counts_it():
+    corrected = holm([math.nan, 0.02, 0.01])
+    assert math.isnan(corrected[0])
+    assert corrected[1:] == pytest.approx([0.04, 0.03])
 
 
 def student_p(values):

@@ -14,9 +14,9 @@ from typing import Any
 from lorascope.config import Study
 from lorascope.design import factors
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.store import TrialRow
+from lorascope.shapley import CONFIDENCE
+from lorascope.store import TrialRow, by_configuration
 
-CONFIDENCE = 0.95
 # An adapter within this share of full fine-tuning's score is said to be.
 MARGIN_PERCENT = 3.0
 _CONTROLS = ("full", "head")
@@ -39,7 +39,7 @@ def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
     table, metric = factors(study), primary_metric(study, rows)
     if not table or metric is None:
         return None
-    configurations = _by_configuration(rows)
+    configurations = by_configuration(rows)
     baseline = _scores(configurations.get(table[0][2], ()), metric)
     found = []
     for factor, value, configuration in table:
@@ -71,7 +71,7 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
         seed, in percent of the control's mean too. None for a study without controls, and before anything was scored.
     """
     metric = primary_metric(study, rows)
-    configurations = _by_configuration(rows)
+    configurations = by_configuration(rows)
     methods = {method: _tried(configurations, method, metric) for method in _CONTROLS}
     methods = {method: tried for method, tried in methods.items() if tried}
     if not methods or metric is None:
@@ -105,13 +105,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
-
-
-def _by_configuration(rows: Sequence[TrialRow]) -> dict[str, list[TrialRow]]:
-    found: dict[str, list[TrialRow]] = {}
-    for row in rows:
-        found.setdefault(row.trial.rpartition("-s")[0], []).append(row)
-    return found
 
 
 def _scores(members: Sequence[TrialRow], metric: str) -> dict[int, float]:

@@ -25,6 +25,8 @@ Pair = tuple[str, str]
 Array = NDArray[np.float64]
 
 MOST_PLAYERS = 20
+# Of every interval and verdict, unless another is asked for.
+CONFIDENCE = 0.95
 # Differences smaller than this share of the largest worth are rounding.
 _ROUNDING = 1e-12
 # Below this share of the largest, a direction of the fit is not determined.
@@ -108,7 +110,7 @@ def attribute(
     worths: Mapping[Coalition, Sequence[float]],
     *,
     higher_is_better: bool = True,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Attribution:
     """Shapley values of a game whose every coalition was valued once for each seed.
 
@@ -200,7 +202,7 @@ def estimate(
     worths: Mapping[Coalition, Sequence[float]],
     *,
     higher_is_better: bool = True,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Attribution:
     """Shapley values of a game of which only some coalitions were valued, the empty and the full one among them.
 
@@ -287,6 +289,22 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     return {**figures, "num_compared": float(both.shape[1])}
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected so that any wrong rejection among them is as rare as one was before.
+
+    One that is NaN stays so, and counts among the tests.
+
+    Source: Holm 1979.
+    """
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    order = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    for position, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(p_values) - position)))
+        corrected[index] = largest
+    return corrected
+
+
 @dataclass(frozen=True)
 class _Figures:
     """Estimates with the variances that S sources of chance give them, NaN where unknown, and the degrees of freedom of these.
@@ -356,7 +374,7 @@ def _attribution(
     notes: tuple[str, ...],
 ) -> Attribution:
     names = list(itertools.combinations(players, 2))
-    p_values = dict(zip(names, _holm(pairs.p_values(rounding)), strict=True))
+    p_values = dict(zip(names, holm(pairs.p_values(rounding)), strict=True))
     estimates = dict(zip(players, values.estimate_X.tolist(), strict=True))
     order = sorted(players, key=estimates.__getitem__, reverse=higher_is_better)
     return Attribution(
@@ -530,16 +548,6 @@ def _usable(
         notes.append(f"{int((~used_C).sum())} of {len(used_C)} coalitions left out: a seed has no worth there")
     columns = zip(coalitions, used_C, worth_KC[used_K].T.tolist(), strict=True)
     return {coalition: tuple(column) for coalition, used, column in columns if used}, notes
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for as many tests as there are. Source: Holm 1979."""
-    corrected = [math.nan] * len(p_values)
-    largest = 0.0
-    for position, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - position)))
-        corrected[index] = math.nan if math.isnan(p_values[index]) else largest
-    return corrected
 
 
 def _groups(order: Sequence[str], distinguishable: set[Pair]) -> list[list[str]]:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lorascope.compare import LEVEL, holm, paired_difference
+from lorascope.compare import paired_difference
 from lorascope.compare.paired import _Mixture
+from lorascope.shapley import CONFIDENCE
 
 FINITE = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 3))
 PAIRS = st.tuples(st.integers(2, 4), st.integers(1, 9)).flatmap(
@@ -36,7 +37,7 @@ def trained(draw, num_seeds, num_examples=872, gain=0.0, of_configuration=0.2, o
 def test_configurations_of_equal_worth_are_told_apart_in_less_than_one_of_twenty_studies(num_seeds, sizes):
     draw = np.random.default_rng(num_seeds)
     p_values = [paired_difference(*trained(draw, num_seeds, **sizes)).p for _ in range(60)]
-    assert sum(p < 1 - LEVEL for p in p_values) <= 5  # three are the nominal rate's
+    assert sum(p < 1 - CONFIDENCE for p in p_values) <= 5  # three are the nominal rate's
     assert len(set(p_values)) > 30  # no constant answer
 
 
@@ -55,7 +56,7 @@ def test_intervals_hold_the_true_difference():
         noise = draw.normal(0, 1, (2, 3, 40)) + draw.normal(0, 0.3, (2, 3, 1)) + draw.normal(0, 1, (2, 1, 40))
         result = paired_difference(noise[0] + truth, noise[1])
         held.append(result.low <= truth <= result.high)
-    assert np.mean(held) >= LEVEL - 0.02
+    assert np.mean(held) >= CONFIDENCE - 0.02
 
 
 @settings(max_examples=50)
@@ -73,7 +74,7 @@ def test_the_other_way_round_is_the_mirror_image(pair):
 @given(PAIRS)
 def test_a_small_p_means_an_interval_without_zero(pair):
     result = paired_difference(*pair)
-    if result.p < 1 - LEVEL - 1e-6:
+    if result.p < 1 - CONFIDENCE - 1e-6:
         assert result.low * result.high > 0
 
 
@@ -129,17 +130,3 @@ def test_unpaired_scores_and_a_single_seed_are_refused():
             paired_difference(*map(np.zeros, shapes))
     with pytest.raises(ValueError, match="no number"):
         paired_difference(np.full((2, 2), np.nan), np.zeros((2, 2)))
-
-
-def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_lies_between_the_p_values_and_bonferroni(p_values):
-    adjusted = holm(p_values)
-    for p, after in zip(p_values, adjusted, strict=True):
-        assert p <= after <= min(1.0, len(p_values) * p)
-    ranks = sorted(range(len(p_values)), key=p_values.__getitem__)
-    assert [adjusted[i] for i in ranks] == sorted(adjusted)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lorascope.config import AdapterConfig
+from lorascope.config import AdapterConfig, configuration_of
 
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
@@ -62,7 +62,7 @@ def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
     """Reason by reason, the configurations that are dropped."""
     reasons: dict[str, dict[str, None]] = {}
     for one in dropped:
-        reasons.setdefault(one["reason"], {})[one["trial"].rpartition("-s")[0]] = None
+        reasons.setdefault(one["reason"], {})[configuration_of(one["trial"])] = None
     return [f"dropped: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
@@ -168,7 +168,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
         console.print(message, markup=False, highlight=False, soft_wrap=True)
         return
-    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    configs = {configuration_of(trial["trial"]): trial["config"] for trial in document["trials"]}
     chosen = [{"config": configs[row["configuration"]]} for row in rows]
     varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
     columns = {

@@ -4,7 +4,7 @@
 measures one difference and how sure it is. Floor: ``compare``, above ``cohort``.
 """
 
-from lorascope.compare.paired import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
-from lorascope.compare.study import comparisons, configuration_of
+from lorascope.compare.paired import FEWEST_SEEDS, Difference, paired_difference
+from lorascope.compare.study import comparisons
 
-__all__ = ["FEWEST_SEEDS", "LEVEL", "Difference", "comparisons", "configuration_of", "holm", "paired_difference"]
+__all__ = ["FEWEST_SEEDS", "Difference", "comparisons", "paired_difference"]

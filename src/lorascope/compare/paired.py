@@ -14,7 +14,6 @@ Legend: S seeds, E examples, or groups of examples that belong together; K, L no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, roots_legendre, stdtr, stdtrit
 
-LEVEL = 0.95
+from lorascope.shapley import CONFIDENCE
+
 # With one seed nothing tells how far another seed would have come out elsewhere.
 FEWEST_SEEDS = 2
 
@@ -35,7 +35,7 @@ class Difference:
     """The mean of one's scores less the other's.
 
     Attributes:
-        low, high: the interval that holds the true difference at ``LEVEL``, for this comparison alone.
+        low, high: the interval that holds the true difference at ``CONFIDENCE``, for this comparison alone.
         p: two-sided, against no difference.
     """
 
@@ -70,19 +70,9 @@ def paired_difference(one_SE: Scores, other_SE: Scores) -> Difference:
         return Difference(difference, difference, difference, max(p, _least_p(difference_SE)))
     error = math.sqrt(of_seeds + of_examples)
     mixture = _Mixture(of_seeds / (of_seeds + of_examples), num_seeds - 1, max(num_examples - 1, 1))
-    half = error * mixture.quantile(1 - LEVEL)
+    half = error * mixture.quantile(1 - CONFIDENCE)
     p = max(mixture.tails(abs(difference) / error), _least_p(difference_SE))
     return Difference(difference, difference - half, difference + half, p)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected so that any wrong rejection among them is as rare as one was before (Holm 1979)."""
-    adjusted = [0.0] * len(p_values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = least
-    return adjusted
 
 
 def _variances(difference_SE: Scores) -> tuple[float, float]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.compare.paired import FEWEST_SEEDS, LEVEL, Difference, Scores, holm, paired_difference
+from lorascope.compare.paired import FEWEST_SEEDS, Difference, Scores, paired_difference
 from lorascope.compare.scores import Ratio, read_ratios
-from lorascope.config import SearchDesign, ShapleyDesign, Study
+from lorascope.config import SearchDesign, ShapleyDesign, Study, configuration_of
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.store import Store
+from lorascope.shapley import CONFIDENCE, holm
+from lorascope.store import Store, by_configuration
 from lorascope.store.results import merged_rows
 
 # Of the metrics that a study has, the first of these is compared where none is asked for.
@@ -78,7 +79,7 @@ def comparisons(
         "baseline": None if pairs else first,
         "metric": next(iter(chosen), None),
         "metrics": chosen,
-        "level": LEVEL,
+        "level": CONFIDENCE,
         "fewest_seeds": FEWEST_SEEDS,
         "correction": f"Holm over {len([row for row in rows if row['p'] is not None])} comparisons",
         "configurations": {name: configuration.counts() for name, configuration in found.items()},
@@ -86,19 +87,15 @@ def comparisons(
     }
 
 
-def configuration_of(trial: str) -> str:
-    """``0123abcd`` of ``0123abcd-s42``."""
-    return trial.partition("-s")[0]
-
-
 def _configurations(stores: Sequence[Store]) -> dict[str, _Configuration]:
-    found: dict[str, _Configuration] = {}
-    for _, row in merged_rows(stores):
-        configuration = found.setdefault(configuration_of(row.trial), _Configuration())
-        configuration.status[row.seed] = row.status
-        if row.status == "done":
-            configuration.metrics[row.seed] = row.metrics
-    return found
+    grouped = by_configuration([row for _, row in merged_rows(stores)])
+    return {
+        name: _Configuration(
+            status={row.seed: row.status for row in members},
+            metrics={row.seed: row.metrics for row in members if row.status == "done"},
+        )
+        for name, members in grouped.items()
+    }
 
 
 def _metrics(study: Study, found: Mapping[str, _Configuration], asked: Sequence[str] | None) -> list[str]:
@@ -132,7 +129,7 @@ def _read_predictions(stores: Sequence[Store], found: Mapping[str, _Configuratio
         if row.status == "done":
             stored = {name: row.metrics[name] for name in metrics if name in row.metrics}
             path = store.directory / "trials" / row.trial / "predictions.jsonl"
-            found[configuration_of(row.trial)].ratios[row.seed] = read_ratios(path, stored)
+            found[row.configuration].ratios[row.seed] = read_ratios(path, stored)
 
 
 def _row(found: Mapping[str, _Configuration], against: str, name: str, metric: str) -> dict[str, Any]:
@@ -211,7 +208,7 @@ def _judge(rows: Sequence[dict[str, Any]], found: Mapping[str, _Configuration]) 
         improves = (row["difference"] > 0) == HIGHER_IS_BETTER[row["metric"]]
         winner, loser = (row["configuration"], row["against"]) if improves else (row["against"], row["configuration"])
         dropped = _dropped(found[winner], found[loser])
-        if corrected >= 1 - LEVEL:
+        if corrected >= 1 - CONFIDENCE:
             row["verdict"] = "not distinguishable"
         elif dropped:
             row["verdict"] = "not distinguishable"
