@@ -11,7 +11,7 @@ from scipy import stats
 
 from lorascope.config import BaseModelConfig, Study, TaskConfig
 from lorascope.design import expand
-from lorascope.effects import ablation_document, controls_document, primary_metric, t_interval
+from lorascope.effects import ablation_document, controls_document, t_interval
 
 
 def study(design, controls=(), seeds=(1, 2, 3)):
@@ -141,11 +141,12 @@ def test_an_adapter_from_disk_is_held_against_nothing():
     assert [one["config"]["r"] for one in document["shortfalls"]] == [4]
 
 
-def test_the_metric_is_a_searchs_objective_or_the_first_that_the_trials_have():
-    of = study({"kind": "list", "trials": [{}]})
-    assert primary_metric(of, rows_of(of, lambda config, seed: 0.5, "f1")) == "f1"
-    search = study({"kind": "search", "over": {"r": [1]}, "objective": "eval_loss"})
-    assert primary_metric(search, rows_of(of, lambda config, seed: 0.5)) == "eval_loss"
+def test_an_ablation_and_its_controls_are_shown_by_the_metric_that_comparisons_take():
+    of = study(ABLATION, CONTROLS[1:])
+    rows = rows_of(of, lambda config, seed: 0.5 + 0.1 * seed, "c_score")  # beside a loss, which comes first in the table
+    assert ablation_document(of, rows)["metric"] == controls_document(of, rows)["metric"] == "c_score"
+    named = study({"kind": "shapley", "players": ["query"], "values": ["eval_loss"]}, CONTROLS[1:])
+    assert controls_document(named, rows)["metric"] == "eval_loss"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from lorascope.compare import is_adapter, primary_metric
 from lorascope.config import Study
 from lorascope.design import factors
 from lorascope.metrics import HIGHER_IS_BETTER
@@ -22,13 +23,6 @@ MARGIN_PERCENT = 3.0
 _CONTROLS = ("full", "head")
 
 
-def primary_metric(study: Study, rows: Sequence[TrialRow]) -> str | None:
-    """The metric that trials are held against each other by: a search's objective, else the first of what the trials have."""
-    there = {name for row in rows for name in row.metrics}
-    objective = getattr(study.design, "objective", None)
-    return objective if objective in there else next((name for name in HIGHER_IS_BETTER if name in there), None)
-
-
 def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] | None:
     """For every value of every factor the mean over seeds, and how far it is from the baseline.
 
@@ -36,7 +30,7 @@ def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
         ``metric``, ``rows`` with ``factor``, ``value``, ``mean``, ``interval``, ``delta`` and ``delta_interval`` (of the seeds
         that both have; None where these are fewer than two). None for other designs, and before anything was scored.
     """
-    table, metric = factors(study), primary_metric(study, rows)
+    table, metric = factors(study), primary_metric(study, _names(rows))
     if not table or metric is None:
         return None
     configurations = by_configuration(rows)
@@ -70,7 +64,7 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
         ``methods`` (by method, what was tried and chosen) and ``shortfalls``: positive where the adapter is worse, paired by
         seed, in percent of the control's mean too. None for a study without controls, and before anything was scored.
     """
-    metric = primary_metric(study, rows)
+    metric = primary_metric(study, _names(rows))
     configurations = by_configuration(rows)
     methods = {method: _tried(configurations, method, metric) for method in _CONTROLS}
     methods = {method: tried for method, tried in methods.items() if tried}
@@ -92,7 +86,7 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
             continue
         control = _scores(configurations[best["configuration"]], metric)
         for name, members in configurations.items():
-            if _is_adapter(members[0]):
+            if is_adapter(members[0].config):
                 document["shortfalls"].append(_shortfall(method, name, members, control, metric))
     return document
 
@@ -105,6 +99,10 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
+
+
+def _names(rows: Sequence[TrialRow]) -> set[str]:
+    return {name for row in rows for name in row.metrics}
 
 
 def _scores(members: Sequence[TrialRow], metric: str) -> dict[int, float]:
@@ -147,10 +145,6 @@ def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> boo
     """Whether a learning rate beyond those that were tried might be better still."""
     rates = {one["learning_rate"] for one in tried}
     return best["learning_rate"] in (min(rates), max(rates))
-
-
-def _is_adapter(row: TrialRow) -> bool:
-    return row.config.get("method") not in _CONTROLS and row.config.get("path") is None
 
 
 def _shortfall(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lorascope.compare import comparisons
+from lorascope.compare import comparisons, primary_metric
 from lorascope.config import Study
 from lorascope.design import expand
 from lorascope.errors import UsageError
@@ -189,3 +189,28 @@ def test_lost_predictions_leave_the_seeds(make):
 
 def test_a_single_configuration_has_nothing_to_be_compared_with(make):
     assert comparisons([make([0.7])])["rows"] == []
+
+
+DESIGNS = {
+    "list": {"kind": "list", "trials": [{}]},
+    "search": {"kind": "search", "over": {"r": [1]}, "objective": "eval_loss"},
+    "shapley": {"kind": "shapley", "players": ["query"], "values": ["c_score", "f1", "eval_loss"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        ("list", ["eval_loss", "f1", "accuracy"], "accuracy"),
+        ("list", ["eval_loss", "perplexity", "hits_at_1"], "hits_at_1"),
+        ("list", ["best_f1_threshold"], None),
+        ("search", ["accuracy", "eval_loss"], "eval_loss"),
+        ("search", ["accuracy"], "accuracy"),
+        ("shapley", ["accuracy", "eval_loss", "f1"], "f1"),
+    ],
+)
+def test_the_primary_metric_is_what_the_design_aims_at_or_the_tasks_first(kind, names, expected):
+    study = Study.model_validate(
+        {"name": "s", "base": {"model": "m"}, "task": {"name": "sst2", "data": "x"}, "design": DESIGNS[kind]}
+    )
+    assert primary_metric(study, names) == expected

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from lorascope.shapley import CONFIDENCE, holm
 from lorascope.store import Store, by_configuration
 from lorascope.store.results import merged_rows
 
-# Of the metrics that a study has, the first of these is compared where none is asked for.
+# Of the metrics that a study has, the first of these is its primary one where the design names none.
 _FIRST = ("accuracy", "f1", "rouge_l", "token_f1", "hits_at_1", "c_score", "exact_match", "eval_loss")
 # Ends that say something about the configuration: what is left of its seeds is no fair sample of them.
 _DROPPED = ("diverged", "pruned")
@@ -87,6 +87,25 @@ def comparisons(
     }
 
 
+def primary_metric(study: Study, names: Collection[str]) -> str | None:
+    """Of the metrics that trials have, the one that they are held against each other by.
+
+    A search's objective, the first of a Shapley design's values that is there, else the task's first metric; None where there
+    is none with a direction.
+    """
+    aims: Sequence[str] = ()
+    if isinstance(study.design, SearchDesign):
+        aims = [study.design.objective]
+    elif isinstance(study.design, ShapleyDesign):
+        aims = study.design.values or ()
+    return next((name for name in (*aims, *_FIRST, *HIGHER_IS_BETTER) if name in names and name in HIGHER_IS_BETTER), None)
+
+
+def is_adapter(config: Mapping[str, Any]) -> bool:
+    """Whether a trial trains an adapter: neither a control nor an adapter that came from disk."""
+    return config.get("method") not in ("full", "head") and config.get("path") is None
+
+
 def _configurations(stores: Sequence[Store]) -> dict[str, _Configuration]:
     grouped = by_configuration([row for _, row in merged_rows(stores)])
     return {
@@ -107,12 +126,8 @@ def _metrics(study: Study, found: Mapping[str, _Configuration], asked: Sequence[
             raise UsageError(f"no trial has a metric {name!r}", where="--metric", fix=did_you_mean(name, known))
     if asked:
         return [name for name in dict.fromkeys(asked) if name in known]
-    aims: Sequence[str] = ()
-    if isinstance(study.design, SearchDesign):
-        aims = [study.design.objective]
-    elif isinstance(study.design, ShapleyDesign):
-        aims = study.design.values or ()
-    return [name for name in (*aims, *_FIRST, *known) if name in known][:1]
+    primary = primary_metric(study, names)
+    return [] if primary is None else [primary]
 
 
 def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> str:
