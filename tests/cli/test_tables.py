@@ -96,8 +96,8 @@ def compared(trials, verdicts, **changes):
               "failed": 0, "diverged": 1, "metric": "accuracy", "against": names[0], "note": None}  # fmt: skip
     rows = [{**unsure, "configuration": n, "verdict": v, **changes} for n, v in zip(names[1:], verdicts, strict=True)]
     counts = {name: {"done": 3, "diverged": 1} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
-    return {"baseline": names[0], "metrics": ["accuracy"], "level": 0.95, "fewest_seeds": 2, "rows": rows,
-            "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
+    return {"baseline": names[0], "baseline_chosen": "as asked for", "metrics": ["accuracy"], "level": 0.95,
+            "fewest_seeds": 2, "rows": rows, "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -112,6 +112,7 @@ def test_comparisons_show_verdicts_with_what_they_rest_on(width):
     tables.print_comparisons(console, document)
     text = console.file.getvalue()
     assert "against 01234561" in text
+    assert "as asked for" in " ".join(text.split())
     table = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
     assert ["better" in line for line in table if "01234562" in line] == [True]
     assert ["not distinguishable" in line for line in table if "01234563" in line] == [True]

@@ -26,22 +26,29 @@ def make(tmp_path):
     """``make(rates, seeds, broken={(configuration, seed): status})``: a finished study of as many configurations."""
     opened = []
 
-    def build(rates, seeds=(1, 2, 3, 4), broken=None, part=None, name="run", rows_of=None):
+    def build(rates, seeds=(1, 2, 3, 4), broken=None, part=None, name="run", rows_of=None, methods=()):
         study = Study.model_validate(
             {
                 "name": "study",
                 "base": {"model": "some/model"},
                 "task": {"name": "sst2", "data": "data"},
                 "seeds": list(seeds),
-                "design": {"kind": "list", "trials": [{"r": 2**index} for index in range(len(rates))]},
+                "design": {
+                    "kind": "list",
+                    "trials": [
+                        {"method": method} if method != "lora" else {"r": 2**index}
+                        for index, method in zip(range(len(rates)), (*methods, *["lora"] * len(rates)), strict=False)
+                    ],
+                },
             }
         )
         trials = expand(study)
+        configurations = list(dict.fromkeys(trial.configuration for trial in trials))
         with Store.create(tmp_path / name, study) as store:
             chosen = [trials[i] for i in range(len(trials)) if part is None or i % 2 == part]
             store.add_trials(chosen)
             for trial in chosen:
-                index = [2**i for i in range(len(rates))].index(trial.adapter.r)
+                index = configurations.index(trial.configuration)
                 status = (broken or {}).get((index, trial.seed), "done")
                 store.update(trial.trial, status=status)
                 if status != "done":
@@ -122,6 +129,19 @@ def test_another_baseline_is_named_by_its_trial_or_configuration(make):
         comparisons([store], baseline="ffffffff")
     with pytest.raises(UsageError, match="no trial has a metric 'acuracy'; did you mean 'accuracy'"):
         comparisons([store], metrics=["acuracy"])
+
+
+def test_the_baseline_is_the_first_adapter_and_no_control_that_happens_to_come_first(make):
+    store = make([0.9, 0.5, 0.7, 0.8], methods=("full", "head"))
+    document = comparisons([store])
+    assert document["baseline"] == list(document["configurations"])[2]
+    assert document["baseline_chosen"] == "the first adapter of the study"
+    assert verdicts(document) == ["better", "worse", "better"]
+    asked = comparisons([store], baseline=store.trials()[0].trial)
+    assert (asked["baseline"], asked["baseline_chosen"]) == (store.trials()[0].configuration, "as asked for")
+    alone = comparisons([make([0.9, 0.5], methods=("full", "head"), name="controls")])
+    assert alone["baseline_chosen"] == "the first configuration of the study, which trains no adapter"
+    assert comparisons([store], pairs=True)["baseline_chosen"] is None
 
 
 def test_one_seed_gives_no_verdict(make):

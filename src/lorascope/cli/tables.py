@@ -187,7 +187,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
     }
     against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
     if compared["baseline"] is not None:
-        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())}; {compared['baseline_chosen']})"
     title = f"{document['study']}: {metrics} {against}"
     dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
     _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])

@@ -34,6 +34,7 @@ _DROPPED = ("diverged", "pruned")
 class _Configuration:
     """One configuration's trials: what became of each seed, and its metrics where it was done."""
 
+    config: Mapping[str, Any]
     status: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     ratios: dict[int, dict[str, Ratio]] = field(default_factory=dict)
@@ -54,14 +55,16 @@ def comparisons(
 
     Args:
         stores: the study, or its shards.
-        baseline: the configuration to compare with, or one of its trials; by default the first of the study.
+        baseline: the configuration to compare with, or one of its trials; by default the first that trains an adapter (of an
+            ablation, its baseline); controls come first in a search, and are none.
         metrics: what is compared; by default what the design aims at, else the task's first metric.
         pairs: compare every two configurations, rather than each with the baseline.
 
     Returns:
-        A document that JSON can hold. ``rows``: one for each comparison and metric, with the difference ``configuration −
-        against``, its interval, p as it is and corrected (Holm) over all rows, and the verdict ``better``, ``worse``, ``not
-        distinguishable`` or ``too few seeds``; ``configurations``: what became of the seeds of each.
+        A document that JSON can hold. ``baseline`` and ``baseline_chosen``, why this one; ``rows``: one for each comparison and
+        metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all rows,
+        and the verdict ``better``, ``worse``, ``not distinguishable`` or ``too few seeds``; ``configurations``: what became of
+        the seeds of each.
 
     Raises:
         UsageError: the study has no such baseline or metric, or the directories hold different studies.
@@ -71,12 +74,13 @@ def comparisons(
     _read_predictions(stores, found, chosen)
     if not found:
         raise UsageError("the study has no trial yet", where=str(stores[0].directory), fix="wait until it has begun")
-    first = _baseline(found, baseline)
+    first, why = _baseline(found, baseline)
     couples = itertools.combinations(found, 2) if pairs else ((first, name) for name in found if name != first)
     rows = [_row(found, against, name, metric) for against, name in couples for metric in chosen]
     _judge(rows, found)
     return {
         "baseline": None if pairs else first,
+        "baseline_chosen": None if pairs else why,
         "metric": next(iter(chosen), None),
         "metrics": chosen,
         "level": CONFIDENCE,
@@ -110,6 +114,7 @@ def _configurations(stores: Sequence[Store]) -> dict[str, _Configuration]:
     grouped = by_configuration([row for _, row in merged_rows(stores)])
     return {
         name: _Configuration(
+            config=members[0].config,
             status={row.seed: row.status for row in members},
             metrics={row.seed: row.metrics for row in members if row.status == "done"},
         )
@@ -130,13 +135,17 @@ def _metrics(study: Study, found: Mapping[str, _Configuration], asked: Sequence[
     return [] if primary is None else [primary]
 
 
-def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> str:
+def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> tuple[str, str]:
+    """What the others are held against, and why this one."""
     if asked is None:
-        return next(iter(found))
+        adapter = next((name for name, configuration in found.items() if is_adapter(configuration.config)), None)
+        if adapter is not None:
+            return adapter, "the first adapter of the study"
+        return next(iter(found)), "the first configuration of the study, which trains no adapter"
     name = configuration_of(asked)
     if name not in found:
         raise UsageError(f"no configuration {asked!r} in this study", where="--baseline", fix=did_you_mean(name, list(found)))
-    return name
+    return name, "as asked for"
 
 
 def _read_predictions(stores: Sequence[Store], found: Mapping[str, _Configuration], metrics: Sequence[str]) -> None:
