@@ -97,7 +97,8 @@ def compared(trials, verdicts, **changes):
     rows = [{**unsure, "configuration": n, "verdict": v, **changes} for n, v in zip(names[1:], verdicts, strict=True)]
     counts = {name: {"done": 3, "diverged": 1} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
     return {"baseline": names[0], "baseline_chosen": "as asked for", "metrics": ["accuracy"], "level": 0.95,
-            "fewest_seeds": 2, "rows": rows, "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
+            "fewest_seeds": 2, "rows": rows,
+            "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

@@ -65,17 +65,18 @@ def test_the_other_way_round_is_the_mirror_image(pair):
     one, other = pair
     result, mirrored = paired_difference(one, other), paired_difference(other, one)
     assert mirrored.difference == -result.difference
-    assert (mirrored.low, mirrored.high, mirrored.p) == pytest.approx((-result.high, -result.low, result.p), abs=1e-6)
-    assert result.low <= result.difference <= result.high
+    assert mirrored.p == pytest.approx(result.p, abs=1e-6)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-result.high, -result.low), abs=1e-6, nan_ok=True)
+    assert np.isnan(result.low) or result.low <= result.difference <= result.high
     assert 0 <= result.p <= 1
 
 
 @settings(max_examples=50)
 @given(PAIRS)
-def test_a_small_p_means_an_interval_without_zero(pair):
+def test_a_small_p_never_comes_with_an_interval_that_holds_zero(pair):
     result = paired_difference(*pair)
     if result.p < 1 - CONFIDENCE - 1e-6:
-        assert result.low * result.high > 0
+        assert not result.low <= 0 <= result.high
 
 
 def test_what_is_the_same_is_no_difference():
@@ -89,6 +90,24 @@ def test_a_handful_of_unanimous_examples_is_no_proof(num_examples):
     result = paired_difference(np.ones((4, num_examples)), np.zeros((4, num_examples)))
     assert result.difference == 1.0
     assert result.p == 2.0 ** (1 - num_examples)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_coarse_figures_that_tie_over_the_seeds_are_no_proof(num_seeds):
+    other = np.linspace(0.7, 0.8, num_seeds).round(2)[:, None]
+    result = paired_difference(other + 0.01, other)
+    assert result.difference == pytest.approx(0.01)
+    assert result.p == 2.0 ** (1 - num_seeds)
+    assert np.isnan([result.low, result.high]).all()
+    same = paired_difference(other, other)
+    assert (same.difference, same.p) == (0.0, 1.0)
+    assert np.isnan(same.low)
+
+
+def test_two_accuracies_that_differ_by_one_step_under_both_seeds_are_not_certainly_apart():
+    result = paired_difference(np.array([[0.85], [0.84]]), np.array([[0.84], [0.83]]))
+    assert result.p == 0.5
+    assert np.isnan(result.low)
 
 
 def test_two_seeds_that_agree_by_chance_do_not_count_as_certain():

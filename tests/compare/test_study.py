@@ -207,6 +207,15 @@ def test_lost_predictions_leave_the_seeds(make):
     assert (row["verdict"], row["examples"]) == ("better", None)
 
 
+def test_accuracies_that_tie_over_two_seeds_give_no_verdict_and_no_interval(make):
+    """Without predictions a study has one coarse figure a seed, and two such differ by exactly as much now and then."""
+    store = make([0.6, 0.7], seeds=(1, 2), rows_of=lambda rows, index: [{"correct": i < 60 + index} for i in range(100)])
+    (row,) = comparisons([store])["rows"]
+    assert (row["verdict"], row["difference"]) == ("not distinguishable", pytest.approx(0.01))
+    assert (row["low"], row["high"], row["p"]) == (None, None, 0.5)
+    assert "no interval: the seeds agree to the last digit" in row["note"]
+
+
 def test_a_single_configuration_has_nothing_to_be_compared_with(make):
     assert comparisons([make([0.7])])["rows"] == []
 

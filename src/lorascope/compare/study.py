@@ -61,8 +61,8 @@ def comparisons(
         pairs: compare every two configurations, rather than each with the baseline.
 
     Returns:
-        A document that JSON can hold. ``baseline`` and ``baseline_chosen``, why this one; ``rows``: one for each comparison and
-        metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all rows,
+        A document that JSON can hold. ``baseline``, and ``baseline_chosen``, why this one; ``rows``: one for each comparison
+        and metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all rows,
         and the verdict ``better``, ``worse``, ``not distinguishable`` or ``too few seeds``; ``configurations``: what became of
         the seeds of each.
 
@@ -195,7 +195,15 @@ def _row(found: Mapping[str, _Configuration], against: str, name: str, metric: s
 
 
 def _enter(row: dict[str, Any], result: Difference) -> None:
-    row |= {"difference": result.difference, "low": result.low, "high": result.high, "p": result.p}
+    row |= {"difference": result.difference, "p": result.p}
+    if math.isfinite(result.low):
+        row |= {"low": result.low, "high": result.high}
+    else:
+        _note(row, "no interval: the seeds agree to the last digit, as coarse figures do by chance")
+
+
+def _note(row: dict[str, Any], text: str) -> None:
+    row["note"] = "; ".join(filter(None, (row["note"], text)))
 
 
 def _paired_scores(
@@ -236,7 +244,7 @@ def _judge(rows: Sequence[dict[str, Any]], found: Mapping[str, _Configuration]) 
             row["verdict"] = "not distinguishable"
         elif dropped:
             row["verdict"] = "not distinguishable"
-            row["note"] = f"{winner} did not end at {dropped} of the seeds where {loser} did: those left are no fair sample"
+            _note(row, f"{winner} did not end at {dropped} of the seeds where {loser} did: those left are no fair sample")
         else:
             row["verdict"] = "better" if improves else "worse"
 
