@@ -52,8 +52,8 @@ def paired_difference(one_SE: Scores, other_SE: Scores) -> Difference:
     """Compare scores of the same seeds on the same examples.
 
     With a single column (a figure of the whole dataset) only seeds vary, and the answer holds for these very examples. Figures
-    in coarse steps, such as accuracy, often differ by exactly as much under two seeds; that makes nothing certain, and p is then
-    no smaller than the sign test's.
+    in coarse steps, such as accuracy, may differ by exactly as much under every seed; that makes nothing certain, and then p
+    is the sign test's.
 
     Raises:
         ValueError: shapes differ, there are fewer than ``FEWEST_SEEDS`` rows, or a score is no number.

@@ -62,9 +62,9 @@ def comparisons(
 
     Returns:
         A document that JSON can hold. ``baseline``, and ``baseline_chosen``, why this one; ``rows``: one for each comparison
-        and metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all rows,
-        and the verdict ``better``, ``worse``, ``not distinguishable`` or ``too few seeds``; ``configurations``: what became of
-        the seeds of each.
+        and metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all
+        rows, and the verdict ``better``, ``worse``, ``not distinguishable`` or ``too few seeds``; ``configurations``: what
+        became of the seeds of each.
 
     Raises:
         UsageError: the study has no such baseline or metric, or the directories hold different studies.
