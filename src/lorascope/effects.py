@@ -18,9 +18,11 @@ from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.shapley import CONFIDENCE
 from lorascope.store import TrialRow, by_configuration
 
-# An adapter within this share of full fine-tuning's score is said to be.
+# Of the control's score: an adapter whose shortfall is surely smaller is said to be within it.
 MARGIN_PERCENT = 3.0
 _CONTROLS = ("full", "head")
+# Differences smaller than this share of the largest value are rounding.
+_ROUNDING = 1e-12
 
 
 def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] | None:
@@ -62,7 +64,9 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
 
     Returns:
         ``methods`` (by method, what was tried and chosen) and ``shortfalls``: positive where the adapter is worse, paired by
-        seed, in percent of the control's mean too. None for a study without controls, and before anything was scored.
+        seed, in percent of the control's mean too (taken as it is). ``within_margin`` is True or False where every seed has a
+        score and the whole interval lies on one side of the margin, None where that is not known. None for a study without
+        controls, and before anything was scored.
     """
     metric = primary_metric(study, _names(rows))
     configurations = by_configuration(rows)
@@ -92,8 +96,11 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
+    """Student's interval of the mean; None for fewer than two values, and where they agree to the last digit.
+
+    Coarse figures agree by chance now and then, which tells nothing of how far the next one would be.
+    """
+    if len(values) < 2 or stdev(values) <= _ROUNDING * max(map(abs, values)):
         return None
     from scipy.stats import t
 
@@ -157,7 +164,7 @@ def _shortfall(
     reference = abs(mean(control[seed] for seed in seeds)) if seeds else 0.0
     interval = t_interval(missing)
     percent = 100.0 / reference if reference else None
-    relative = percent * mean(missing) if percent is not None else None
+    ends = None if interval is None or percent is None else [percent * end for end in interval]
     return {
         "against": method,
         "configuration": name,
@@ -166,7 +173,14 @@ def _shortfall(
         "paired_seeds": len(seeds),
         "shortfall": mean(missing) if missing else None,
         "interval_of_shortfall": interval,
-        "percent": relative,
-        "percent_interval": None if interval is None or percent is None else [percent * end for end in interval],
-        "within_margin": None if relative is None else relative <= MARGIN_PERCENT,
+        "percent": None if percent is None else percent * mean(missing),
+        "percent_interval": ends,
+        "within_margin": _within(ends) if len(seeds) == len(members) else None,
     }
+
+
+def _within(ends: Sequence[float] | None) -> bool | None:
+    """Whether an interval lies below the margin, or above; None where it holds it, or is not known."""
+    if ends is None or ends[0] <= MARGIN_PERCENT < ends[1]:
+        return None
+    return ends[1] <= MARGIN_PERCENT

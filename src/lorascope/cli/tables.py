@@ -269,12 +269,24 @@ def print_controls(console: Console, document: Mapping[str, Any]) -> None:
             metric: [mean_text(row["mean"], row["interval"]) for row in rows],
             "against": [row["against"] for row in rows],
             "shortfall": [mean_text(row["shortfall"], row["interval_of_shortfall"], "+") for row in rows],
-            "%": ["–" if row["percent"] is None else f"{row['percent']:+.2f}" for row in rows],
-            f"within {margin:g} %": [{None: "–", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+            "%": [_percent_text(row) for row in rows],
+            f"within {margin:g} %": [{None: "not known", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+            "seeds": [_seeds_text({**row, "num_seeds": row["paired_seeds"]}) for row in rows],
         }
         title = f"{document['study']}: shortfall against controls"
         _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+        level = f"{controls['confidence']:.0%}"
+        how = f"yes and no: every seed has a score, and the {level} interval lies on one side of {margin:g} %"
+        console.print(how, markup=False, highlight=False, soft_wrap=True)
     console.print(f"a control is the best by {controls['chosen_on']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent_text(row: Mapping[str, Any]) -> str:
+    """A shortfall in percent, with its interval where that is known."""
+    if row["percent"] is None:
+        return "–"
+    ends = row["percent_interval"]
+    return f"{row['percent']:+.2f}" + ("" if ends is None else f" ({ends[0]:+.2f} … {ends[1]:+.2f})")
 
 
 def _seeds_text(row: Mapping[str, Any]) -> str:
@@ -283,7 +295,7 @@ def _seeds_text(row: Mapping[str, Any]) -> str:
 
 
 def mean_text(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
-    """``0.9123 ± 0.0040``; no interval where there was one value."""
+    """``0.9123 ± 0.0040``; no interval where there was one value, or all were the same."""
     if value is None:
         return "–"
     half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.4f}"
