@@ -471,6 +471,55 @@ def test_few_coalitions_give_an_estimate_without_intervals_and_that_is_said():
         assert len(attribution.ranking) == 1
 
 
+def faithful_interactions(players, worth):
+    """Pair terms of the best fit of order two by the Shapley kernel, with none and all fitted exactly, from all coalitions."""
+    coalitions, pairs = list(worth), list(itertools.combinations(players, 2))
+    has = np.array([[player in some for player in players] for some in coalitions], dtype=float)
+    columns = [players.index(a) for a, _ in pairs], [players.index(b) for _, b in pairs]
+    design = np.hstack([np.ones((len(has), 1)), has, has[:, columns[0]] * has[:, columns[1]]])
+    sizes = has.sum(axis=1).astype(int)
+    weights = [1.0 / (math.comb(len(players), s) * s * (len(players) - s)) if 0 < s < len(players) else 1e6 for s in sizes]
+    root = np.sqrt(weights)
+    terms = np.linalg.lstsq(design * root[:, None], np.array(list(worth.values())) * root, rcond=None)[0]
+    return dict(zip(pairs, terms[1 + len(players) :], strict=True))
+
+
+def test_interactions_of_players_who_act_at_most_in_twos_are_estimated_without_error():
+    terms = random_terms(TWELVE, np.random.default_rng(0), most=2)
+    attribution = estimate(TWELVE, sampled_worths(TWELVE, terms, 200, seed=0))
+    truth = {pair: known_interaction(terms, pair) for pair in itertools.combinations(TWELVE, 2)}
+    assert {pair: one.estimate for pair, one in attribution.interactions.items()} == pytest.approx(truth, abs=1e-9)
+    assert any(abs(value) > 0.1 for value in truth.values())
+    assert any(note.startswith("interactions are pair terms fitted") for note in attribution.notes)
+
+
+@pytest.mark.parametrize(("num_coalitions", "num_seeds", "noise"), [(110, 1, 0.0), (110, 3, 0.3)])
+def test_intervals_of_sampled_interactions_hold_the_faithful_index(num_coalitions, num_seeds, noise):
+    players = TWELVE[:8]
+    held = []
+    for seed in range(40):
+        generator = np.random.default_rng([seed, num_coalitions, num_seeds])
+        terms = random_terms(players, generator)
+        worths = sampled_worths(
+            players, terms, num_coalitions, seed=seed, generator=generator, noise=noise, num_seeds=num_seeds
+        )
+        found = estimate(players, worths).interactions
+        truth = faithful_interactions(players, game(players, unanimity_sum(terms)))
+        held += [one.low <= truth[pair] <= one.high for pair, one in found.items()]
+    assert len(held) == 40 * 28
+    assert 0.92 <= np.mean(held) <= 0.995
+
+
+def test_too_few_coalitions_for_interactions_give_none_and_say_how_many_it_takes():
+    terms = random_terms(TWELVE, np.random.default_rng(0))
+    attribution = estimate(TWELVE, sampled_worths(TWELVE, terms, 90, seed=0))
+    assert attribution.interactions == {}
+    told = "interactions are not estimated: 66 pairs take at least 136 coalitions with their complements"
+    assert told in attribution.notes
+    assert not estimate(TWELVE, sampled_worths(TWELVE, terms, 134, seed=0)).interactions
+    assert len(estimate(TWELVE, sampled_worths(TWELVE, terms, 178, seed=0)).interactions) == 66
+
+
 def test_what_all_players_add_is_needed_for_an_estimate():
     worths = sampled_worths(TWELVE, random_terms(TWELVE, np.random.default_rng(0)), 60, seed=0)
     with pytest.raises(ValueError, match="the empty and the full coalition need a worth"):
