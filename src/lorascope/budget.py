@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from lorascope.config import TrainConfig
+from lorascope.config import TrainConfig, configuration_of
 from lorascope.store import TrialRow
 
 # Where nothing was measured, trials of one cohort are taken to cost together what they cost one after the other.
@@ -87,11 +87,11 @@ def correct(plan: Sequence[dict[str, Any]], measured: Iterable[TrialRow], num_ex
     Returns:
         Where the times come from, in words.
     """
-    alone = {row.trial.rpartition("-s")[0]: row.solo_examples_per_second for row in measured if row.solo_examples_per_second}
+    alone = {configuration_of(row.trial): row.solo_examples_per_second for row in measured if row.solo_examples_per_second}
     ratios: list[float] = []
     exact: dict[str, float] = {}
     for row in plan:
-        rate = alone.get(row["trial"].rpartition("-s")[0])
+        rate = alone.get(configuration_of(row["trial"]))
         if rate is None or num_examples is None or row["train_seconds"] is None:
             continue
         train = TrainConfig.model_validate({name: row["config"][name] for name in TrainConfig.model_fields})

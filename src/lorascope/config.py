@@ -469,6 +469,11 @@ class TrialConfig(Section):
         return cls(**sections, seed=seed)
 
 
+def configuration_of(trial: str) -> str:
+    """The configuration in a trial's name: ``0123abcd`` of ``0123abcd-s42``, and of ``0123abcd``."""
+    return trial.partition("-s")[0]
+
+
 # The sections that make a trial's configuration; no two have a key in common.
 SECTIONS: dict[str, type[Section]] = {"adapter": AdapterConfig, "train": TrainConfig, "base": BaseModelConfig}
 

@@ -11,22 +11,18 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from lorascope.compare import is_adapter, primary_metric
 from lorascope.config import Study
 from lorascope.design import factors
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.store import TrialRow
+from lorascope.shapley import CONFIDENCE
+from lorascope.store import TrialRow, by_configuration
 
-CONFIDENCE = 0.95
-# An adapter within this share of full fine-tuning's score is said to be.
+# Of the control's score: an adapter whose shortfall is surely smaller is said to be within it.
 MARGIN_PERCENT = 3.0
 _CONTROLS = ("full", "head")
-
-
-def primary_metric(study: Study, rows: Sequence[TrialRow]) -> str | None:
-    """The metric that trials are held against each other by: a search's objective, else the first of what the trials have."""
-    there = {name for row in rows for name in row.metrics}
-    objective = getattr(study.design, "objective", None)
-    return objective if objective in there else next((name for name in HIGHER_IS_BETTER if name in there), None)
+# Differences smaller than this share of the largest value are rounding.
+_ROUNDING = 1e-12
 
 
 def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] | None:
@@ -36,10 +32,10 @@ def ablation_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
         ``metric``, ``rows`` with ``factor``, ``value``, ``mean``, ``interval``, ``delta`` and ``delta_interval`` (of the seeds
         that both have; None where these are fewer than two). None for other designs, and before anything was scored.
     """
-    table, metric = factors(study), primary_metric(study, rows)
+    table, metric = factors(study), primary_metric(study, _names(rows))
     if not table or metric is None:
         return None
-    configurations = _by_configuration(rows)
+    configurations = by_configuration(rows)
     baseline = _scores(configurations.get(table[0][2], ()), metric)
     found = []
     for factor, value, configuration in table:
@@ -68,10 +64,12 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
 
     Returns:
         ``methods`` (by method, what was tried and chosen) and ``shortfalls``: positive where the adapter is worse, paired by
-        seed, in percent of the control's mean too. None for a study without controls, and before anything was scored.
+        seed, in percent of the control's mean too (taken as it is). ``within_margin`` is True or False where every seed has a
+        score and the whole interval lies on one side of the margin, None where that is not known. None for a study without
+        controls, and before anything was scored.
     """
-    metric = primary_metric(study, rows)
-    configurations = _by_configuration(rows)
+    metric = primary_metric(study, _names(rows))
+    configurations = by_configuration(rows)
     methods = {method: _tried(configurations, method, metric) for method in _CONTROLS}
     methods = {method: tried for method, tried in methods.items() if tried}
     if not methods or metric is None:
@@ -92,14 +90,17 @@ def controls_document(study: Study, rows: Sequence[TrialRow]) -> dict[str, Any] 
             continue
         control = _scores(configurations[best["configuration"]], metric)
         for name, members in configurations.items():
-            if _is_adapter(members[0]):
+            if is_adapter(members[0].config):
                 document["shortfalls"].append(_shortfall(method, name, members, control, metric))
     return document
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
+    """Student's interval of the mean; None for fewer than two values, and where they agree to the last digit.
+
+    Coarse figures agree by chance now and then, which tells nothing of how far the next one would be.
+    """
+    if len(values) < 2 or stdev(values) <= _ROUNDING * max(map(abs, values)):
         return None
     from scipy.stats import t
 
@@ -107,11 +108,8 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean(values) - half, mean(values) + half
 
 
-def _by_configuration(rows: Sequence[TrialRow]) -> dict[str, list[TrialRow]]:
-    found: dict[str, list[TrialRow]] = {}
-    for row in rows:
-        found.setdefault(row.trial.rpartition("-s")[0], []).append(row)
-    return found
+def _names(rows: Sequence[TrialRow]) -> set[str]:
+    return {name for row in rows for name in row.metrics}
 
 
 def _scores(members: Sequence[TrialRow], metric: str) -> dict[int, float]:
@@ -156,10 +154,6 @@ def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> boo
     return best["learning_rate"] in (min(rates), max(rates))
 
 
-def _is_adapter(row: TrialRow) -> bool:
-    return row.config.get("method") not in _CONTROLS and row.config.get("path") is None
-
-
 def _shortfall(
     method: str, name: str, members: Sequence[TrialRow], control: Mapping[int, float], metric: str
 ) -> dict[str, Any]:
@@ -170,7 +164,7 @@ def _shortfall(
     reference = abs(mean(control[seed] for seed in seeds)) if seeds else 0.0
     interval = t_interval(missing)
     percent = 100.0 / reference if reference else None
-    relative = percent * mean(missing) if percent is not None else None
+    ends = None if interval is None or percent is None else [percent * end for end in interval]
     return {
         "against": method,
         "configuration": name,
@@ -179,7 +173,14 @@ def _shortfall(
         "paired_seeds": len(seeds),
         "shortfall": mean(missing) if missing else None,
         "interval_of_shortfall": interval,
-        "percent": relative,
-        "percent_interval": None if interval is None or percent is None else [percent * end for end in interval],
-        "within_margin": None if relative is None else relative <= MARGIN_PERCENT,
+        "percent": None if percent is None else percent * mean(missing),
+        "percent_interval": ends,
+        "within_margin": _within(ends) if len(seeds) == len(members) else None,
     }
+
+
+def _within(ends: Sequence[float] | None) -> bool | None:
+    """Whether an interval lies below the margin, or above; None where it holds it, or is not known."""
+    if ends is None or ends[0] <= MARGIN_PERCENT < ends[1]:
+        return None
+    return ends[1] <= MARGIN_PERCENT

@@ -28,7 +28,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from lorascope.cohort.proposals import has_ended
-from lorascope.config import Range, SearchDesign, Study, TrialConfig
+from lorascope.config import Range, SearchDesign, Study, TrialConfig, configuration_of
 from lorascope.design import apply
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.metrics import HIGHER_IS_BETTER
@@ -250,7 +250,7 @@ class HalvingSearch(Search):
         sign = -1.0 if HIGHER_IS_BETTER[self.objective] else 1.0
         members: dict[str, list[str]] = {}
         for name in trials:
-            members.setdefault(name.rpartition("-s")[0], []).append(name)
+            members.setdefault(configuration_of(name), []).append(name)
         cost = {}
         for configuration, names in members.items():
             each = [scores.get(name, math.nan) for name in names]
@@ -272,7 +272,7 @@ def configurations(rows: Sequence[TrialRow]) -> dict[str, list[TrialRow]]:
     """Rows by configuration, in order of first appearance."""
     found: dict[str, list[TrialRow]] = {}
     for row in rows:
-        found.setdefault(row.trial.rpartition("-s")[0], []).append(row)
+        found.setdefault(row.configuration, []).append(row)
     return found
 
 

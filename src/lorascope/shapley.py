@@ -25,6 +25,8 @@ Pair = tuple[str, str]
 Array = NDArray[np.float64]
 
 MOST_PLAYERS = 20
+# Of every interval and verdict, unless another is asked for.
+CONFIDENCE = 0.95
 # Differences smaller than this share of the largest worth are rounding.
 _ROUNDING = 1e-12
 # Below this share of the largest, a direction of the fit is not determined.
@@ -49,7 +51,7 @@ class Attribution:
     Attributes:
         values: by player, its Shapley value.
         interactions: by pair, in the order of ``players``, the pairwise Shapley interaction index: how much more the two add
-            together than one by one.
+            together than one by one; of sampled coalitions see ``estimate``.
         pairs: by pair (a, b), the value of a minus that of b, paired by seed.
         p_values: by pair, of the hypothesis that both have one value, corrected for all pairs by Holm's method; NaN where
             nothing is known of the error.
@@ -108,13 +110,16 @@ def attribute(
     worths: Mapping[Coalition, Sequence[float]],
     *,
     higher_is_better: bool = True,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Attribution:
     """Shapley values of a game whose every coalition was valued once for each seed.
 
     A value is linear in the worths, so each seed has values of its own, and these are independent draws: intervals are
     Student's, with K - 1 degrees of freedom. A bootstrap of the seeds is no substitute: at 95 % its intervals held the truth
     in 74 % of the cases with three seeds and in 83 % with five, Student's in 95 %.
+
+    A figure that is the same under every seed, as coarse worths such as accuracies give now and then, is no surer for that: it
+    has no interval, and a difference of values the sign test's p.
 
     A seed in which a worth is NaN or infinite (its trial failed) is left out whole, and ``notes`` says so: its values cannot
     be had, and a mean over other seeds would not be paired. With one seed the intervals' ends are NaN.
@@ -200,7 +205,7 @@ def estimate(
     worths: Mapping[Coalition, Sequence[float]],
     *,
     higher_is_better: bool = True,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Attribution:
     """Shapley values of a game of which only some coalitions were valued, the empty and the full one among them.
 
@@ -220,38 +225,44 @@ def estimate(
         higher_is_better: of the worth; turns the ranking round, not the values.
 
     Returns:
-        The attribution, ``interactions`` empty; that of ``attribute`` where every coalition was valued.
+        The attribution; that of ``attribute`` where every coalition was valued. ``interactions`` are the pair terms of a
+        fit in which at most two players interact, the Shapley index of such a game and otherwise the faithful one; empty,
+        and ``notes`` says how many coalitions it takes, where there are no more twins of coalitions than pairs of players.
 
     Raises:
         ValueError: an unknown player; numbers of seeds differ; the empty or the full coalition lacks.
         RunError: no seed has a worth for the empty and the full coalition.
 
-    Sources: Lundberg and Lee 2017, theorem 2 (the kernel); Covert and Lee 2021, section 4 (complements); MacKinnon and White
-    1985 (variance of weighted least squares, HC3); Cochran and Cox 1957, section 4.14 (intervals from two variances).
+    Sources: Lundberg and Lee 2017, theorem 2 (the kernel); Covert and Lee 2021, section 4 (complements); Tsai, Yeh and
+    Ravikumar 2023 (interactions); MacKinnon and White 1985 (variance of weighted least squares, HC3); Cochran and Cox 1957,
+    section 4.14 (intervals from two variances).
     """
     worths, notes = _usable(players, worths)
     if len(players) <= MOST_PLAYERS and len(worths) == 2 ** len(players):
         complete = attribute(players, worths, higher_is_better=higher_is_better, confidence=confidence)
         return replace(complete, notes=(*notes, *complete.notes))
     num_players, num_seeds = len(players), len(next(iter(worths.values())))
-    fit = _fit(players, worths)
+    units = _units(players, worths)
+    fit, pair_fit = _fit_values(units), _fit_pairs(units)
     if num_seeds == 1:
         notes = [*notes, "one seed: the intervals speak of the sampled coalitions alone"]
     if not fit.freedom:
         notes = [*notes, f"{len(worths)} coalitions are too few for intervals of {num_players} players"]
+    if num_players > 1:
+        notes = [*notes, _on_interactions(num_players, pair_fit is not None)]
     return _attribution(
         tuple(players),
         values=fit.figures(np.eye(num_players)),
         pairs=fit.figures(_differences(num_players)),
-        interactions=None,
-        full=_over_seeds(fit.full_K[:, None]),
+        interactions=None if pair_fit is None else pair_fit.figures(np.eye(math.comb(num_players, 2))),
+        full=_over_seeds(units.full_K[:, None]),
         rounding=_ROUNDING * max(abs(value) for values in worths.values() for value in values),
-        num_coalitions=fit.num_coalitions,
+        num_coalitions=units.num_coalitions,
         num_seeds=num_seeds,
         exact=False,
         higher_is_better=higher_is_better,
         confidence=confidence,
-        notes=(*notes, *fit.notes),
+        notes=(*notes, *units.notes),
     )
 
 
@@ -287,6 +298,22 @@ def agreement(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     return {**figures, "num_compared": float(both.shape[1])}
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected so that any wrong rejection among them is as rare as one was before.
+
+    One that is NaN stays so, and counts among the tests.
+
+    Source: Holm 1979.
+    """
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    order = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    for position, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(p_values) - position)))
+        corrected[index] = largest
+    return corrected
+
+
 @dataclass(frozen=True)
 class _Figures:
     """Estimates with the variances that S sources of chance give them, NaN where unknown, and the degrees of freedom of these.
@@ -299,13 +326,24 @@ class _Figures:
     variance_SX: Array
     freedom_S: Array
 
+    def without_chance(self, rounding: float) -> _Figures:
+        """The same, but with the error unknown of figures that are more than rounding and do not vary at all.
+
+        Coarse worths, such as accuracies, give one figure under several seeds now and then; that makes it no surer.
+        """
+        unknown_X = (self._error() <= rounding) & (np.abs(self.estimate_X) > rounding)
+        return replace(self, variance_SX=np.where(unknown_X, np.nan, self.variance_SX))
+
     def intervals(self, confidence: float) -> list[Interval]:
         half_X = self._quantile(np.full_like(self.estimate_X, 0.5 - confidence / 2)) * self._error()
         ends_X3 = np.stack([self.estimate_X, self.estimate_X - half_X, self.estimate_X + half_X], axis=1)
         return [Interval(*ends) for ends in ends_X3.tolist()]
 
     def p_values(self, rounding: float) -> list[float]:
-        """Of the two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown."""
+        """Of the two-sided test that a figure is zero; one at most ``rounding`` is. NaN where the error is unknown.
+
+        Of a figure that does not vary, the sign test's: as likely as so many draws all fall on one side.
+        """
         size_X = np.where(np.abs(self.estimate_X) <= rounding, 0.0, np.abs(self.estimate_X))
         error_X = self._error()
         # The p at which the interval's end meets zero, sought in its logarithm.
@@ -314,7 +352,8 @@ class _Figures:
             middle_X = (low_X + high_X) / 2
             reaches_X = self._quantile(10.0**middle_X / 2) * error_X >= size_X
             low_X, high_X = np.where(reaches_X, middle_X, low_X), np.where(reaches_X, high_X, middle_X)
-        p_X = np.where(size_X == 0.0, 1.0, 10.0**high_X)
+        p_X = np.where(error_X <= rounding, 2.0 ** -self.freedom_S.sum(), 10.0**high_X)
+        p_X = np.where(size_X == 0.0, 1.0, p_X)
         return [float(p) for p in np.where(np.isfinite(error_X), p_X, np.nan)]
 
     def _error(self) -> Array:
@@ -356,17 +395,26 @@ def _attribution(
     notes: tuple[str, ...],
 ) -> Attribution:
     names = list(itertools.combinations(players, 2))
-    p_values = dict(zip(names, _holm(pairs.p_values(rounding)), strict=True))
+    figures = {"values": values, "pairs": pairs, "full": full, "interactions": interactions}
+    ends = {
+        name: [] if its is None else (its.without_chance(rounding) if exact else its).intervals(confidence)
+        for name, its in figures.items()
+    }
+    unknown = sum(math.isnan(value.low) for value in ends["values"])
+    if exact and num_seeds > 1 and unknown:
+        text = f"{unknown} of {len(players)} values have no interval: the seeds agree to the last digit, as coarse worths do"
+        notes = (*notes, text)
+    p_values = dict(zip(names, holm(pairs.p_values(rounding)), strict=True))
     estimates = dict(zip(players, values.estimate_X.tolist(), strict=True))
     order = sorted(players, key=estimates.__getitem__, reverse=higher_is_better)
     return Attribution(
         players=players,
-        values=dict(zip(players, values.intervals(confidence), strict=True)),
-        interactions={} if interactions is None else dict(zip(names, interactions.intervals(confidence), strict=True)),
-        pairs=dict(zip(names, pairs.intervals(confidence), strict=True)),
+        values=dict(zip(players, ends["values"], strict=True)),
+        interactions=dict(zip(names, ends["interactions"], strict=bool(ends["interactions"]))),
+        pairs=dict(zip(names, ends["pairs"], strict=True)),
         p_values=p_values,
         ranking=_groups(order, {pair for pair, p in p_values.items() if p < 1.0 - confidence}),
-        full=full.intervals(confidence)[0],
+        full=ends["full"][0],
         num_coalitions=num_coalitions,
         num_seeds=num_seeds,
         exact=exact,
@@ -377,53 +425,73 @@ def _attribution(
 
 @dataclass(frozen=True)
 class _Fit:
-    """A least-squares fit of sampled coalitions. U units: a coalition with its complement, or a lone one.
+    """A least-squares fit of sampled coalitions. U units: a coalition with its complement, or a lone one; X figures.
 
     Attributes:
-        values_KP: Shapley values of each seed.
-        full_K: what all players add, by seed.
-        pull_PU: how much each unit's (weighted) observation moves each value.
+        figure_KX: of each seed.
+        pull_XU: how much each unit's (weighted) observation moves each figure.
         residual_KU: of the fit, each as it would be had the unit not been fitted; zero where a size is valued whole, for there
             is nothing random about it.
-        freedom: degrees of freedom of the residuals; 0 where there are not more units than unknowns.
-        num_coalitions: used.
+        freedom: degrees of freedom of the residuals; 0 where there are not more units than unknowns, or these are not
+            determined.
     """
 
-    values_KP: Array
-    full_K: Array
-    pull_PU: Array
+    figure_KX: Array
+    pull_XU: Array
     residual_KU: Array
     freedom: int
-    num_coalitions: int
-    notes: tuple[str, ...]
 
-    def figures(self, contrasts_XP: Array) -> _Figures:
-        """Linear combinations of the values, with their errors over coalitions and seeds."""
-        over_seeds = _over_seeds(self.values_KP @ contrasts_XP.T)
-        variance_X = np.full_like(over_seeds.estimate_X, np.nan)
+    def figures(self, contrasts_QX: Array) -> _Figures:
+        """Linear combinations of the figures, with their errors over coalitions and seeds."""
+        over_seeds = _over_seeds(self.figure_KX @ contrasts_QX.T)
+        variance_Q = np.full_like(over_seeds.estimate_X, np.nan)
         if self.freedom:
-            variance_X = (contrasts_XP @ self.pull_PU) ** 2 @ self.residual_KU.mean(axis=0) ** 2
+            variance_Q = (contrasts_QX @ self.pull_XU) ** 2 @ self.residual_KU.mean(axis=0) ** 2
         freedom = max(self.freedom, 1.0)
-        if len(self.values_KP) == 1:
-            return _Figures(over_seeds.estimate_X, variance_X[None], np.array([freedom]))
-        variance_SX = np.vstack([variance_X, over_seeds.variance_SX])
-        return _Figures(over_seeds.estimate_X, variance_SX, np.append(freedom, over_seeds.freedom_S))
+        if len(self.figure_KX) == 1:
+            return _Figures(over_seeds.estimate_X, variance_Q[None], np.array([freedom]))
+        variance_SQ = np.vstack([variance_Q, over_seeds.variance_SX])
+        return _Figures(over_seeds.estimate_X, variance_SQ, np.append(freedom, over_seeds.freedom_S))
 
 
-def _fit(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) -> _Fit:
-    num_players = len(players)
-    units = _units(players, worths)
-    # What is fitted: the values less an equal share each, in coordinates that add up to zero; then the curve of lone ones.
+def _fit_values(units: _Units) -> _Fit:
+    """The values less an equal share each, in coordinates that add up to zero; along with the curve of lone coalitions."""
+    num_players = units.side_UP.shape[1]
     coordinates_PM = helmert(num_players).T
     design_UM = units.side_UP @ coordinates_PM
     if units.is_lone:
         design_UM = np.hstack([design_UM, units.curve_U[:, None]])
+        coordinates_PM = np.hstack([coordinates_PM, np.zeros((num_players, 1))])
+    target_KU = units.gain_KU - np.outer(units.full_K / num_players, units.side_UP.sum(axis=1))
+    fit = _least_squares(units, design_UM, target_KU, coordinates_PM)
+    return replace(fit, figure_KX=units.full_K[:, None] / num_players + fit.figure_KX)
+
+
+def _fit_pairs(units: _Units) -> _Fit | None:
+    """The pair terms of the best game in which at most two players interact; None where they are not determined.
+
+    Of a coalition and its complement their sum counts, in which a pair shows only where the two separate it: the sum falls
+    short of what none and all are worth by the pair's term. Terms of single players cancel.
+
+    Source: Tsai, Yeh and Ravikumar 2023, "Faith-Shap" (the kernel's fit of order two, exact at none and all).
+    """
+    num_players = units.side_UP.shape[1]
+    first_Q, second_Q = np.triu_indices(num_players, 1)
+    if units.is_lone or len(units.side_UP) <= len(first_Q):
+        return None
+    separated_UQ = units.side_UP[:, first_Q] != units.side_UP[:, second_Q]
+    fit = _least_squares(units, -separated_UQ.astype(np.float64), units.excess_KU, np.eye(len(first_Q)))
+    return fit if fit.freedom else None
+
+
+def _least_squares(units: _Units, design_UM: Array, target_KU: Array, coordinates_XM: Array) -> _Fit:
+    """Fit M unknowns to the units' targets by their weights; figures are linear in the unknowns."""
     root_U = np.sqrt(units.weight_U)
-    target_KU = (units.gain_KU - np.outer(units.full_K / num_players, units.side_UP.sum(axis=1))) * root_U
+    target_KU = target_KU * root_U
     left_US, scale_S, right_SM = np.linalg.svd(design_UM * root_U[:, None], full_matrices=False)
     kept_S = scale_S > _RANK * scale_S.max(initial=0.0)
     left_US, scale_S, right_SM = left_US[:, kept_S], scale_S[kept_S], right_SM[kept_S]
-    pull_PU = coordinates_PM @ ((right_SM.T / scale_S) @ left_US.T)[: num_players - 1]
+    pull_XU = coordinates_XM @ ((right_SM.T / scale_S) @ left_US.T)
     residual_KU = target_KU - (target_KU @ left_US) @ left_US.T
     own_U = 1.0 - (left_US**2).sum(axis=1)
     fitted_exactly_U = own_U < _RANK
@@ -431,14 +499,22 @@ def _fit(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) ->
     num_units, num_unknowns = design_UM.shape
     known = len(scale_S) == num_unknowns < num_units and not (fitted_exactly_U & (units.share_left_U > 0.0)).any()
     return _Fit(
-        values_KP=units.full_K[:, None] / num_players + target_KU @ pull_PU.T,
-        full_K=units.full_K,
-        pull_PU=pull_PU,
+        figure_KX=target_KU @ pull_XU.T,
+        pull_XU=pull_XU,
         residual_KU=residual_KU * np.sqrt(units.share_left_U),
         freedom=num_units - num_unknowns if known else 0,
-        num_coalitions=units.num_coalitions,
-        notes=units.notes,
     )
+
+
+def _on_interactions(num_players: int, estimated: bool) -> str:
+    """What there is to say of the interactions of sampled coalitions."""
+    if estimated:
+        return (
+            "interactions are pair terms fitted to the sampled coalitions; where three players interact, these share in them"
+        )
+    num_pairs = math.comb(num_players, 2)
+    fewest = min(2 * num_pairs + 4, 2**num_players)
+    return f"interactions are not estimated: {num_pairs} pairs take at least {fewest} coalitions with their complements"
 
 
 @dataclass(frozen=True)
@@ -449,6 +525,7 @@ class _Units:
         side_UP: 1 for the players in the coalition, -1 for the others.
         gain_KU: the worth of the coalition less that of its complement; of a lone one, as if the two were worth together what
             none and all are, but for the curve.
+        excess_KU: of a coalition and its complement, what the two are worth together beyond none and all; zero for a lone one.
         curve_U: of a lone coalition how far its size is from the ends.
         share_left_U: of the coalitions of the unit's size, those that were not valued; 1 for a lone one, whose complement may
             be anything however many of its size are valued.
@@ -456,6 +533,7 @@ class _Units:
 
     side_UP: Array
     gain_KU: Array
+    excess_KU: Array
     weight_U: Array
     share_left_U: Array
     curve_U: Array
@@ -476,6 +554,7 @@ def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
         notes, lone = (f"{len(lone)} coalitions left out: their complements have no worth",), []
     gains_UK = [np.subtract(worths[one], worths[everyone - one]) for one in twins]
     gains_UK += [2.0 * np.array(worths[one]) - none_K - all_K for one in lone]
+    excess_UK = [np.add(worths[one], worths[everyone - one]) - none_K - all_K for one in twins] + [0.0 * none_K for _ in lone]
     side_UP = np.array([[1.0 if player in one else -1.0 for player in players] for one in twins + lone])
     num_members_U = np.array([2] * len(twins) + [1] * len(lone))
     size_U = np.array([min(len(one), num_players - len(one)) for one in twins + lone], dtype=np.intp)
@@ -486,6 +565,7 @@ def _units(players: Sequence[str], worths: Mapping[Coalition, Sequence[float]]) 
     return _Units(
         side_UP=side_UP.reshape(-1, num_players),
         gain_KU=np.array(gains_UK).reshape(-1, len(none_K)).T,
+        excess_KU=np.array(excess_UK).reshape(-1, len(none_K)).T,
         weight_U=weight_U * num_members_U / num_valued[size_U],
         share_left_U=np.where(num_members_U == 1, 1.0, 1.0 - num_valued[size_U] / num_of_size_U),
         curve_U=curve_U,
@@ -530,16 +610,6 @@ def _usable(
         notes.append(f"{int((~used_C).sum())} of {len(used_C)} coalitions left out: a seed has no worth there")
     columns = zip(coalitions, used_C, worth_KC[used_K].T.tolist(), strict=True)
     return {coalition: tuple(column) for coalition, used, column in columns if used}, notes
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for as many tests as there are. Source: Holm 1979."""
-    corrected = [math.nan] * len(p_values)
-    largest = 0.0
-    for position, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - position)))
-        corrected[index] = math.nan if math.isnan(p_values[index]) else largest
-    return corrected
 
 
 def _groups(order: Sequence[str], distinguishable: set[Pair]) -> list[list[str]]:

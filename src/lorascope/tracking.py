@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from lorascope.config import configuration_of
 from lorascope.errors import UsageError
 
 # Statuses of a trial that did what it was to do.
@@ -199,7 +200,7 @@ class TensorBoardTracker:
         self._next[trial] = 0
         # The seeds of a configuration are one group of the table of hyper-parameters.
         values = {key: _scalar(value) for key, value in config.items() if value is not None and key != "seed"}
-        configuration = trial.rpartition("-s")[0] or trial
+        configuration = configuration_of(trial)
         self._write(trial, {"file_version": "brain.Event:2"})
         self._write(trial, {"summary": summary_v2.hparams_pb(values, trial_id=configuration)})
         return 0

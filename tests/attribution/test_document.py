@@ -94,7 +94,7 @@ class Stored:
 
 def by_size_and_seed(coalition, seed):
     """Value helps, more with query; seeds differ for all alike and a little for each."""
-    wobble = 0.001 * math.sin(7 * seed + 3 * len(coalition) + 5 * ("key" in coalition))
+    wobble = 0.001 * math.sin(7 * seed + 3 * len(coalition) + 5 * ("key" in coalition) + 2 * ("value" in coalition))
     return 0.5 + 0.2 * ("value" in coalition) + 0.1 * ({"value", "query"} <= coalition) + 0.01 * seed + wobble
 
 

@@ -96,7 +96,8 @@ def compared(trials, verdicts, **changes):
               "failed": 0, "diverged": 1, "metric": "accuracy", "against": names[0], "note": None}  # fmt: skip
     rows = [{**unsure, "configuration": n, "verdict": v, **changes} for n, v in zip(names[1:], verdicts, strict=True)]
     counts = {name: {"done": 3, "diverged": 1} for name in names[1:]} | {names[0]: {"done": 3, "failed": 2}}
-    return {"baseline": names[0], "metrics": ["accuracy"], "level": 0.95, "fewest_seeds": 2, "rows": rows,
+    return {"baseline": names[0], "baseline_chosen": "as asked for", "metrics": ["accuracy"], "level": 0.95,
+            "fewest_seeds": 2, "rows": rows,
             "correction": f"Holm over {len(rows)} comparisons", "configurations": counts}  # fmt: skip
 
 
@@ -112,6 +113,7 @@ def test_comparisons_show_verdicts_with_what_they_rest_on(width):
     tables.print_comparisons(console, document)
     text = console.file.getvalue()
     assert "against 01234561" in text
+    assert "as asked for" in " ".join(text.split())
     table = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
     assert ["better" in line for line in table if "01234562" in line] == [True]
     assert ["not distinguishable" in line for line in table if "01234563" in line] == [True]
@@ -199,16 +201,16 @@ def test_a_trial_without_an_adapter_shows_none_of_its_defaults():
 
 SHORT = {"num_seeds": 2, "num_trials": 3, "configuration": "cafe0123", "interval": (0.85, 0.95), "mean": 0.9}
 CONTROLS = {
-    "metric": "accuracy", "margin_percent": 3.0, "chosen_on": "the mean over seeds on validation",
+    "metric": "accuracy", "confidence": 0.95, "margin_percent": 3.0, "chosen_on": "the mean over seeds on validation",
     "methods": {
         "full": {"chosen": {**SHORT, "learning_rate": 1e-4}, "tried": [{}, {}], "at_edge": True},
         "head": {"chosen": None, "tried": [{}], "at_edge": False},
     },
     "shortfalls": [
-        {**SHORT, "config": CONFIG, "against": "full", "shortfall": 0.02, "interval_of_shortfall": (0.0, 0.04), "percent": 2.2,
-         "within_margin": True},
+        {**SHORT, "config": CONFIG, "against": "full", "shortfall": 0.01, "interval_of_shortfall": (0.0, 0.02), "percent": 1.1,
+         "percent_interval": [0.0, 2.2], "within_margin": True, "num_seeds": 3, "paired_seeds": 3},
         {**SHORT, "config": {**CONFIG, "r": 4}, "against": "full", "shortfall": None, "interval_of_shortfall": None,
-         "percent": None, "within_margin": None},
+         "percent": None, "percent_interval": None, "within_margin": None, "paired_seeds": 0},
     ],
 }  # fmt: skip
 
@@ -222,8 +224,9 @@ def test_controls_say_how_they_were_chosen_and_what_adapters_lack(width):
         "full: accuracy 0.9000 ± 0.0500 over 2 seeds at learning rate 0.0001, the best of 2 configurations; it is the" in text
     )
     assert "head: no configuration has a score with every seed" in text
-    assert "│ +0.0200 ± 0.0200 │ +2.20 │ yes │" in text
-    assert "│ – │ – │ – │" in text
+    assert "│ +0.0100 ± 0.0100 │ +1.10 (+0.00 … +2.20) │ yes │ 3 │" in text
+    assert "│ – │ – │ not known │ 0 of 3 │" in text
+    assert "yes and no: every seed has a score, and the 95% interval lies on one side of 3 %" in text
     assert "a control is the best by the mean over seeds on validation" in text
     tables.print_controls(console, {"study": "s"})
     assert " ".join(console.file.getvalue().split()) == text

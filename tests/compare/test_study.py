@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lorascope.compare import comparisons
+from lorascope.compare import comparisons, primary_metric
 from lorascope.config import Study
 from lorascope.design import expand
 from lorascope.errors import UsageError
@@ -26,22 +26,29 @@ def make(tmp_path):
     """``make(rates, seeds, broken={(configuration, seed): status})``: a finished study of as many configurations."""
     opened = []
 
-    def build(rates, seeds=(1, 2, 3, 4), broken=None, part=None, name="run", rows_of=None):
+    def build(rates, seeds=(1, 2, 3, 4), broken=None, part=None, name="run", rows_of=None, methods=()):
         study = Study.model_validate(
             {
                 "name": "study",
                 "base": {"model": "some/model"},
                 "task": {"name": "sst2", "data": "data"},
                 "seeds": list(seeds),
-                "design": {"kind": "list", "trials": [{"r": 2**index} for index in range(len(rates))]},
+                "design": {
+                    "kind": "list",
+                    "trials": [
+                        {"method": method} if method != "lora" else {"r": 2**index}
+                        for index, method in zip(range(len(rates)), (*methods, *["lora"] * len(rates)), strict=False)
+                    ],
+                },
             }
         )
         trials = expand(study)
+        configurations = list(dict.fromkeys(trial.configuration for trial in trials))
         with Store.create(tmp_path / name, study) as store:
             chosen = [trials[i] for i in range(len(trials)) if part is None or i % 2 == part]
             store.add_trials(chosen)
             for trial in chosen:
-                index = [2**i for i in range(len(rates))].index(trial.adapter.r)
+                index = configurations.index(trial.configuration)
                 status = (broken or {}).get((index, trial.seed), "done")
                 store.update(trial.trial, status=status)
                 if status != "done":
@@ -124,6 +131,19 @@ def test_another_baseline_is_named_by_its_trial_or_configuration(make):
         comparisons([store], metrics=["acuracy"])
 
 
+def test_the_baseline_is_the_first_adapter_and_no_control_that_happens_to_come_first(make):
+    store = make([0.9, 0.5, 0.7, 0.8], methods=("full", "head"))
+    document = comparisons([store])
+    assert document["baseline"] == list(document["configurations"])[2]
+    assert document["baseline_chosen"] == "the first adapter of the study"
+    assert verdicts(document) == ["better", "worse", "better"]
+    asked = comparisons([store], baseline=store.trials()[0].trial)
+    assert (asked["baseline"], asked["baseline_chosen"]) == (store.trials()[0].configuration, "as asked for")
+    alone = comparisons([make([0.9, 0.5], methods=("full", "head"), name="controls")])
+    assert alone["baseline_chosen"] == "the first configuration of the study, which trains no adapter"
+    assert comparisons([store], pairs=True)["baseline_chosen"] is None
+
+
 def test_one_seed_gives_no_verdict(make):
     document = comparisons([make([0.5, 0.9], seeds=[1])])
     (row,) = document["rows"]
@@ -187,5 +207,39 @@ def test_lost_predictions_leave_the_seeds(make):
     assert (row["verdict"], row["examples"]) == ("better", None)
 
 
+def test_accuracies_that_tie_over_two_seeds_give_no_verdict_and_no_interval(make):
+    """Without predictions a study has one coarse figure a seed, and two such differ by exactly as much now and then."""
+    store = make([0.6, 0.7], seeds=(1, 2), rows_of=lambda rows, index: [{"correct": i < 60 + index} for i in range(100)])
+    (row,) = comparisons([store])["rows"]
+    assert (row["verdict"], row["difference"]) == ("not distinguishable", pytest.approx(0.01))
+    assert (row["low"], row["high"], row["p"]) == (None, None, 0.5)
+    assert "no interval: the seeds agree to the last digit" in row["note"]
+
+
 def test_a_single_configuration_has_nothing_to_be_compared_with(make):
     assert comparisons([make([0.7])])["rows"] == []
+
+
+DESIGNS = {
+    "list": {"kind": "list", "trials": [{}]},
+    "search": {"kind": "search", "over": {"r": [1]}, "objective": "eval_loss"},
+    "shapley": {"kind": "shapley", "players": ["query"], "values": ["c_score", "f1", "eval_loss"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        ("list", ["eval_loss", "f1", "accuracy"], "accuracy"),
+        ("list", ["eval_loss", "perplexity", "hits_at_1"], "hits_at_1"),
+        ("list", ["best_f1_threshold"], None),
+        ("search", ["accuracy", "eval_loss"], "eval_loss"),
+        ("search", ["accuracy"], "accuracy"),
+        ("shapley", ["accuracy", "eval_loss", "f1"], "f1"),
+    ],
+)
+def test_the_primary_metric_is_what_the_design_aims_at_or_the_tasks_first(kind, names, expected):
+    study = Study.model_validate(
+        {"name": "s", "base": {"model": "m"}, "task": {"name": "sst2", "data": "x"}, "design": DESIGNS[kind]}
+    )
+    assert primary_metric(study, names) == expected

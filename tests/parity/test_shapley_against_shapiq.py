@@ -34,6 +34,19 @@ def test_exact_values_and_interactions_equal_shapiqs(num_players, seed):
     assert exact_interactions(players, worth) == pytest.approx(expected, abs=1e-9)
 
 
+def test_sampled_interactions_near_shapiqs_faithful_index_as_the_last_coalitions_come_in():
+    players, worth, function = random_game(8, 4)
+    pairwise = shapiq.ExactComputer(n_players=8, game=function)("FSII", 2)
+    expected = np.array([pairwise[(a, b)] for a, b in itertools.combinations(range(8), 2)])
+    errors = []
+    for num_coalitions in (110, 180, 254):
+        sampled = {some: [worth[some]] for some in itertools.islice(coalitions_of(players, 0), num_coalitions)}
+        found = np.array([one.estimate for one in estimate(players, sampled).interactions.values()])
+        errors.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02
+
+
 def saturating_game(num_players, generator):
     """Players who make up for each other, as adapters do: the first ones add most. Worth of every coalition, by its number."""
     has = (np.arange(2**num_players)[:, None] >> np.arange(num_players)) & 1

@@ -17,7 +17,7 @@ from lorascope.attribution.players import Game, attribution_of, in_order, stored
 from lorascope.config import ShapleyDesign
 from lorascope.errors import RunError
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.shapley import Attribution, Coalition, Interval, agreement, exact_values
+from lorascope.shapley import CONFIDENCE, Attribution, Coalition, Interval, agreement, exact_values
 from lorascope.store import Store, TrialRow, merge_results
 
 # By coalition one worth for each seed, NaN where there is none.
@@ -29,7 +29,6 @@ WHAT = {
     "one_run": "one run: an estimate, read by masking off one training with random coalitions",
 }
 _NO_LATENCY = "not measured: a merged adapter adds none"
-_CONFIDENCE = 0.95
 # Of fewer retrained coalitions agreement says nothing; a study has at least so many, or all that there are.
 _LEAST_RETRAINED = 4
 
@@ -199,7 +198,7 @@ def _margin(worth_CK: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return 0.0
     residual_CK = worth_CK - worth_CK.mean(axis=1, keepdims=True) - worth_CK.mean(axis=0) + worth_CK.mean()
     variance = float((residual_CK**2).sum()) / freedom
-    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, freedom)) * math.sqrt(2.0 * variance / num_seeds)
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(2.0 * variance / num_seeds)
 
 
 def _map_worths(game: Game, maps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[Coalition, dict[int, float]]]:

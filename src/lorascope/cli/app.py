@@ -215,7 +215,9 @@ def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="TRIAL", help="The trial or configuration that others are compared with; the first by default."),
+        typer.Option(
+            metavar="TRIAL", help="The trial or configuration that others are compared with; by default the first adapter."
+        ),
     ] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Compare every two configurations.")] = False,
     metric: Annotated[

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lorascope.config import AdapterConfig
+from lorascope.config import AdapterConfig, configuration_of
 
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
@@ -65,7 +65,7 @@ def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
     """Reason by reason, the configurations that are dropped."""
     reasons: dict[str, dict[str, None]] = {}
     for one in dropped:
-        reasons.setdefault(one["reason"], {})[one["trial"].rpartition("-s")[0]] = None
+        reasons.setdefault(one["reason"], {})[configuration_of(one["trial"])] = None
     return [f"dropped: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
@@ -174,7 +174,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         message = f"no verdict on {metrics}: no two configurations have {fewest} seeds in common, the fewest that tell luck"
         console.print(message, markup=False, highlight=False, soft_wrap=True)
         return
-    configs = {trial["trial"].partition("-s")[0]: trial["config"] for trial in document["trials"]}
+    configs = {configuration_of(trial["trial"]): trial["config"] for trial in document["trials"]}
     chosen = [{"config": configs[row["configuration"]]} for row in rows]
     varying = _config_columns([*chosen, *({"config": configs[row["against"]]} for row in rows)])
     columns = {
@@ -193,7 +193,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
     }
     against = "every two configurations" if compared["baseline"] is None else f"against {compared['baseline']}"
     if compared["baseline"] is not None:
-        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())})"
+        against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())}; {compared['baseline_chosen']})"
     title = f"{document['study']}: {metrics} {against}"
     dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
     _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
@@ -275,12 +275,24 @@ def print_controls(console: Console, document: Mapping[str, Any]) -> None:
             metric: [mean_text(row["mean"], row["interval"]) for row in rows],
             "against": [row["against"] for row in rows],
             "shortfall": [mean_text(row["shortfall"], row["interval_of_shortfall"], "+") for row in rows],
-            "%": ["–" if row["percent"] is None else f"{row['percent']:+.2f}" for row in rows],
-            f"within {margin:g} %": [{None: "–", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+            "%": [_percent_text(row) for row in rows],
+            f"within {margin:g} %": [{None: "not known", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
+            "seeds": [_seeds_text({**row, "num_seeds": row["paired_seeds"]}) for row in rows],
         }
         title = f"{document['study']}: shortfall against controls"
         _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+        level = f"{controls['confidence']:.0%}"
+        how = f"yes and no: every seed has a score, and the {level} interval lies on one side of {margin:g} %"
+        console.print(how, markup=False, highlight=False, soft_wrap=True)
     console.print(f"a control is the best by {controls['chosen_on']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent_text(row: Mapping[str, Any]) -> str:
+    """A shortfall in percent, with its interval where that is known."""
+    if row["percent"] is None:
+        return "–"
+    ends = row["percent_interval"]
+    return f"{row['percent']:+.2f}" + ("" if ends is None else f" ({ends[0]:+.2f} … {ends[1]:+.2f})")
 
 
 def _seeds_text(row: Mapping[str, Any]) -> str:
@@ -289,7 +301,7 @@ def _seeds_text(row: Mapping[str, Any]) -> str:
 
 
 def mean_text(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
-    """``0.9123 ± 0.0040``; no interval where there was one value."""
+    """``0.9123 ± 0.0040``; no interval where there was one value, or all were the same."""
     if value is None:
         return "–"
     half = "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.4f}"

@@ -205,7 +205,7 @@ def _probe(store: Store, task: Task, base: BaseModel, cohort: Cohort, slots: Seq
     for trial, slot in zip(cohort.trials, slots, strict=True):
         if trial.trial in cohort.ended:
             continue
-        rows = {row.trial.rpartition("-s")[0]: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
+        rows = {row.configuration: row for row in store.trials() if row.solo_peak_memory_bytes is not None}
         earlier = rows.get(trial.configuration)
         if earlier is None:
             cost = measure_alone(base, slot, _settings(trial, cohort), task.train)

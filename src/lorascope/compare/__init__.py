@@ -4,7 +4,7 @@
 measures one difference and how sure it is. Floor: ``compare``, above ``cohort``.
 """
 
-from lorascope.compare.paired import FEWEST_SEEDS, LEVEL, Difference, holm, paired_difference
-from lorascope.compare.study import comparisons, configuration_of
+from lorascope.compare.paired import FEWEST_SEEDS, Difference, paired_difference
+from lorascope.compare.study import comparisons, is_adapter, primary_metric
 
-__all__ = ["FEWEST_SEEDS", "LEVEL", "Difference", "comparisons", "configuration_of", "holm", "paired_difference"]
+__all__ = ["FEWEST_SEEDS", "Difference", "comparisons", "is_adapter", "paired_difference", "primary_metric"]

@@ -14,7 +14,6 @@ Legend: S seeds, E examples, or groups of examples that belong together; K, L no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,9 +22,12 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, roots_legendre, stdtr, stdtrit
 
-LEVEL = 0.95
+from lorascope.shapley import CONFIDENCE
+
 # With one seed nothing tells how far another seed would have come out elsewhere.
 FEWEST_SEEDS = 2
+# Differences smaller than this share of the largest score are rounding.
+_ROUNDING = 1e-12
 
 Scores = NDArray[np.float64]
 
@@ -35,7 +37,8 @@ class Difference:
     """The mean of one's scores less the other's.
 
     Attributes:
-        low, high: the interval that holds the true difference at ``LEVEL``, for this comparison alone.
+        low, high: the interval that holds the true difference at ``CONFIDENCE``, for this comparison alone; NaN where nothing
+            varies, so that nothing tells how far chance reaches.
         p: two-sided, against no difference.
     """
 
@@ -48,7 +51,9 @@ class Difference:
 def paired_difference(one_SE: Scores, other_SE: Scores) -> Difference:
     """Compare scores of the same seeds on the same examples.
 
-    With a single column (a figure of the whole dataset) only seeds vary, and the answer holds for these very examples.
+    With a single column (a figure of the whole dataset) only seeds vary, and the answer holds for these very examples. Figures
+    in coarse steps, such as accuracy, may differ by exactly as much under every seed; that makes nothing certain, and then p
+    is the sign test's.
 
     Raises:
         ValueError: shapes differ, there are fewer than ``FEWEST_SEEDS`` rows, or a score is no number.
@@ -63,26 +68,19 @@ def paired_difference(one_SE: Scores, other_SE: Scores) -> Difference:
         raise ValueError("a score is no number")
     difference = float(difference_SE.mean())
     of_seeds, of_examples = _variances(difference_SE)
-    # Nothing varies where both are the same, or where rounding is all that differs.
-    noise = (1e-12 * float(np.abs(difference_SE).max(initial=0.0))) ** 2
-    if of_seeds + of_examples <= noise:
-        p = 1.0 if difference == 0.0 else 0.0
-        return Difference(difference, difference, difference, max(p, _least_p(difference_SE)))
+    rounding = _ROUNDING * max(float(np.abs(side).max()) for side in (one_SE, other_SE))
+    if math.sqrt(of_seeds + of_examples) <= rounding:
+        same = abs(difference) <= rounding
+        # Examples that are all the same are known to be; one figure may be the same by chance.
+        end = difference if same and num_examples > 1 else math.nan
+        return Difference(difference, end, end, 1.0 if same else _sign_test(difference_SE, rounding))
     error = math.sqrt(of_seeds + of_examples)
     mixture = _Mixture(of_seeds / (of_seeds + of_examples), num_seeds - 1, max(num_examples - 1, 1))
-    half = error * mixture.quantile(1 - LEVEL)
-    p = max(mixture.tails(abs(difference) / error), _least_p(difference_SE))
+    half = error * mixture.quantile(1 - CONFIDENCE)
+    p = mixture.tails(abs(difference) / error)
+    if num_examples > 1:
+        p = max(p, _sign_test(difference_SE, rounding))
     return Difference(difference, difference - half, difference + half, p)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected so that any wrong rejection among them is as rare as one was before (Holm 1979)."""
-    adjusted = [0.0] * len(p_values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = least
-    return adjusted
 
 
 def _variances(difference_SE: Scores) -> tuple[float, float]:
@@ -101,12 +99,10 @@ def _variances(difference_SE: Scores) -> tuple[float, float]:
     return max(of_seeds, rest), max(float(example_E.var(ddof=1)) / num_examples - rest, 0.0)
 
 
-def _least_p(difference_SE: Scores) -> float:
-    """What the sign test could say at most: five examples that all favour one side are no proof, however alike the seeds."""
-    example_E = difference_SE.mean(axis=0)
-    if len(example_E) == 1:
-        return 0.0
-    num_unequal = int(np.count_nonzero(np.abs(example_E) > 1e-12 * np.abs(difference_SE).max(initial=0.0)))
+def _sign_test(difference_SE: Scores, rounding: float) -> float:
+    """The least p that signs can give, of examples or, of one figure, of seeds: five that favour one side prove nothing."""
+    difference_X = difference_SE.mean(axis=0) if difference_SE.shape[1] > 1 else difference_SE[:, 0]
+    num_unequal = int(np.count_nonzero(np.abs(difference_X) > rounding))
     return min(1.0, 2.0 ** (1 - num_unequal))
 
 

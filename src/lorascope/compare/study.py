@@ -9,21 +9,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lorascope.compare.paired import FEWEST_SEEDS, LEVEL, Difference, Scores, holm, paired_difference
+from lorascope.compare.paired import FEWEST_SEEDS, Difference, Scores, paired_difference
 from lorascope.compare.scores import Ratio, read_ratios
-from lorascope.config import SearchDesign, ShapleyDesign, Study
+from lorascope.config import SearchDesign, ShapleyDesign, Study, configuration_of
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.store import Store
+from lorascope.shapley import CONFIDENCE, holm
+from lorascope.store import Store, by_configuration
 from lorascope.store.results import merged_rows
 
-# Of the metrics that a study has, the first of these is compared where none is asked for.
+# Of the metrics that a study has, the first of these is its primary one where the design names none.
 _FIRST = ("accuracy", "f1", "rouge_l", "token_f1", "hits_at_1", "c_score", "exact_match", "eval_loss")
 # Ends that say something about the configuration: what is left of its seeds is no fair sample of them.
 _DROPPED = ("diverged", "pruned")
@@ -33,6 +34,7 @@ _DROPPED = ("diverged", "pruned")
 class _Configuration:
     """One configuration's trials: what became of each seed, and its metrics where it was done."""
 
+    config: Mapping[str, Any]
     status: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     ratios: dict[int, dict[str, Ratio]] = field(default_factory=dict)
@@ -53,14 +55,16 @@ def comparisons(
 
     Args:
         stores: the study, or its shards.
-        baseline: the configuration to compare with, or one of its trials; by default the first of the study.
+        baseline: the configuration to compare with, or one of its trials; by default the first that trains an adapter (of an
+            ablation, its baseline); controls come first in a search, and are none.
         metrics: what is compared; by default what the design aims at, else the task's first metric.
         pairs: compare every two configurations, rather than each with the baseline.
 
     Returns:
-        A document that JSON can hold. ``rows``: one for each comparison and metric, with the difference ``configuration −
-        against``, its interval, p as it is and corrected (Holm) over all rows, and the verdict ``better``, ``worse``, ``not
-        distinguishable`` or ``too few seeds``; ``configurations``: what became of the seeds of each.
+        A document that JSON can hold. ``baseline``, and ``baseline_chosen``, why this one; ``rows``: one for each comparison
+        and metric, with the difference ``configuration − against``, its interval, p as it is and corrected (Holm) over all
+        rows, and the verdict ``better``, ``worse``, ``not distinguishable`` or ``too few seeds``; ``configurations``: what
+        became of the seeds of each.
 
     Raises:
         UsageError: the study has no such baseline or metric, or the directories hold different studies.
@@ -70,15 +74,16 @@ def comparisons(
     _read_predictions(stores, found, chosen)
     if not found:
         raise UsageError("the study has no trial yet", where=str(stores[0].directory), fix="wait until it has begun")
-    first = _baseline(found, baseline)
+    first, why = _baseline(found, baseline)
     couples = itertools.combinations(found, 2) if pairs else ((first, name) for name in found if name != first)
     rows = [_row(found, against, name, metric) for against, name in couples for metric in chosen]
     _judge(rows, found)
     return {
         "baseline": None if pairs else first,
+        "baseline_chosen": None if pairs else why,
         "metric": next(iter(chosen), None),
         "metrics": chosen,
-        "level": LEVEL,
+        "level": CONFIDENCE,
         "fewest_seeds": FEWEST_SEEDS,
         "correction": f"Holm over {len([row for row in rows if row['p'] is not None])} comparisons",
         "configurations": {name: configuration.counts() for name, configuration in found.items()},
@@ -86,19 +91,35 @@ def comparisons(
     }
 
 
-def configuration_of(trial: str) -> str:
-    """``0123abcd`` of ``0123abcd-s42``."""
-    return trial.partition("-s")[0]
+def primary_metric(study: Study, names: Collection[str]) -> str | None:
+    """Of the metrics that trials have, the one that they are held against each other by.
+
+    A search's objective, the first of a Shapley design's values that is there, else the task's first metric; None where there
+    is none with a direction.
+    """
+    aims: Sequence[str] = ()
+    if isinstance(study.design, SearchDesign):
+        aims = [study.design.objective]
+    elif isinstance(study.design, ShapleyDesign):
+        aims = study.design.values or ()
+    return next((name for name in (*aims, *_FIRST, *HIGHER_IS_BETTER) if name in names and name in HIGHER_IS_BETTER), None)
+
+
+def is_adapter(config: Mapping[str, Any]) -> bool:
+    """Whether a trial trains an adapter: neither a control nor an adapter that came from disk."""
+    return config.get("method") not in ("full", "head") and config.get("path") is None
 
 
 def _configurations(stores: Sequence[Store]) -> dict[str, _Configuration]:
-    found: dict[str, _Configuration] = {}
-    for _, row in merged_rows(stores):
-        configuration = found.setdefault(configuration_of(row.trial), _Configuration())
-        configuration.status[row.seed] = row.status
-        if row.status == "done":
-            configuration.metrics[row.seed] = row.metrics
-    return found
+    grouped = by_configuration([row for _, row in merged_rows(stores)])
+    return {
+        name: _Configuration(
+            config=members[0].config,
+            status={row.seed: row.status for row in members},
+            metrics={row.seed: row.metrics for row in members if row.status == "done"},
+        )
+        for name, members in grouped.items()
+    }
 
 
 def _metrics(study: Study, found: Mapping[str, _Configuration], asked: Sequence[str] | None) -> list[str]:
@@ -110,21 +131,21 @@ def _metrics(study: Study, found: Mapping[str, _Configuration], asked: Sequence[
             raise UsageError(f"no trial has a metric {name!r}", where="--metric", fix=did_you_mean(name, known))
     if asked:
         return [name for name in dict.fromkeys(asked) if name in known]
-    aims: Sequence[str] = ()
-    if isinstance(study.design, SearchDesign):
-        aims = [study.design.objective]
-    elif isinstance(study.design, ShapleyDesign):
-        aims = study.design.values or ()
-    return [name for name in (*aims, *_FIRST, *known) if name in known][:1]
+    primary = primary_metric(study, names)
+    return [] if primary is None else [primary]
 
 
-def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> str:
+def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> tuple[str, str]:
+    """What the others are held against, and why this one."""
     if asked is None:
-        return next(iter(found))
+        adapter = next((name for name, configuration in found.items() if is_adapter(configuration.config)), None)
+        if adapter is not None:
+            return adapter, "the first adapter of the study"
+        return next(iter(found)), "the first configuration of the study, which trains no adapter"
     name = configuration_of(asked)
     if name not in found:
         raise UsageError(f"no configuration {asked!r} in this study", where="--baseline", fix=did_you_mean(name, list(found)))
-    return name
+    return name, "as asked for"
 
 
 def _read_predictions(stores: Sequence[Store], found: Mapping[str, _Configuration], metrics: Sequence[str]) -> None:
@@ -132,7 +153,7 @@ def _read_predictions(stores: Sequence[Store], found: Mapping[str, _Configuratio
         if row.status == "done":
             stored = {name: row.metrics[name] for name in metrics if name in row.metrics}
             path = store.directory / "trials" / row.trial / "predictions.jsonl"
-            found[configuration_of(row.trial)].ratios[row.seed] = read_ratios(path, stored)
+            found[row.configuration].ratios[row.seed] = read_ratios(path, stored)
 
 
 def _row(found: Mapping[str, _Configuration], against: str, name: str, metric: str) -> dict[str, Any]:
@@ -174,7 +195,15 @@ def _row(found: Mapping[str, _Configuration], against: str, name: str, metric: s
 
 
 def _enter(row: dict[str, Any], result: Difference) -> None:
-    row |= {"difference": result.difference, "low": result.low, "high": result.high, "p": result.p}
+    row |= {"difference": result.difference, "p": result.p}
+    if math.isfinite(result.low):
+        row |= {"low": result.low, "high": result.high}
+    else:
+        _note(row, "no interval: the seeds agree to the last digit, as coarse figures do by chance")
+
+
+def _note(row: dict[str, Any], text: str) -> None:
+    row["note"] = "; ".join(filter(None, (row["note"], text)))
 
 
 def _paired_scores(
@@ -211,11 +240,11 @@ def _judge(rows: Sequence[dict[str, Any]], found: Mapping[str, _Configuration]) 
         improves = (row["difference"] > 0) == HIGHER_IS_BETTER[row["metric"]]
         winner, loser = (row["configuration"], row["against"]) if improves else (row["against"], row["configuration"])
         dropped = _dropped(found[winner], found[loser])
-        if corrected >= 1 - LEVEL:
+        if corrected >= 1 - CONFIDENCE:
             row["verdict"] = "not distinguishable"
         elif dropped:
             row["verdict"] = "not distinguishable"
-            row["note"] = f"{winner} did not end at {dropped} of the seeds where {loser} did: those left are no fair sample"
+            _note(row, f"{winner} did not end at {dropped} of the seeds where {loser} did: those left are no fair sample")
         else:
             row["verdict"] = "better" if improves else "worse"
 

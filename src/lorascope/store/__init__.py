@@ -5,7 +5,7 @@
 
 from lorascope.store.database import DATABASE, STATUSES, Store, TrialRow
 from lorascope.store.files import atomic_directory, write_atomically
-from lorascope.store.results import merge_results, results_document
+from lorascope.store.results import by_configuration, merge_results, results_document
 
 __all__ = [
     "DATABASE",
@@ -13,6 +13,7 @@ __all__ = [
     "Store",
     "TrialRow",
     "atomic_directory",
+    "by_configuration",
     "merge_results",
     "results_document",
     "write_atomically",

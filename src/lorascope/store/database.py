@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lorascope.config import Study, TrialConfig
+from lorascope.config import Study, TrialConfig, configuration_of
 from lorascope.errors import StoreError, UsageError
 from lorascope.store.files import file_errors, remove_unfinished, write_atomically
 
@@ -127,6 +127,11 @@ class TrialRow:
     cohort: str | None
     error: str | None
     rungs: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def configuration(self) -> str:
+        """What the trials of all seeds have in common: ``0123abcd`` of ``0123abcd-s42``."""
+        return configuration_of(self.trial)
 
     @property
     def trainable_percent(self) -> float | None:

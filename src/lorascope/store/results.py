@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lorascope.config import BaseModelConfig
@@ -21,6 +21,14 @@ def merge_results(stores: Sequence[Store]) -> list[TrialRow]:
         UsageError: the directories hold different studies.
     """
     return [row for _, row in merged_rows(stores)]
+
+
+def by_configuration(rows: Iterable[TrialRow]) -> dict[str, list[TrialRow]]:
+    """Rows by configuration, in order of first appearance."""
+    found: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        found.setdefault(row.configuration, []).append(row)
+    return found
 
 
 def results_document(stores: Sequence[Store]) -> dict[str, Any]:
