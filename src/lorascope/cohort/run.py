@@ -25,12 +25,14 @@ from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
 from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
+from lorascope.cohort.rungs import judging
 from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
 from lorascope.errors import StoreError
+from lorascope.evaluate import check_metrics
 from lorascope.judge import Judge, load_judge
 from lorascope.losses import follows_trees
 from lorascope.store import Store
@@ -58,7 +60,7 @@ def run_study(
 
     Args:
         trials: a list, or what proposes them; a proposer that is a ``Pruner`` too stops the worse of each cohort.
-        first: trials that are carried out before those proposed, and that the proposer does not see.
+        first: trials that are carried out before those proposed; the proposer tells its own from them.
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are.
         most_slots: upper bound on trials in one cohort; by default what memory allows, 16 at most.
         most_bytes: upper bound on the memory of a cohort by forecast, the process included; by default what is free.
@@ -76,6 +78,7 @@ def run_study(
     check_kinds(study.task.allow)
     check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
+    check_metrics(study, raw)
     known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
     possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
     skeletons = find_impossible(study, raw, possible, device)
@@ -96,7 +99,8 @@ def run_study(
             store.add_trials(batch)
             status = {row.trial: row.status for row in store.trials()}
             pending = [trial for trial in batch if status[trial.trial] not in FINAL]
-            groups = form_groups(pending, {**skeletons, **find_impossible(study, raw, pending, device)})
+            known_bases = {**skeletons, **find_impossible(study, raw, pending, device)}
+            groups = form_groups(pending, known_bases, keep_seeds=pruner is not None)
             if not begun:
                 _check_unchanged(store, loaded.config, task, loaded.base, judge)
                 discard_ended(store, FINAL)
@@ -111,9 +115,10 @@ def run_study(
                 for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)):
                     course = run_cohort(store, study, loaded.task, loaded.base, cohort, judge, checkpoint_seconds, pruner)
                     course = follow(course, store, tracking)
+                    judges = judging(pruner, study, cohort, loaded.task)
                     if deadline is None:
                         yield from course
-                    elif not (yield from within(deadline, course, cohort, loaded.task, pruner)):
+                    elif not (yield from within(deadline, course, cohort, loaded.task, judges)):
                         yield from warn(store, _left_over(store, deadline))
                         return
 
@@ -146,8 +151,7 @@ def _batches(
         return
     if first:
         yield list(first), None
-    names = {trial.trial for trial in first}
-    while batch := trials.propose([row for row in store.trials() if row.trial not in names]):
+    while batch := trials.propose(store.trials()):
         yield batch, trials if isinstance(trials, Pruner) else None
 
 
@@ -236,7 +240,7 @@ def _plan(
     left = tuple(trial for trial in group.trials if trial.trial not in planned)
     if left:
         first = _next_cohort(store)
-        fresh = cut_group(Group(left, group.trains), base, task.train, kernels, first, most_slots, most_bytes)
+        fresh = cut_group(replace(group, trials=left), base, task.train, kernels, first, most_slots, most_bytes)
         for cohort in fresh:
             store.set_cohort(cohort.name, cohort.record())
         cohorts += fresh
