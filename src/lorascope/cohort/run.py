@@ -115,7 +115,7 @@ def run_study(
                 for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)):
                     course = run_cohort(store, study, loaded.task, loaded.base, cohort, judge, checkpoint_seconds, pruner)
                     course = follow(course, store, tracking)
-                    judges = judging(pruner, study, cohort, loaded.task)
+                    judges, _ = judging(pruner, study, cohort, loaded.task)
                     if deadline is None:
                         yield from course
                     elif not (yield from within(deadline, course, cohort, loaded.task, judges)):

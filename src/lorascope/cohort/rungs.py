@@ -93,11 +93,11 @@ class Rungs:
         return TrialEnded(name, "pruned", {}, message)
 
 
-def unjudged(pruner: Pruner, study: Study, cohort: Cohort, task: Task) -> list[Notice]:
-    """Why a cohort that trains has no rungs, where it has none; empty where the pruner may drop a trial of it."""
+def judging(pruner: Pruner | None, study: Study, cohort: Cohort, task: Task) -> tuple[Pruner | None, list[Notice]]:
+    """The pruner where it may drop a trial of this cohort; where it cannot, None and why."""
     num_steps = cohort.num_steps(len(task.train))
-    if num_steps == 0:
-        return []
+    if pruner is None or num_steps == 0:
+        return None, []
     names = [trial.trial for trial in cohort.trials]
     seeds: dict[str, set[int]] = {}
     for trial in cohort.trials:
@@ -108,13 +108,9 @@ def unjudged(pruner: Pruner, study: Study, cohort: Cohort, task: Task) -> list[N
         many = "1 configuration is" if len(seeds) == 1 else f"{len(seeds)} configurations are"
         reason = f"{many} too few to drop one (raise design.batch or allow more slots)"
     else:
-        return []
-    return [Notice("not_pruned", len(names), f"cohort {cohort.name}", f"no trial of cohort {cohort.name} is pruned: {reason}")]
-
-
-def judging(pruner: Pruner | None, study: Study, cohort: Cohort, task: Task) -> Pruner | None:
-    """The pruner where it judges this cohort."""
-    return None if pruner is None or unjudged(pruner, study, cohort, task) else pruner
+        return pruner, []
+    message = f"no trial of cohort {cohort.name} is pruned: {reason}"
+    return None, [Notice("not_pruned", len(names), f"cohort {cohort.name}", message)]
 
 
 def _may_drop(pruner: Pruner, trials: Sequence[str], step: int, num_steps: int) -> bool:

@@ -19,7 +19,7 @@ from lorascope.cohort.export import finish_trial
 from lorascope.cohort.planner import Cohort
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
 from lorascope.cohort.proposals import Pruner
-from lorascope.cohort.rungs import Rungs, judging, unjudged
+from lorascope.cohort.rungs import Rungs, judging
 from lorascope.config import Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
@@ -57,8 +57,8 @@ def run_cohort(
     checkpoints = Checkpoints(store, cohort, task, base, judge, checkpoint_seconds)
     failure: str | None = None
     try:
-        yield from warn(store, [] if pruner is None else unjudged(pruner, study, cohort, task))
-        judges = judging(pruner, study, cohort, task)
+        judges, reasons = judging(pruner, study, cohort, task)
+        yield from warn(store, reasons)
         rungs = None if judges is None else Rungs(store, study, base, cohort, task, judge, judges)
         with closing(_cohort_events(store, study, task, base, cohort, judge, checkpoints, rungs)) as events:
             for event in events:
