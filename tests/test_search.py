@@ -258,11 +258,18 @@ def test_the_document_ranks_finished_ones_first_then_by_how_far_they_came():
     assert [each["number"] for each in document["configurations"]] == [4, 3, 2, 1, 0, 6, 5, 7]
     assert document["best"] == batch[4].configuration == list(configurations(rows))[4]
     assert [step["best"] for step in document["course"]] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
-    assert set(document["importances"]) == set(SPACE)
-    assert sum(document["importances"].values()) == pytest.approx(1.0)
+    assert (document["finished"], document["chosen_on"]) == (5, "validation")
 
 
 def test_the_key_that_matters_has_the_greatest_importance():
     rows = searched(proposer(study(sampler="random", trials=60)))
     importances = search_document(study(sampler="random", trials=60), rows)["importances"]
+    assert set(importances) == set(SPACE)
+    assert sum(importances.values()) == pytest.approx(1.0)
     assert max(importances, key=importances.get) == "learning_rate"
+
+
+def test_of_few_configurations_nothing_is_said_about_which_key_matters():
+    rows = searched(proposer(study(sampler="random", trials=24)))
+    assert search_document(study(sampler="random", trials=24), rows[:23])["importances"] is None
+    assert search_document(study(sampler="random", trials=24), rows)["importances"] is not None
