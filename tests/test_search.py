@@ -1,13 +1,15 @@
 """Search: what samplers propose, what a rung keeps, that resuming changes nothing, and what is said of it afterwards."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.cohort.proposals import Pruner
-from lorascope.config import BaseModelConfig, Study, TaskConfig
+from lorascope.config import BaseModelConfig, Study, TaskConfig, TrialConfig
+from lorascope.design import expand
 from lorascope.errors import UsageError
 from lorascope.search import configurations, proposer, search_document
 from lorascope.store import TrialRow
@@ -25,11 +27,10 @@ ABSENT = [
 ]  # fmt: skip
 
 
-def study(seeds=(1,), over=SPACE, **design):
+def study(seeds=(1,), over=SPACE, controls=(), **design):
     design = {"kind": "search", "objective": "accuracy", "over": over, "trials": 40} | design
-    return Study(
-        name="s", base=BaseModelConfig(model="m"), task=TaskConfig(name="sst2", data="x"), seeds=list(seeds), design=design
-    )
+    base, task = BaseModelConfig(model="m"), TaskConfig(name="sst2", data="x")
+    return Study(name="s", base=base, task=task, seeds=list(seeds), design=design, controls=list(controls))
 
 
 def row(trial, status="done", **values):
@@ -141,11 +142,57 @@ def test_cmaes_names_what_to_install(monkeypatch):
         proposer(study(sampler="cmaes"))
 
 
-def test_an_objective_that_the_evaluation_lacks_is_named():
-    search = proposer(study(objective="f1", trials=8))
-    rows = [row(trial, metrics={"accuracy": 1.0}) for trial in search.propose([])]
-    with pytest.raises(UsageError, match="has no metric 'f1'"):
-        search.propose(rows)
+def test_a_search_whose_trials_lack_the_objective_ends_and_says_why():
+    one = study(objective="f1", trials=8)
+    search = proposer(one)
+    rows = [row(trial, metrics={"accuracy": 1.0, "eval_loss": 2.0}) for trial in search.propose([])]
+    assert search.propose(rows) == []
+    document = search_document(one, rows)
+    assert (document["best"], document["reason"]) == (None, "no trial has a f1; there is accuracy, eval_loss")
+    assert search_document(one, rows[:0])["reason"] is None
+
+
+def test_a_lone_trial_without_the_objective_is_forgotten_and_the_search_goes_on():
+    search = proposer(study(trials=8))
+    first = search.propose([])
+    rows = [row(trial, metrics={"accuracy": 0.5}) for trial in first[:-1]] + [row(first[-1], metrics={"eval_loss": 1.0})]
+    assert search.propose(rows)
+    assert [trial.state.name for trial in search.history(rows).trials] == ["COMPLETE", "FAIL"]
+
+
+def with_others(one, rows):
+    """The rows, with those of every control, of an adapter from disk and of a further seed before them."""
+    adapter = rows[0].config | {"path": "somewhere", "targets": ["c_attn"]}
+    further = TrialConfig.from_flat(rows[0].config, 99)
+    return [
+        *(row(trial, metrics={"accuracy": 1.0}) for trial in expand(one)),
+        replace(rows[0], trial="0a0a0a0a-s1", config=adapter, metrics={"accuracy": 1.0}),
+        row(further, metrics={"accuracy": 1.0}),
+        *rows,
+    ]
+
+
+@pytest.mark.parametrize("over", [SPACE, {"method": ["lora", "head"], "learning_rate": [1e-5, 1e-4, 1e-3]}])
+def test_controls_adapters_from_disk_and_further_seeds_are_no_part_of_a_search(over):
+    controls = [{"method": "full", "learning_rate": [1e-5, 1e-4]}, {"method": "head", "learning_rate": [1e-4, 0.5]}]
+    one = study(over=over, controls=controls, trials=5)
+    batch = proposer(one).propose([])
+    rows = [row(trial, metrics={"accuracy": 0.5}) for trial in batch]
+    foreign = with_others(one, rows)
+    assert search_document(one, foreign) == search_document(one, rows)
+    assert proposer(one).own(foreign) == rows
+    assert proposer(one).propose(foreign) == proposer(one).propose(rows)
+    assert len(proposer(one).history(foreign).trials) == len(rows)
+    assert not {trial.trial for trial in expand(one)} & {
+        each.trial for each in searched(proposer(one), foreign)[len(foreign) :]
+    }
+
+
+def test_every_configuration_of_a_mixed_space_is_known_again_as_the_searchs_own():
+    over = SPACE | {"lora_alpha": ["1r", 16], "method": ["lora", "head"], "use_rslora": [True, False], "max_steps": [None, 3]}
+    search = proposer(study(over=over, sampler="random", batch=16))
+    rows = [row(trial) for trial in search.propose([])]
+    assert search.own(rows) == rows
 
 
 def halving(**design):
@@ -157,7 +204,7 @@ def test_only_a_halving_search_prunes():
     assert not isinstance(proposer(study()), Pruner)
 
 
-def test_rungs_leave_one_of_a_batch_at_the_last():
+def test_rungs_are_as_many_as_a_batch_can_be_divided_by_the_reduction():
     assert halving(batch=9).rungs(90) == [10, 30]
     assert halving(batch=8).rungs(90) == [30]
     assert halving(batch=8, reduction=2).rungs(80) == [10, 20, 40]
@@ -211,11 +258,18 @@ def test_the_document_ranks_finished_ones_first_then_by_how_far_they_came():
     assert [each["number"] for each in document["configurations"]] == [4, 3, 2, 1, 0, 6, 5, 7]
     assert document["best"] == batch[4].configuration == list(configurations(rows))[4]
     assert [step["best"] for step in document["course"]] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]
-    assert set(document["importances"]) == set(SPACE)
-    assert sum(document["importances"].values()) == pytest.approx(1.0)
+    assert (document["finished"], document["chosen_on"]) == (5, "validation")
 
 
 def test_the_key_that_matters_has_the_greatest_importance():
     rows = searched(proposer(study(sampler="random", trials=60)))
     importances = search_document(study(sampler="random", trials=60), rows)["importances"]
+    assert set(importances) == set(SPACE)
+    assert sum(importances.values()) == pytest.approx(1.0)
     assert max(importances, key=importances.get) == "learning_rate"
+
+
+def test_of_few_configurations_nothing_is_said_about_which_key_matters():
+    rows = searched(proposer(study(sampler="random", trials=24)))
+    assert search_document(study(sampler="random", trials=24), rows[:23])["importances"] is None
+    assert search_document(study(sampler="random", trials=24), rows)["importances"] is not None

@@ -162,6 +162,11 @@ def test_sampled_coalitions_end_where_the_design_says():
     assert len(rows) == 2 * 20
 
 
+def test_a_game_that_goes_by_a_metric_its_trials_lack_ends_after_the_first_of_them():
+    rows, number = played(sampled(values=["eval_loss", "c_score"]), additive)
+    assert (len(rows), number) == (2 * 16, 1)
+
+
 def test_few_players_are_sampled_where_the_design_allows_fewer_coalitions():
     game = Game(study_of("m", coalitions=5), shared_players(study_of("m").design, None))
     assert isinstance(design_trials(game), SampledCoalitions)

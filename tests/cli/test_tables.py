@@ -244,3 +244,34 @@ def test_an_ablation_is_shown_with_its_intervals():
     text = " ".join(console.file.getvalue().split())
     assert "│ r │ 4 │ 0.9000 ± 0.0500 │ -0.0100 ± 0.0200 │ 2 of 3 │" in text
     assert text.count("│ baseline │") == 3  # the first row's name, and two values that are the baseline's own
+
+
+def search_of(**more):
+    one = {"configuration": "01234561", "number": 0, "values": {"r": 8}, "status": "done", "objective": 0.9, "last_rung": None}
+    found = {
+        "objective": "accuracy",
+        "sampler": "tpe",
+        "configurations": [one],
+        "course": [{"proposed": 1, "objective": 0.9, "best": 0.9}],
+        "best": "01234561",
+        "chosen_on": "validation",
+        "reason": None,
+        "finished": 23,
+        "importances": {"r": 1.0},
+    }
+    console = Console(file=StringIO(), width=200)
+    tables.print_search(console, {"study": "a study", "search": found | more})
+    return console.file.getvalue()
+
+
+def test_a_search_says_on_what_its_best_was_chosen_and_over_how_many_its_shares_are():
+    text = search_of()
+    assert "best: 01234561; accuracy by configurations proposed: 0.9000 (1)" in text
+    assert "chosen on validation, the split that it is scored on" in text
+    assert "share of each key in accuracy (fANOVA, over 23 finished configurations): r 1.00" in text
+
+
+def test_a_search_without_a_best_says_why():
+    text = search_of(best=None, course=[], importances=None, reason="no trial has a [f1]; there is eval_loss")
+    assert "no best configuration: no trial has a [f1]; there is eval_loss" in text
+    assert "chosen on" not in text

@@ -85,6 +85,25 @@ def test_a_group_is_cut_by_memory_seed_by_seed(prepared, monkeypatch):
     assert sizes(cut_group(group, base, task.train, kernels, 1, most_slots=4)) == [4, 2]
 
 
+def test_a_group_that_keeps_its_seeds_is_cut_by_whole_configurations(prepared, monkeypatch):
+    _, base, task, kernels, (group,) = prepared("bert", [{}, {"r": 3}, {"r": 4}, {"r": 5}], [1, 2])
+    pretend(monkeypatch, 2**40)
+    whole = dataclasses.replace(group, keep_seeds=True)
+
+    def cut(most_slots):
+        cohorts = cut_group(whole, base, task.train, kernels, 1, most_slots=most_slots)
+        assert sorted(trial.trial for cohort in cohorts for trial in cohort.trials) == sorted(t.trial for t in group.trials)
+        return cohorts
+
+    for most_slots, expected in ((16, [8]), (7, [6, 2]), (5, [4, 4]), (3, [2] * 4)):
+        cohorts = cut(most_slots)
+        assert sizes(cohorts) == expected
+        for cohort in cohorts:
+            assert [trial.seed for trial in cohort.trials] == sorted([1, 2] * (len(cohort.trials) // 2))
+            assert len({trial.configuration for trial in cohort.trials}) == len(cohort.trials) // 2
+    assert sizes(cut(1)) == [1] * 8, "two seeds do not fit"
+
+
 def test_a_batch_that_does_not_fit_is_cut_and_a_single_row_is_tried_in_any_case(prepared, monkeypatch):
     _, base, task, kernels, (group,) = prepared("bert", [{}, {"r": 3}], train={"batch_size": 8})
     longest = max(len(example.input_ids) for example in task.train)

@@ -17,10 +17,12 @@ from lorascope.cohort.events import CohortStarted, StudyStarted, TrialEnded, War
 from lorascope.cohort.run import Limits, run_study
 from lorascope.cohort.single import evaluate_adapter
 from lorascope.config import BaseModelConfig, Study
+from lorascope.data.task import read_task
 from lorascope.design import expand, shard
 from lorascope.errors import AdapterError, CheckFailed, LorascopeError, ModelError, StoreError
-from lorascope.evaluate import EvaluationStep
+from lorascope.evaluate import EvaluationStep, foreseen_metrics
 from lorascope.evaluate import run as evaluation_run
+from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.store import Store, results_document
 from lorascope.train import StepResult
 
@@ -593,3 +595,12 @@ def test_an_interrupted_full_fine_tuning_ends_with_the_same_numbers(make_study, 
     assert next(event.step for event in again if isinstance(event, StepResult)) == 5
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
     assert rows_of(tmp_path / "run")[0].metrics == rows_of(tmp_path / "whole")[0].metrics
+
+
+def test_trials_have_the_metrics_that_were_foreseen(bert_run, squad_run):
+    for directory in (bert_run, squad_run):
+        with Store.open(directory) as store:
+            raw = read_task(store.study.task, store.study.evaluate.split)
+            foreseen = foreseen_metrics(raw, store.study.evaluate)
+            for row in store.trials():
+                assert set(foreseen) == row.metrics.keys() & HIGHER_IS_BETTER.keys()

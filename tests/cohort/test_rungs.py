@@ -8,7 +8,9 @@ from lorascope.cohort import training
 from lorascope.cohort.events import TrialEnded
 from lorascope.cohort.run import run_study
 from lorascope.config import Study
-from lorascope.search import proposer, search_document
+from lorascope.design import expand
+from lorascope.errors import UsageError
+from lorascope.search import HalvingSearch, proposer, search_document
 from lorascope.store import Store
 from lorascope.train import StepResult
 
@@ -74,6 +76,78 @@ def test_a_study_is_open_to_trials_before_those_proposed(search, carry_out, rows
     rows = rows_of(tmp_path / "run")
     assert (rows[0].trial, rows[0].status, rows[0].rungs) == (first[0].trial, "done", {})
     assert len(rows) == 5
+
+
+def told(directory):
+    with Store.open(directory) as store:
+        return [row["message"] for row in store.warnings() if row["kind"] == "not_pruned"]
+
+
+def test_the_seeds_of_a_configuration_share_its_end_where_a_batch_takes_several_cohorts(search, carry_out, rows_of, tmp_path):
+    study = search((1, 2))
+    carry_out(study, tmp_path / "run", trials=proposer(study), most_slots=5)
+    rows = rows_of(tmp_path / "run")
+    members = {name: {row.status for row in rows if row.trial.startswith(name)} for name in {row.trial[:8] for row in rows}}
+    assert sorted(map(sorted, members.values())) == [["done"], ["done"], ["pruned"], ["pruned"]]
+    assert len({row.cohort for row in rows}) == 2
+    assert told(tmp_path / "run") == []
+
+
+def test_a_cohort_that_does_not_hold_all_seeds_is_not_pruned_and_says_so(search, carry_out, rows_of, tmp_path):
+    study = search((1, 2), over={"learning_rate": RATES[:2]}, trials=2)
+    carry_out(study, tmp_path / "run", trials=proposer(study), most_slots=1)
+    assert [(row.status, row.rungs) for row in rows_of(tmp_path / "run")] == [("done", {})] * 4
+    messages = told(tmp_path / "run")
+    assert [message.split(":")[0] for message in messages] == [f"no trial of cohort c{n} is pruned" for n in (1, 2, 3, 4)]
+    assert all("does not hold all seeds" in message for message in messages)
+
+
+@pytest.mark.parametrize(("design", "most_slots"), [({"batch": 4}, 1), ({"batch": 2, "reduction": 3}, 2)])
+def test_too_few_configurations_to_drop_one_are_not_scored_at_rungs_and_the_study_says_so(
+    design, most_slots, search, carry_out, rows_of, tmp_path
+):
+    study = search(over={"learning_rate": RATES[:2]}, trials=2, **design)
+    carry_out(study, tmp_path / "run", trials=proposer(study), most_slots=most_slots)
+    assert [(row.status, row.rungs) for row in rows_of(tmp_path / "run")] == [("done", {})] * 2
+    assert len(told(tmp_path / "run")) == 2 // most_slots
+    assert all("too few to drop one" in message for message in told(tmp_path / "run"))
+
+
+class Early(HalvingSearch):
+    """Has the rungs of a larger batch."""
+
+    def rungs(self, num_steps):
+        return [2, 5, 7]
+
+
+def test_the_last_of_a_cohort_is_not_scored_again(search, carry_out, rows_of, tmp_path):
+    study = search(over={"learning_rate": RATES[:2]}, trials=2)
+    carry_out(study, tmp_path / "run", trials=Early(study))
+    assert {row.status: list(row.rungs) for row in rows_of(tmp_path / "run")} == {"done": [2], "pruned": [2]}
+
+
+def test_controls_are_neither_pruned_nor_a_searchs_result(search, carry_out, rows_of, tmp_path):
+    study = search().model_copy(update={"controls": [{"method": "head", "learning_rate": 0.1}]})
+    carry_out(study, tmp_path / "run", trials=proposer(study), first=expand(study))
+    rows = rows_of(tmp_path / "run")
+    document = search_document(study, rows)
+    assert [row.trial[:8] for row in rows][1:] == [each.configuration for each in proposer(study).propose([])]
+    assert {one["configuration"] for one in document["configurations"]} == {row.trial[:8] for row in rows[1:]}
+    assert (rows[0].status, rows[0].rungs) == ("done", {})
+
+
+@pytest.mark.parametrize("task", ["file", "squad"])
+def test_what_no_evaluation_will_give_is_refused_before_anything_is_written(task, make_study, tmp_path):
+    study = make_study({"file": "bert", "squad": "gpt2"}[task], task=task)
+    designs = [
+        {"kind": "search", "objective": "rouge_l", "over": {"r": [1, 2]}},
+        {"kind": "shapley", "players": ["query"], "values": ["c_score"]},
+    ]
+    for design, key in zip(designs, ("objective", "values"), strict=True):
+        other = Study.model_validate({**study.model_dump(), "design": design})
+        with pytest.raises(UsageError, match=rf"design\.{key}.*gives no (rouge_l|c_score).*use one of .*eval_loss"):
+            list(run_study(other, [], tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rung_leaves_a_store_that_names_how_far_each_came(search, carry_out, tmp_path):

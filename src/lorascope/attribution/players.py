@@ -256,7 +256,7 @@ def attribution_of(game: Game, metric: str, worths: Mapping[Coalition, Sequence[
 
 def is_settled(game: Game, worths: Mapping[str, Mapping[Coalition, Sequence[float]]]) -> bool:
     """Whether the intervals are narrow enough: of every metric that the design names, or else of ``eval_loss``."""
-    for metric in game.design.values or ["eval_loss"]:
+    for metric in _deciding(game):
         valued = worths.get(metric, {})
         if frozenset() not in valued or game.everyone not in valued:
             return False
@@ -267,6 +267,10 @@ def is_settled(game: Game, worths: Mapping[str, Mapping[Coalition, Sequence[floa
         if not done(attribution, game.design.width):
             return False
     return True
+
+
+def _deciding(game: Game) -> list[str]:
+    return game.design.values or ["eval_loss"]
 
 
 class SampledCoalitions:
@@ -287,7 +291,7 @@ class SampledCoalitions:
         return [*self.game.trials([frozenset(), self.game.everyone]), *self.others]
 
     def propose(self, rows: Sequence[TrialRow]) -> list[TrialConfig]:
-        """The trials to run next; none where the study is complete."""
+        """The trials to run next; none where the study is complete, or lacks a metric that its end depends on."""
         game = self.game
         states: dict[Coalition, list[str]] = {}
         ended = {row.trial for row in rows if has_ended(row)}
@@ -298,7 +302,10 @@ class SampledCoalitions:
         open_ones = [coalition for coalition, trials in states.items() if not ended.issuperset(trials)]
         if open_ones:
             return [*game.trials(open_ones), *(trial for trial in self.others if trial.trial not in ended)]
-        if len(states) >= game.most_coalitions or is_settled(game, self._worths(rows)):
+        worths = self._worths(rows)
+        if worths and any(metric not in worths for metric in _deciding(game)):
+            return []  # no interval of it will ever be narrow
+        if len(states) >= game.most_coalitions or is_settled(game, worths):
             return []
         fresh = (coalition for coalition in coalitions_of(list(game.players), SAMPLING_SEED) if coalition not in states)
         proposed = game.trials(islice(fresh, min(_PROPOSED, game.most_coalitions - len(states))))

@@ -353,6 +353,7 @@ def _workload(study: Study) -> tuple[Workload, TaskType, int, str | None]:
     from lorascope.base_model import load_tokenizer, read_config, task_type_of
     from lorascope.data.task import encode_task, known_form, read_task
     from lorascope.errors import DataError, ModelError
+    from lorascope.evaluate import check_metrics
 
     unknown = planning.Workload(None, None, study.task.max_length)
     form = known_form(study.task)
@@ -362,6 +363,7 @@ def _workload(study: Study) -> tuple[Workload, TaskType, int, str | None]:
             raise DataError("the data are not on this machine", where="task.data", fix="their labels are needed to plan")
         return unknown, *form, f"no time estimate: the data ({places[0]}) are not on this machine"
     raw = read_task(study.task, study.evaluate.split)
+    check_metrics(study, raw)
     raw = replace(raw, task_type=task_type_of(read_config(study.base), raw.task_type))
     planning.check_lengths(study.task, study.evaluate, study.base, generates=raw.generates)
     try:

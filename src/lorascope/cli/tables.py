@@ -143,9 +143,14 @@ def print_search(console: Console, document: Mapping[str, Any]) -> None:
                  if step["best"] is not None and (before is None or step["best"] != before["best"])]  # fmt: skip
         steps = ", ".join(f"{step['best']:.4f} ({step['proposed']})" for step in grown)
         console.print(f"best: {search['best']}; {name} by configurations proposed: {steps}", highlight=False, soft_wrap=True)
+        chosen = f"it was chosen on {search['chosen_on']}, the split that it is scored on: expect less of it on other data"
+        console.print(chosen, highlight=False, soft_wrap=True)
+    if search["reason"] is not None:
+        console.print(f"no best configuration: {search['reason']}", markup=False, highlight=False, soft_wrap=True)
     if search["importances"]:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in search["importances"].items())
-        console.print(f"share of each key in {name} (fANOVA): {shares}", highlight=False, soft_wrap=True)
+        over = f"over {search['finished']} finished configurations"
+        console.print(f"share of each key in {name} (fANOVA, {over}): {shares}", highlight=False, soft_wrap=True)
 
 
 def _print_space(console: Console, search: Mapping[str, Any]) -> None:

@@ -64,10 +64,16 @@ _BIASES = ("none", "lora_only", "all")
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that can share every step; ``trains`` is False where they are only evaluated."""
+    """Trials that can share every step.
+
+    Attributes:
+        trains: False where they are only evaluated.
+        keep_seeds: the seeds of a configuration belong into one cohort, where they fit into one.
+    """
 
     trials: tuple[TrialConfig, ...]
     trains: bool
+    keep_seeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def packed_weights_budget(device: str, most_bytes: int | None = None) -> int:
     return int(free / 2)
 
 
-def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Group]:
+def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons, *, keep_seeds: bool = False) -> list[Group]:
     """Trials that can share steps, seed by seed. An adapter from disk, and what trains nothing, is only evaluated.
 
     Full fine-tuning changes the base itself, so each such trial is a group of its own, after those that
@@ -211,7 +217,7 @@ def form_groups(trials: Sequence[TrialConfig], skeletons: Skeletons) -> list[Gro
             trial.trial if trains_base else None,
         )
         groups.setdefault(key, []).append(trial)
-    found = [Group(tuple(members), bool(key[0])) for key, members in groups.items()]
+    found = [Group(tuple(members), bool(key[0]), keep_seeds) for key, members in groups.items()]
     bases = list(dict.fromkeys(group.trials[0].base for group in found))
     return sorted(found, key=lambda group: (bases.index(group.trials[0].base), group.trials[0].adapter.method == "full"))
 
@@ -288,7 +294,7 @@ def cut_group(
         notices = failed
         num_slots //= 2
     cohorts: list[Cohort] = []
-    for part in _parts(group.trials, num_slots):
+    for part in (_whole_parts if group.keep_seeds else _parts)(group.trials, num_slots):
         load, _ = loads.largest((trial.seed for trial in part), size, len(part), one.position_tokens)
         name = f"c{first + len(cohorts)}"
         cohorts.append(Cohort(name, part, True, kernels, size, packs, one.forecast(load), notices))
@@ -444,6 +450,21 @@ def _logit_bytes(num_slots: int, positions: int, position_bytes: int) -> int:
 
 def _parts(trials: Sequence[TrialConfig], size: int) -> list[tuple[TrialConfig, ...]]:
     return [tuple(trials[start : start + size]) for start in range(0, len(trials), size)]
+
+
+def _whole_parts(trials: Sequence[TrialConfig], size: int) -> list[tuple[TrialConfig, ...]]:
+    """Parts that hold each configuration with all of its seeds; as ``_parts`` where one of them does not fit into a part."""
+    configurations: dict[str, list[TrialConfig]] = {}
+    for trial in trials:
+        configurations.setdefault(trial.configuration, []).append(trial)
+    if any(len(members) > size for members in configurations.values()):
+        return _parts(trials, size)
+    parts: list[list[TrialConfig]] = [[]]
+    for members in configurations.values():
+        if len(parts[-1]) + len(members) > size:
+            parts.append([])
+        parts[-1] += members
+    return [tuple(sorted(part, key=lambda trial: trial.seed)) for part in parts]
 
 
 def _num_trained(trial: TrialConfig, model: nn.Module, heads: Sequence[str]) -> int:

@@ -25,12 +25,14 @@ from lorascope.cohort.kernels import Kernels, install_kernels, recorded_threads
 from lorascope.cohort.planner import Cohort, Group, cut_group, find_impossible, form_groups, packed_weights_budget, replay
 from lorascope.cohort.probe import steady_allocator
 from lorascope.cohort.proposals import Foreseeing, Proposer, Pruner
+from lorascope.cohort.rungs import judging
 from lorascope.cohort.tracked import follow, open_tracking
 from lorascope.cohort.training import FINAL, Bench, run_cohort, warn
 from lorascope.config import BaseModelConfig, Study, TrialConfig
 from lorascope.data.audit import audit, check_kinds
 from lorascope.data.task import Notice, RawTask, Task, encode_task, read_task
 from lorascope.errors import StoreError
+from lorascope.evaluate import check_metrics
 from lorascope.judge import Judge, load_judge
 from lorascope.losses import follows_trees
 from lorascope.store import Store
@@ -76,7 +78,7 @@ def run_study(
 
     Args:
         trials: a list, or what proposes them; a proposer that is a ``Pruner`` too stops the worse of each cohort.
-        first: trials that are carried out before those proposed, and that the proposer does not see.
+        first: trials that are carried out before those proposed; the proposer tells its own from them.
         resume: go on with a study begun earlier: trials that are done, diverged or pruned stay as they are, and failed ones
             are tried again once.
 
@@ -90,6 +92,7 @@ def run_study(
     check_kinds(study.task.allow)
     check_installed(study.tracking.to)
     raw = read_task(study.task, study.evaluate.split)
+    check_metrics(study, raw)
     known = [*first, *(trials.propose([]) if isinstance(trials, Proposer) else trials)]
     possible = [*known, *(trials.foreseen() if isinstance(trials, Foreseeing) else [])]
     device, deadline = limits.device, limits.deadline
@@ -113,7 +116,8 @@ def run_study(
             store.add_trials(batch)
             status = {row.trial: row.status for row in store.trials()}
             pending = [trial for trial in batch if status[trial.trial] not in FINAL]
-            groups = form_groups(pending, {**skeletons, **find_impossible(study, raw, pending, device)})
+            known_bases = {**skeletons, **find_impossible(study, raw, pending, device)}
+            groups = form_groups(pending, known_bases, keep_seeds=pruner is not None)
             if not begun:
                 _check_unchanged(store, loaded.config, task, loaded.base, judge)
                 discard_ended(store, FINAL)
@@ -127,15 +131,16 @@ def run_study(
             for group in groups:
                 on_time = deadline is None or deadline.left_seconds > 0
                 for cohort in (yield from _cohorts(store, study, raw, group, loaded, limits)) if on_time else []:
+                    judges, _ = judging(pruner, study, cohort, loaded.task)
                     # Named nowhere, so that the base goes when its cohorts have ended.
                     course = run_cohort(
                         Bench(store, study, loaded.task, loaded.base, judge, limits.checkpoint_seconds, pruner), cohort
                     )
-                    on_time = yield from within(deadline, follow(course, store, tracking), cohort, loaded.task, pruner)
+                    on_time = yield from within(deadline, follow(course, store, tracking), cohort, loaded.task, judges)
                     if not on_time:
                         break
                 if deadline is not None and not on_time:
-                    yield from warn(store, _left_over(store, deadline, trials, first))
+                    yield from warn(store, _left_over(store, deadline, trials))
                     return
 
 
@@ -167,7 +172,7 @@ def _batches(
     if failed:
         yield [TrialConfig.from_flat(row.config, row.seed) for row in failed], pruner
     retried = {row.trial for row in failed}
-    while batch := trials.propose([row for row in store.trials() if row.trial not in names]):
+    while batch := trials.propose(store.trials()):
         yield [trial for trial in batch if trial.trial not in retried] or batch, pruner
 
 
@@ -191,17 +196,14 @@ def _cohorts(
     return cohorts
 
 
-def _left_over(
-    store: Store, deadline: Deadline, trials: Sequence[TrialConfig] | Proposer, first: Sequence[TrialConfig]
-) -> list[Notice]:
+def _left_over(store: Store, deadline: Deadline, trials: Sequence[TrialConfig] | Proposer) -> list[Notice]:
     """What the budget did not suffice for; nothing where nothing is left."""
     rows = store.trials()
     left = {row.trial for row in rows if row.status in ("planned", "interrupted")}
-    names = {trial.trial for trial in first}
     more = 0
     if isinstance(trials, Proposer):
         # What would follow if those that are left were over.
-        over = [replace(row, status="failed") if row.trial in left else row for row in rows if row.trial not in names]
+        over = [replace(row, status="failed") if row.trial in left else row for row in rows]
         more = len(trials.propose(over))
     if not left and not more:
         return []
@@ -261,7 +263,7 @@ def _plan(store: Store, group: Group, loaded: _Loaded, kernels: Kernels, limits:
     left = tuple(trial for trial in group.trials if trial.trial not in planned)
     if left:
         first = _next_cohort(store)
-        fresh = cut_group(Group(left, group.trains), base, examples, kernels, first, most_slots, limits.most_bytes)
+        fresh = cut_group(replace(group, trials=left), base, examples, kernels, first, most_slots, limits.most_bytes)
         for cohort in fresh:
             store.set_cohort(cohort.name, cohort.record())
         cohorts += fresh

@@ -1,8 +1,8 @@
 """A rung: the trials of a cohort that are still in the race are scored while they train, and the worse ones leave the stack.
 
 What is decided depends on what the store holds and on the stack's state at that step alone, so a cohort that goes on from a
-checkpoint, or starts again, decides as it did before. Does not know which trials are worse (``proposals.Pruner``). Floor:
-``cohort``.
+checkpoint, or starts again, decides as it did before. A configuration is judged with all of its seeds: a cohort that lacks one
+of them is not judged. Does not know which trials are worse (``proposals.Pruner``). Floor: ``cohort``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lorascope.cohort.events import Event, TrialEnded
 from lorascope.cohort.planner import Cohort
 from lorascope.cohort.proposals import Pruner
 from lorascope.config import Study
-from lorascope.data.task import Task
+from lorascope.data.task import Notice, Task
 from lorascope.evaluate import evaluate
 from lorascope.judge import Judge
 from lorascope.lora.stack import Stack
@@ -47,7 +47,13 @@ class Rungs:
         return step in self.pruner.rungs(self.num_steps)
 
     def judged(self, stack: Stack, step: int, seconds: float, num_examples: int) -> Generator[Event, None, None]:
-        """Score the stack's slots and drop those that the pruner does not keep; their trials become ``pruned``."""
+        """Score the stack's slots and drop those that the pruner does not keep; their trials become ``pruned``.
+
+        Nothing is scored where too few are left to drop one.
+        """
+        racing = self._racing(step)
+        if not _may_drop(self.pruner, [row.trial for row in racing], step, self.num_steps):
+            return
         settings = self.study.evaluate.model_copy(update={"decoding": self.study.evaluate.decoding[:1]})
         stride = max(1, -(-len(self.task.eval) // _EXAMPLES))
         chosen = replace(self.task, eval=self.task.eval[::stride])
@@ -60,7 +66,6 @@ class Rungs:
                 scores[slot.name] = score
             if slot.name in pending:
                 self.store.set_rung(slot.name, step, evaluation.metrics)
-        racing = self._racing(step)
         for row in racing:
             if row.trial not in scores and step in row.rungs and self.pruner.objective in row.rungs[step]:
                 scores[row.trial] = row.rungs[step][self.pruner.objective]
@@ -86,3 +91,28 @@ class Rungs:
         self.store.update(name, status="pruned", error=message, train_seconds=seconds)
         self.store.update(name, examples_per_second=num_examples / seconds if seconds else None)
         return TrialEnded(name, "pruned", {}, message)
+
+
+def judging(pruner: Pruner | None, study: Study, cohort: Cohort, task: Task) -> tuple[Pruner | None, list[Notice]]:
+    """The pruner where it may drop a trial of this cohort; where it cannot, None and why."""
+    num_steps = cohort.num_steps(len(task.train))
+    if pruner is None or num_steps == 0:
+        return None, []
+    names = [trial.trial for trial in cohort.trials]
+    seeds: dict[str, set[int]] = {}
+    for trial in cohort.trials:
+        seeds.setdefault(trial.configuration, set()).add(trial.seed)
+    if any(not its.issuperset(study.seeds) for its in seeds.values()):
+        reason = "it does not hold all seeds of its configurations, which are judged by the mean over them (allow more slots)"
+    elif not any(_may_drop(pruner, names, step, num_steps) for step in pruner.rungs(num_steps)):
+        many = "1 configuration is" if len(seeds) == 1 else f"{len(seeds)} configurations are"
+        reason = f"{many} too few to drop one (raise design.batch or allow more slots)"
+    else:
+        return pruner, []
+    message = f"no trial of cohort {cohort.name} is pruned: {reason}"
+    return None, [Notice("not_pruned", len(names), f"cohort {cohort.name}", message)]
+
+
+def _may_drop(pruner: Pruner, trials: Sequence[str], step: int, num_steps: int) -> bool:
+    """Whether not all would go on, if all did equally well."""
+    return bool(trials) and pruner.keep(trials, step, num_steps, dict.fromkeys(trials, 0.0)) != set(trials)

@@ -19,7 +19,7 @@ from lorascope.cohort.export import finish_trial
 from lorascope.cohort.planner import Cohort
 from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
 from lorascope.cohort.proposals import Pruner
-from lorascope.cohort.rungs import Rungs
+from lorascope.cohort.rungs import Rungs, judging
 from lorascope.config import Study, TrainConfig, TrialConfig
 from lorascope.data.task import Notice, Task
 from lorascope.errors import CheckFailed, LorascopeError, StoreError
@@ -67,8 +67,9 @@ def run_cohort(bench: Bench, cohort: Cohort) -> Events:
     checkpoints = Checkpoints(store, cohort, bench.task, bench.base, bench.judge, bench.checkpoint_seconds)
     failure: str | None = None
     try:
-        pruner = bench.pruner
-        rungs = None if pruner is None else Rungs(store, bench.study, bench.base, cohort, bench.task, bench.judge, pruner)
+        judges, reasons = judging(bench.pruner, bench.study, cohort, bench.task)
+        yield from warn(store, reasons)
+        rungs = None if judges is None else Rungs(store, bench.study, bench.base, cohort, bench.task, bench.judge, judges)
         with closing(_cohort_events(bench, cohort, checkpoints, rungs)) as events:
             for event in events:
                 if isinstance(event, TrialEnded):
