@@ -9,21 +9,28 @@ from lorascope.compare import paired_difference
 from lorascope.compare.scores import Ratio
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
-def test_a_figure_of_the_whole_dataset_is_compared_by_scipys_paired_t_test(num_seeds):
+def of_seeds(num_seeds):
+    """One figure of the whole dataset for each seed: only seeds vary."""
     draw = np.random.default_rng(num_seeds)
-    one, other = draw.normal(0.8, 0.1, num_seeds), draw.normal(0.7, 0.1, num_seeds)
-    result = paired_difference(one[:, None], other[:, None])
-    expected = stats.ttest_rel(one, other)
-    interval = expected.confidence_interval(0.95)
-    assert (result.p, result.low, result.high) == pytest.approx((expected.pvalue, interval.low, interval.high), rel=1e-6)
+    return draw.normal(0.8, 0.1, (num_seeds, 1)), draw.normal(0.7, 0.1, (num_seeds, 1))
 
 
-def test_seeds_that_all_say_the_same_leave_scipys_paired_t_test_over_examples():
-    draw = np.random.default_rng(1)
-    one_E, other_E = draw.normal(0.2, 1, 50), draw.normal(0, 1, 50)
-    result = paired_difference(np.tile(one_E, (3, 1)), np.tile(other_E, (3, 1)))
-    expected = stats.ttest_rel(one_E, other_E)
+def of_examples(num_examples):
+    """Seeds that all say the same: only examples vary."""
+    draw = np.random.default_rng(num_examples)
+    return np.tile(draw.normal(0.2, 1, num_examples), (3, 1)), np.tile(draw.normal(0, 1, num_examples), (3, 1))
+
+
+@pytest.mark.parametrize(
+    ("one_SE", "other_SE"), [*(of_seeds(count) for count in (2, 3, 5, 10)), of_examples(50)],
+    ids=["2 seeds", "3 seeds", "5 seeds", "10 seeds", "50 examples"],
+)  # fmt: skip
+def test_where_one_thing_varies_the_comparison_is_scipys_paired_t_test(one_SE, other_SE):
+    result = paired_difference(one_SE, other_SE)
+    if one_SE.shape[1] == 1:
+        expected = stats.ttest_rel(one_SE[:, 0], other_SE[:, 0])
+    else:
+        expected = stats.ttest_rel(one_SE[0], other_SE[0])
     interval = expected.confidence_interval(0.95)
     assert (result.p, result.low, result.high) == pytest.approx((expected.pvalue, interval.low, interval.high), rel=1e-4)
 

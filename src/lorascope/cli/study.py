@@ -94,19 +94,12 @@ def results_of(
         "shapley": shapley_document(stores),
         "ablation": ablation_document(study, rows),
         "controls": controls_document(study, rows),
-        **_search_document(stores),
     }
+    if isinstance(study.design, SearchDesign):
+        from lorascope.search import search_document  # Optuna is slow to import
+
+        found["search"] = search_document(study, rows)
     return results_document(stores) | {name: document for name, document in found.items() if document is not None}
-
-
-def _search_document(stores: Sequence[Store]) -> dict[str, Any]:
-    """``{"search": …}`` of a search, else nothing."""
-    if not isinstance(stores[0].study.design, SearchDesign):
-        return {}
-    from lorascope.search import search_document
-    from lorascope.store import merge_results
-
-    return {"search": search_document(stores[0].study, merge_results(stores))}
 
 
 def interrupt(*_: object) -> None:
