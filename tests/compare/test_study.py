@@ -36,7 +36,7 @@ def make(tmp_path):
                 "design": {
                     "kind": "list",
                     "trials": [
-                        {"method": method} if method != "lora" else {"r": 2**index}
+                        {"lora": {"r": 2**index}, "empty": {"targets": []}}.get(method, {"method": method})
                         for index, method in zip(range(len(rates)), (*methods, *["lora"] * len(rates)), strict=False)
                     ],
                 },
@@ -142,6 +142,12 @@ def test_the_baseline_is_the_first_adapter_and_no_control_that_happens_to_come_f
     alone = comparisons([make([0.9, 0.5], methods=("full", "head"), name="controls")])
     assert alone["baseline_chosen"] == "the first configuration of the study, which trains no adapter"
     assert comparisons([store], pairs=True)["baseline_chosen"] is None
+
+
+def test_a_baseline_that_adapts_nothing_is_not_called_an_adapter(make):
+    document = comparisons([make([0.5, 0.7], methods=("empty",))])
+    assert document["baseline"] == next(iter(document["configurations"]))
+    assert document["baseline_chosen"] == "the first of the study, which adapts no module"
 
 
 def test_one_seed_gives_no_verdict(make):

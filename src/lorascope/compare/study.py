@@ -140,7 +140,8 @@ def _baseline(found: Mapping[str, _Configuration], asked: str | None) -> tuple[s
     if asked is None:
         adapter = next((name for name, configuration in found.items() if is_adapter(configuration.config)), None)
         if adapter is not None:
-            return adapter, "the first adapter of the study"
+            adapts = found[adapter].config.get("targets") != []
+            return adapter, "the first adapter of the study" if adapts else "the first of the study, which adapts no module"
         return next(iter(found)), "the first configuration of the study, which trains no adapter"
     name = configuration_of(asked)
     if name not in found:
