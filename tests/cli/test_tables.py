@@ -275,3 +275,24 @@ def test_a_search_without_a_best_says_why():
     text = search_of(best=None, course=[], importances=None, reason="no trial has a [f1]; there is eval_loss")
     assert "no best configuration: no trial has a [f1]; there is eval_loss" in text
     assert "chosen on" not in text
+
+
+def test_the_bars_of_all_players_stand_on_one_scale():
+    def value(estimate, low, high):
+        return {"estimate": estimate, "low": low, "high": high, "per_million_parameters": None, "per_second": None}
+
+    values = {"first": value(0.1, 0.07, 0.13), "second": value(0.06, 0.05, 0.08), "third": value(0.04, 0.01, 0.06)}
+    metric = {
+        "values": values, "ranking": [["first"], ["second"], ["third"]], "higher_is_better": True, "num_coalitions": 8,
+        "exact": True, "full": {"estimate": 0.2, "low": 0.1, "high": 0.3}, "verdict": "first > second > third",
+        "interactions": [], "notes": [], "recommended": None,
+    }  # fmt: skip
+    console = Console(file=StringIO(), width=200)
+    game = {"what": "usefulness", "seeds": [1, 2], "metrics": {"accuracy": metric}}
+    tables.print_shapley(console, {"study": "a study", "shapley": game})
+    lines = [line for line in console.file.getvalue().splitlines() if "●" in line]
+    marks = [line.index("●") for line in lines]
+    # Zero is marked where the column begins: the estimates fall, and so do their places on the scale.
+    assert [line[line.index("]") :].index("│ │") for line in lines] == [2, 2, 2]
+    assert marks == sorted(marks, reverse=True)
+    assert len(set(marks)) == 3

@@ -16,8 +16,8 @@ from lorascope.config import AdapterConfig, configuration_of
 _ALWAYS = ("r", "lora_alpha", "targets")
 
 _ADAPTER_KEYS = frozenset(AdapterConfig.model_fields)
-# Words rather than numbers.
-_LEFT = ("trial", "status", "configuration", "against", "verdict")
+# Words rather than numbers; the column without a header holds bars, whose scale begins on the left.
+_LEFT = ("trial", "status", "configuration", "against", "verdict", "")
 
 # A configuration's value may be folded down to so many characters.
 _FOLD_WIDTH = 12
