@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base, weights_checksum
-from lorascope.cohort import export, training
+from lorascope.cohort import export, run, training
 from lorascope.cohort.events import CohortStarted, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.run import Limits, run_study
 from lorascope.cohort.single import evaluate_adapter
@@ -351,6 +352,21 @@ def test_another_base_gets_its_own_tokens(make_study, carry_out, rows_of, model_
     carry_out(make_study("gpt2"), tmp_path / "alone")
     (alone,) = rows_of(tmp_path / "alone")
     assert rows_of(tmp_path / "both")[1].metrics == alone.metrics
+
+
+def test_a_base_has_left_the_memory_before_the_next_one_comes(make_study, carry_out, rows_of, tmp_path, monkeypatch):
+    earlier, alive = [], []
+
+    def loading(*arguments):
+        alive.append([model() is not None for model in earlier])
+        base = load_base(*arguments)
+        earlier.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(run, "load_base", loading)
+    carry_out(make_study(trials=[{}, {"dtype": "float64"}, {"dtype": "bfloat16"}]), tmp_path / "run")
+    assert statuses(rows_of(tmp_path / "run")) == ["done"] * 3
+    assert alive == [[], [False], [False, False]]
 
 
 def test_each_base_gives_a_text_task_the_form_that_it_has(make_study, carry_out, rows_of, model_directory, tmp_path):

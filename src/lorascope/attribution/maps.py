@@ -106,7 +106,7 @@ def draw_maps(
             return
         bench = _open(game, store, device)
         tracking = open_tracking(store, game.study)
-        with recorded_threads(kernels_of(store, game.study.base), bench.base) as threads:
+        with recorded_threads(kernels_of(store, game.study.base), bench.base.device) as threads:
             _, changes = prepare(store, bench.base, game.study.base, bench.task, device, most_bytes)
             yield from warn(store, [*threads, *changes])
             for position, seed in enumerate(pending):

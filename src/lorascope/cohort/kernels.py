@@ -51,7 +51,7 @@ def install_kernels(base: BaseModel, free_bytes: int, stored: Mapping[str, Any] 
     Returns:
         The kernels, and a notice where ``stored`` could not be replayed.
     """
-    here = _machine(base)
+    here = _machine(base.device)
     notices: list[Notice] = []
     if stored is not None and stored["machine"] == here:
         choice = frozen.Choice(stored["path"], stored["gflops"], stored["errors"])
@@ -67,7 +67,7 @@ def install_kernels(base: BaseModel, free_bytes: int, stored: Mapping[str, Any] 
 
 
 @contextmanager
-def recorded_threads(stored: Mapping[str, Any] | None, base: BaseModel) -> Iterator[list[Notice]]:
+def recorded_threads(stored: Mapping[str, Any] | None, device: torch.device) -> Iterator[list[Notice]]:
     """Compute with as many threads as an earlier part of the study on this machine: sums in other pieces round otherwise.
 
     Args:
@@ -79,7 +79,7 @@ def recorded_threads(stored: Mapping[str, Any] | None, base: BaseModel) -> Itera
     own = torch.get_num_threads()
     wanted = own if stored is None else stored["machine"].get("threads", own)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if stored is None or wanted == own or wanted > processors or {**_machine(base), "threads": wanted} != stored["machine"]:
+    if stored is None or wanted == own or wanted > processors or {**_machine(device), "threads": wanted} != stored["machine"]:
         yield []
         return
     torch.set_num_threads(wanted)
@@ -90,8 +90,7 @@ def recorded_threads(stored: Mapping[str, Any] | None, base: BaseModel) -> Itera
         torch.set_num_threads(own)
 
 
-def _machine(base: BaseModel) -> dict[str, Any]:
-    device = base.device
+def _machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device), "torch": torch.__version__}
     processor = f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

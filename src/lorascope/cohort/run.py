@@ -105,7 +105,7 @@ def run_study(
     del base  # ``loaded`` alone holds it: another may take its place
     with (
         Store.create(directory, study, resume=resume) as store,
-        recorded_threads(kernels_of(store), loaded.base) as threads,
+        recorded_threads(kernels_of(store), loaded.base.device) as threads,
     ):
         tracking = open_tracking(store, study)
         opening = [*_notices(loaded.task, loaded.base, loaded.config), *audited, *_judge_notice(loaded.task, judge), *threads]
