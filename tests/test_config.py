@@ -60,6 +60,9 @@ def trial(r=8, seed=1, model="gpt2", adapter=None, **train):
     )
 
 
+SEARCH = "design: {kind: search, objective: accuracy, over: {r: %s}}"
+
+
 def test_a_minimal_study_has_the_documented_defaults(load):
     study = load(MINIMAL)
     assert study.seeds == [42, 1337, 2024]
@@ -100,6 +103,10 @@ def test_a_minimal_study_has_the_documented_defaults(load):
         ("design: {kind: shapely}", ["line 4", "design.kind is 'shapely'", "list, grid, ablation, shapley or search"]),
         ("design: {over: {}}", ["design.kind is None"]),
         ("design: {kind: grid, over: {r: []}}", ["design.over.r = []"]),
+        (SEARCH % "{log: [0, 1]}", ["line 4: design.over.r = ", "log begins above zero"]),
+        (SEARCH % "{lgo: [1, 2]}", ["unknown key 'design.over.r.lgo'", "did you mean 'log'?"]),
+        (SEARCH % "four", ["design.over.r = ", "valid list"]),
+        (SEARCH % "[]", ["design.over.r = []"]),
         ("train: 3", ["line 4", "train = 3"]),
         ("name: b", ["lines 1 and 4", "'name' is given twice"]),
         ("adapter: {r: 1, bias: all, r: 2}", ["'adapter.r' is given twice"]),

@@ -17,9 +17,11 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     PrivateAttr,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -341,6 +343,16 @@ class Range(Section):
         return self
 
 
+def _is_range(given: Any) -> str:
+    return "range" if isinstance(given, dict | Range) else "list"
+
+
+# What is meant is told by the form, so that a complaint is about what was meant.
+ValuesOrRange = Annotated[
+    Annotated[list[JsonValue], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_is_range)
+]
+
+
 class SearchDesign(Section):
     """Configurations that a sampler proposes, some at a time, each time having seen what the earlier ones gave.
 
@@ -357,7 +369,7 @@ class SearchDesign(Section):
     """
 
     kind: Literal["search"]
-    over: dict[str, Annotated[list[JsonValue], Field(min_length=1)] | Range] = Field(min_length=1)
+    over: dict[str, ValuesOrRange] = Field(min_length=1)
     trials: int = Field(16, ge=1)
     objective: str
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
@@ -641,7 +653,7 @@ def _usage_error(
     # So it does with the members of a union of types.
     types = {"[key]", "float", "str", "list[str]", "literal['all-linear']"}
     if location[:1] == ("design",):
-        types = {"[key]", "float", "dict", "list"}
+        types = {"[key]", "float", "dict", "list", "range"}
     location = tuple(part for part in location if part not in types and not part.startswith("dict["))
     key = ".".join(location)
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
@@ -673,6 +685,8 @@ def _known_keys(schema: type[Section], path: tuple[str, ...]) -> list[str]:
     node: Any = schema
     for part in path:
         if part == "design":
+            if path[1:2] == ("over",) and len(path) > 2:
+                return [field.alias or name for name, field in Range.model_fields.items()]
             return list(dict.fromkeys(key for each in _DESIGNS.values() for key in each.model_fields))
         if part.isdigit():
             continue
