@@ -109,9 +109,8 @@ def advise(request: Request, studies: Sequence[StudyEvidence]) -> Advice:
     before = {**choices, **plain}
     taken, used = _taken(request, before, recipe, asked)
     current = {**before, **taken}
-    current |= stepped(
-        current, request.roles, request.goal, _held(request, current, [one for one in asked if id(one.study) in used])
-    )
+    held = _held(request, current, [one for one in asked if id(one.study) in used])
+    current |= stepped(current, request.roles, request.goal, held)
     weighed = [replace(one, use=used.get(id(one.study), one.use)) for one in weighed]
     notes = [*_model_notes(request)]
     for one in asked:

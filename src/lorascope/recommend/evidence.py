@@ -55,7 +55,7 @@ class Tried:
     @property
     def is_whole(self) -> bool:
         """Every seed is done and has a score."""
-        return len(self.scores) == sum(self.counts.values())
+        return 0 < len(self.scores) == sum(self.counts.values())
 
     @property
     def is_adapter(self) -> bool:
@@ -154,21 +154,18 @@ def read_evidence(
     task: TaskFacts,
     model: ModelFacts,
     section: Mapping[str, Any],
-    reference: str,
 ) -> StudyEvidence:
-    """What a results document holds of one model.
+    """What a results document holds, all of whose trials are on one model.
 
     Args:
         document: of ``lorascope results --json``.
         section: the study file's ``task``.
-        reference: the model as the trials' configurations name it.
-    """  # fmt: skip
+    """
     compared = document.get("comparisons") or {}
     metric = compared.get("metric")
     members: dict[str, list[Mapping[str, Any]]] = {}
     for trial in document["trials"]:
-        if trial["config"].get("model") == reference:
-            members.setdefault(configuration_of(trial["trial"]), []).append(trial)
+        members.setdefault(configuration_of(trial["trial"]), []).append(trial)
     return StudyEvidence(
         name=document["study"],
         directory=directory,
@@ -205,8 +202,8 @@ _SECONDS = "solo_train_seconds_per_epoch"
 def choose(study: StudyEvidence, goal: Goal) -> Chosen | str:
     """The configuration to take from a study, or why there is none.
 
-    Of a search its best one; of a Shapley study its recommended coalition, for ``better`` its best. Of other designs the one with
-    the best mean, and unless ``better`` is asked for, of those that are not distinguishable from it and no more than
+    Of a search its best one; of a Shapley study its recommended coalition, for ``better`` its best. Of other designs the one
+    with the best mean, and unless ``better`` is asked for, of those that are not distinguishable from it and no more than
     `MARGIN_PERCENT` below it the one with the fewest parameters; for ``faster`` the one with the shortest epoch.
     """
     candidates = [one for one in study.tried if one.is_adapter and one.is_whole]
@@ -246,6 +243,12 @@ def choose(study: StudyEvidence, goal: Goal) -> Chosen | str:
         f"{_score_text(study, smaller)}; against {leader.name}, {_score_text(study, leader)}: {relation.text()}"
     )
     return Chosen(smaller, why, strength, tuple(one for one in (leader, *rivals) if one is not smaller), notes)
+
+
+def leader_of(study: StudyEvidence) -> str | None:
+    """The configuration with the best mean, which others are to be compared with; None where none is finished."""
+    candidates = [one for one in study.tried if one.is_adapter and one.is_whole and one.scores]
+    return _leader(study, candidates).name if candidates else None
 
 
 def _leader(study: StudyEvidence, candidates: Sequence[Tried]) -> Tried:
@@ -361,7 +364,7 @@ def neighbours(study: StudyEvidence, chosen: Tried, group: str) -> list[Tried]:
 
 
 def about(study: StudyEvidence, chosen: Tried, group: str) -> tuple[str, tuple[str, ...]]:
-    """What the study says of one group's values: against its neighbours, where it has such; and the configurations it names."""
+    """What the study says of one group's values, against its neighbours where it has such; and the configurations named."""
     near = neighbours(study, chosen, group)
     told = [(one, study.relation(chosen, one)) for one in near]
     order = {"worse": 0, "better": 1, "not distinguishable": 2}

@@ -17,8 +17,8 @@ def fit(
 ) -> tuple[dict[str, Choice], int]:
     """The choices with as little given up as fits, and what they need.
 
-    First smaller micro-batches, which change no result; then fewer bits for the base; then the rule of thumb for little memory.
-    Where nothing is enough, the smallest that there is: its bytes exceed ``most_bytes``.
+    First smaller micro-batches, which change no result; then fewer bits for the base; then the rule of thumb for little
+    memory. Where nothing is enough, the smallest that there is: its bytes exceed ``most_bytes``.
 
     Args:
         forecast: the bytes that choices need, of training alone.

@@ -5,6 +5,7 @@ Knows the study file's sections and YAML. Does not know how values were chosen. 
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def study_document(
 
 
 def study_text(document: Mapping[str, Any], reasons: Mapping[str, str], opening: Sequence[str], closing: Sequence[str]) -> str:
-    """The file's text.
+    """The file's text; a reason that holds for several keys on end stands above the first.
 
     Args:
         document: of `study_document`.
@@ -53,15 +54,18 @@ def study_text(document: Mapping[str, Any], reasons: Mapping[str, str], opening:
         opening, closing: paragraphs of comments before and after.
     """
     lines = [line for paragraph in opening for line in (*_comment(paragraph, ""), "#")][:-1]
+    said = ""
     for key, value in document.items():
-        lines += _comment(reasons[key], "") if key in reasons else []
         if not isinstance(value, Mapping):
+            lines += _comment(reasons[key], "") if key in reasons else []
             lines.append(f"{key}: {_inline(value)}")
             continue
         lines.append(f"{key}:")
         for inner, its in value.items():
-            lines += _comment(reasons[f"{key}.{inner}"], "  ") if f"{key}.{inner}" in reasons else []
+            why = reasons.get(f"{key}.{inner}", "")
+            lines += _comment(why, "  ") if why != said else []
             lines.append(f"  {inner}: {_inline(its)}")
+            said = why
     if closing:
         lines.append("")
         lines += [line for paragraph in closing for line in (*_comment(paragraph, ""), "#")][:-1]
@@ -79,6 +83,8 @@ def inline_yaml(value: Any) -> str:
 
 
 def _inline(value: Any) -> str:
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value)
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
@@ -88,7 +94,5 @@ def _comment(text: str, indent: str) -> list[str]:
     safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     if safe.startswith("lorascope "):
         return [f"{indent}#   {safe}"]
-    return [
-        f"{indent}# {line}"
-        for line in textwrap.wrap(safe, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
-    ]
+    lines = textwrap.wrap(safe, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
+    return [f"{indent}# {line}" for line in lines]
