@@ -35,6 +35,8 @@ _MOST_TOKENS = 512
 _HELD_OUT = 0.1
 _MORE_SEEDS = (*DEFAULT_SEEDS, 7, 99)
 _MOST_RIVALS = 3
+# Configurations of a measured study that say how far the estimates are off.
+_MOST_MEASURED = 5
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def answered(asked: Asked) -> Answer:
     notes = list(advice.notes)
     choices, most_bytes = _fitting(request, advice, base, costs, notes)
     choices, seeds, seeds_why = _within_budget(asked, choices, costs, notes)
-    cost = costs.rows([_trial(choices)])[0][0]
+    (cost,) = _rows(costs, [_trial(choices)])
     name = f"recommended-{asked.task.replace('_', '-')}" + ("" if asked.goal == "default" else f"-{asked.goal}")
     document = study_document(name, choices, section, seeds, evaluate)
     reasons = {f"task.{key}": why for key, why in section_why.items()} | {"seeds": seeds_why}
@@ -215,6 +217,15 @@ def _trial(choices: Mapping[str, Choice], seed: int = DEFAULT_SEEDS[0]) -> Trial
     return TrialConfig.from_flat({key: choice.value for key, choice in choices.items()}, seed)
 
 
+def _rows(costs: Costs, trials: Sequence[TrialConfig]) -> list[dict[str, Any]]:
+    """The plan's rows of these trials; measured ones are planned along, so that what they took corrects the others."""
+    from lorascope.compare import is_adapter
+
+    measured = [row for row in costs.measured if row.solo_examples_per_second and is_adapter(row.config)]
+    known = {row.configuration: TrialConfig.from_flat(row.config, row.seed) for row in measured}
+    return costs.rows([*trials, *list(known.values())[:_MOST_MEASURED]])[0][: len(trials)]
+
+
 def _fitting(
     request: Request, advice: Advice, base: Mapping[str, Choice], costs: Costs, notes: list[str]
 ) -> tuple[dict[str, Choice], int]:
@@ -267,7 +278,7 @@ def _within_budget(
     """As many seeds as the budget has time for, and of one seed as many steps; the seeds with their reason."""
     seeds = list(DEFAULT_SEEDS)
     why = "three seeds: from one nobody can tell how far the next would come out elsewhere"
-    row = costs.rows([_trial(choices)])[0][0]
+    (row,) = _rows(costs, [_trial(choices)])
     seconds, budget = row["train_seconds"], asked.budget_seconds
     if budget is None:
         return choices, seeds, why
@@ -304,17 +315,15 @@ def _further(
             what = f"not known for this task and model: {', '.join(questions)}; an ablation compares values of each"
             return {"what": what, "over_budget": too_long, **found}
         questions.popitem()
-    rivals = advice.recipe.chosen.rivals[:_MOST_RIVALS] if advice.recipe and advice.recipe.chosen else ()
+    chosen = advice.recipe.chosen if advice.recipe else None
+    rivals = () if chosen is None else (chosen.tried, *chosen.rivals[:_MOST_RIVALS])
     keys = [key for group in GROUPS.values() for key in group if key in choices]
-    trials = [
-        {},
-        *({k: one.config[k] for k in keys if one.config.get(k, choices[k].value) != choices[k].value} for one in rivals),
-    ]
-    names = ", ".join(one.name for one in rivals)
-    what = f"not told apart from it so far: {names}; more seeds can" if rivals else "fresh seeds, to see whether it holds"
-    found = _priced(
-        document, {"kind": "list", "trials": [one for one in trials if one or one is trials[0]]}, _MORE_SEEDS, costs
-    )
+    others = {
+        one.name: {k: one.config[k] for k in keys if one.config.get(k, choices[k].value) != choices[k].value} for one in rivals
+    }
+    others = {name: overrides for name, overrides in others.items() if overrides}
+    what = f"not told apart from it so far: {', '.join(others)}; more seeds can" if others else "fresh seeds: does it hold?"
+    found = _priced(document, {"kind": "list", "trials": [{}, *others.values()]}, _MORE_SEEDS, costs)
     too_long = found["train_seconds"] is not None and found["train_seconds"] > (asked.budget_seconds or float("inf"))
     return {"what": what, "over_budget": too_long, **found}
 
@@ -334,7 +343,7 @@ def _priced(document: Mapping[str, Any], design: dict[str, Any], seeds: Sequence
 
     study = as_study({**document, "design": design, "seeds": list(seeds)})
     try:
-        rows = costs.rows(expand(study))[0]
+        rows = _rows(costs, expand(study))
     except ModelError:  # targets of a study on another model, among the rivals
         rows = []
     times = [row["train_seconds"] for row in rows]

@@ -372,7 +372,8 @@ def about(study: StudyEvidence, chosen: Tried, group: str) -> tuple[str, tuple[s
         ((one, relation) for one, relation in told if relation is not None), key=lambda pair: order.get(pair[1].verdict, 3)
     )
     if not known:
-        return "chosen with the whole configuration; no other one differs in this alone", (chosen.name,)
+        alone = "what differs in this alone was compared with the best only" if near else "no other one differs in this alone"
+        return f"chosen with the whole configuration; {alone}", (chosen.name,)
     parts = [f"{_value_text(one, group)} is {relation.text()}" for one, relation in known[:_NEIGHBOURS_SHOWN]]
     left = len(known) - _NEIGHBOURS_SHOWN
     more = f"; {left} more" if left > 0 else ""
