@@ -71,7 +71,7 @@ def test_without_studies_it_is_a_rule_of_thumb_whose_file_plans_and_runs(cli, op
 
 def test_the_study_that_would_change_the_answer_is_a_command_that_plans(cli, options, nowhere, tmp_path):
     out = tmp_path / "STUDY.yaml"
-    further = recommended(cli, *options, *nowhere, "--out", out)["would_change"]
+    further = recommended(cli, *options, *nowhere, "--out", out)["would_change"][0]
     command = shlex.split(further["command"])
     assert command[:3] == ["lorascope", "run", str(out)]
     plan = json.loads(cli("plan", *command[2:], "--json").out)
@@ -94,8 +94,8 @@ def test_ones_own_study_outranks_the_rule_and_is_named_with_its_trials(cli, opti
     assert document["config"]["r"] == chosen["config"]["r"] in (2, 4)
     assert document["config"]["learning_rate"] == 1e-2
     assert document["study"]["task"]["max_length"] == 32
-    assert "learning_rate" in document["would_change"]["design"]["over"]
-    assert "r" not in document["would_change"]["design"]["over"]
+    assert "learning_rate" in document["would_change"][0]["design"]["over"]
+    assert "r" not in document["would_change"][0]["design"]["over"]
     text = (tmp_path / "STUDY.yaml").read_text(encoding="utf-8")
     assert f"# evidence: your study {directory} (same task, same model)" in " ".join(text.replace("\n  #", "").split())
 
@@ -103,7 +103,7 @@ def test_ones_own_study_outranks_the_rule_and_is_named_with_its_trials(cli, opti
 def test_the_answer_after_everything_was_compared_is_more_seeds(cli, options, finished, tmp_path):
     over = {"learning_rate": [1e-3], "r": [4], "targets": ["all-linear"], "lora_dropout": [0.1], "bias": ["lora_only"]}
     finished(design={"kind": "ablation", "over": over}, seeds=[1])
-    further = recommended(cli, *options, "--runs", tmp_path / "runs")["would_change"]
+    further = recommended(cli, *options, "--runs", tmp_path / "runs")["would_change"][0]
     assert further["design"]["kind"] == "list"
     assert further["seeds"] == [42, 1337, 2024, 7, 99]
     assert further["trials"] == 5 * len(further["design"]["trials"]) > 5
@@ -234,7 +234,7 @@ def test_the_screen_shows_reasons_studies_costs_and_what_would_change_it(cli, op
     text = cli("recommend", *options, "--runs", directory).out
     for part in (
         "rests on: own evidence: ", "1 of 8: same task, same model", "4 done", "forecast: ", "by default, for no rule speaks",
-        "what would change this: not known for this task and model: ", "  lorascope run STUDY.yaml --set ",
+        "what would change this: no study of this task and a model of this shape compared ", "  lorascope run STUDY.yaml --set ",
         "add --out STUDY.yaml",
     ):  # fmt: skip
         assert part in text, part

@@ -44,12 +44,12 @@ def test_a_study_of_the_same_task_gives_its_whole_configuration(evidence):
     assert "not compared with the rule of thumb, 0.1" in dropout.why
     assert "rank" not in advice.open_questions
     assert {"learning_rate", "lora_dropout"} <= set(advice.open_questions)
-    assert advice.basis == "own evidence: runs/mine (same task, same model; others are worse by a verdict)"
+    assert advice.basis == "own evidence: runs/mine (same task, same model; it tells some of what it compared apart)"
 
 
 @pytest.mark.parametrize(
     ("scores", "said"),
-    [(((0.8,), (0.9,)), "one seed: its best may be luck"), (((0.8, 0.9), (0.8, 0.91)), "nothing in it is told")],
+    [(((0.8,), (0.9,)), "one seed: its best may be luck"), (((0.8, 0.9), (0.8, 0.91)), "it tells nothing apart")],
 )
 def test_evidence_that_luck_could_have_made_is_called_that(evidence, scores, said):
     study = evidence({"r4": ({"r": 4}, scores[0]), "r8": ({"r": 8}, scores[1])})

@@ -15,7 +15,7 @@ def test_the_smallest_that_is_not_told_apart_takes_the_best_ones_place(evidence)
     study = evidence(three(), {("small000", "large000"): "worse"})
     chosen = choose(study, "default")
     assert chosen.tried.name == "middle00"
-    assert chosen.strength == "verdicts"
+    assert chosen.strength == "told apart"
     assert [rival.name for rival in chosen.rivals] == ["large000"]
     assert "accuracy 0.8250 over 2 seeds" in chosen.why
     assert "not distinguishable (-0.0010, 2 seeds)" in chosen.why

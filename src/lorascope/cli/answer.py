@@ -62,7 +62,7 @@ class Answer:
         reasons: of the other sections, by dotted key.
         cost: of one seed, a row of a plan.
         most_bytes: the memory that it was made to fit.
-        further: the study that would change the answer: ``what``, ``design``, ``seeds``, ``trials``, ``train_seconds``.
+        further: studies that would change the answer: ``what``, ``design``, ``seeds``, ``trials``, ``train_seconds``.
     """
 
     asked: Asked
@@ -73,7 +73,7 @@ class Answer:
     reasons: dict[str, str]
     cost: dict[str, Any]
     most_bytes: int
-    further: dict[str, Any]
+    further: list[dict[str, Any]]
     left_out: list[dict[str, str]]
     notes: list[str]
 
@@ -301,31 +301,50 @@ def _within_budget(
 
 def _further(
     asked: Asked, advice: Advice, choices: Mapping[str, Choice], document: Mapping[str, Any], costs: Costs
-) -> dict[str, Any]:
-    """The study whose result could change the answer: an ablation over what is not known, else more seeds for the rivals."""
-    questions = {_QUESTION_KEYS[group]: list(values) for group, values in advice.open_questions.items()}
-    questions = {key: [value for value in values if value != choices[key].value] for key, values in questions.items()}
-    questions = {key: values for key, values in questions.items() if values}
+) -> list[dict[str, Any]]:
+    """The studies whose results could change the answer: an ablation over what is not known, and more seeds for the rivals."""
     seeds = document["seeds"] if len(document["seeds"]) > 1 else list(DEFAULT_SEEDS)
-    while questions:
-        design: dict[str, Any] = {"kind": "ablation", "over": questions}
-        found = _priced(document, design, seeds, costs)
-        too_long = found["train_seconds"] is not None and found["train_seconds"] > (asked.budget_seconds or float("inf"))
-        if not too_long or len(questions) == 1:
-            what = f"not known for this task and model: {', '.join(questions)}; an ablation compares values of each"
-            return {"what": what, "over_budget": too_long, **found}
-        questions.popitem()
-    chosen = advice.recipe.chosen if advice.recipe else None
-    rivals = () if chosen is None else (chosen.tried, *chosen.rivals[:_MOST_RIVALS])
+    most_seconds = asked.budget_seconds or float("inf")
+    found = []
+    over = _unknown(advice, choices)
+    while over:
+        priced = _priced(document, {"kind": "ablation", "over": over}, seeds, costs)
+        too_long = priced["train_seconds"] is not None and priced["train_seconds"] > most_seconds
+        if not too_long or len(over) == 1:
+            what = f"no study of this task and a model of this shape compared {', '.join(over)}"
+            found.append({"what": what, "over_budget": too_long, **priced})
+            break
+        over.popitem()
+    others = _rivals(advice, choices)
+    if others or not found:
+        told = f"not told apart from it so far: {', '.join(others)}"
+        trials = [{}, *others.values()]
+        priced = _priced(document, {"kind": "list", "trials": trials}, _MORE_SEEDS, costs)
+        too_long = priced["train_seconds"] is not None and priced["train_seconds"] > most_seconds
+        found.append({"what": told if others else "does it hold with fresh seeds?", "over_budget": too_long, **priced})
+    return found
+
+
+def _unknown(advice: Advice, choices: Mapping[str, Choice]) -> dict[str, list[Any]]:
+    """By key, the other values of what no study compared."""
+    asked = {_QUESTION_KEYS[group]: values for group, values in advice.open_questions.items()}
+    others = {key: [value for value in values if value != choices[key].value] for key, values in asked.items()}
+    return {key: values for key, values in others.items() if values}
+
+
+def _rivals(advice: Advice, choices: Mapping[str, Choice]) -> dict[str, dict[str, Any]]:
+    """Of configurations that could be as good, the best few, each as what it has other than the recommendation."""
+    if advice.recipe is None or advice.recipe.chosen is None:
+        return {}
+    chosen, higher = advice.recipe.chosen, advice.recipe.study.higher_is_better
+    ranked = sorted(chosen.rivals, key=lambda one: one.mean, reverse=higher)[:_MOST_RIVALS]
     keys = [key for group in GROUPS.values() for key in group if key in choices]
-    others = {
-        one.name: {k: one.config[k] for k in keys if one.config.get(k, choices[k].value) != choices[k].value} for one in rivals
-    }
-    others = {name: overrides for name, overrides in others.items() if overrides}
-    what = f"not told apart from it so far: {', '.join(others)}; more seeds can" if others else "fresh seeds: does it hold?"
-    found = _priced(document, {"kind": "list", "trials": [{}, *others.values()]}, _MORE_SEEDS, costs)
-    too_long = found["train_seconds"] is not None and found["train_seconds"] > (asked.budget_seconds or float("inf"))
-    return {"what": what, "over_budget": too_long, **found}
+    others = {}
+    for one in (chosen.tried, *ranked):
+        overrides = {key: one.config[key] for key in keys if one.config.get(key, choices[key].value) != choices[key].value}
+        if overrides:
+            others[one.name] = overrides
+    return others
 
 
 _QUESTION_KEYS = {

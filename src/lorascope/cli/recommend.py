@@ -100,14 +100,18 @@ def _opening(answer: Answer) -> list[str]:
 
 
 def _closing(answer: Answer, out: Path | None) -> list[str]:
-    what = answer.further["what"]
-    return [f"What would change this: {what}. The study that tells ({_price_text(answer.further)}):", command(answer, out)]
+    told = []
+    for further in answer.further:
+        told += [f"What would change this: {further['what']}. The study that tells ({_price_text(further)}):"]
+        told += [command(answer, further, out)]
+    return told
 
 
-def command(answer: Answer, out: Path | None) -> str:
-    """The command line of the study that would change the answer."""
-    further, document = answer.further, answer.document
-    settings = [f"name={document['name']}-further", f"design={inline_yaml(further['design'])}"]
+def command(answer: Answer, further: Mapping[str, Any], out: Path | None) -> str:
+    """The command line of a study that would change the answer."""
+    document = answer.document
+    suffix = "ablation" if further["design"]["kind"] == "ablation" else "seeds"
+    settings = [f"name={document['name']}-{suffix}", f"design={inline_yaml(further['design'])}"]
     if further["seeds"] != document["seeds"]:
         settings.append(f"seeds={inline_yaml(further['seeds'])}")
     parts = ["lorascope", "run", str(out or "STUDY.yaml"), *(part for each in settings for part in ("--set", each))]
@@ -151,7 +155,7 @@ def as_document(answer: Answer, out: Path | None) -> dict[str, Any]:
         "forecast": {key: answer.cost[key] for key in _COST_KEYS},
         "evidence": [_weighed_document(one) for one in answer.advice.weighed],
         "left_out": answer.left_out,
-        "would_change": {**answer.further, "command": command(answer, out)},
+        "would_change": [{**further, "command": command(answer, further, out)} for further in answer.further],
         "study": answer.document,
         "out": None if out is None else str(out),
     }
@@ -195,14 +199,15 @@ def print_answer(console: Console, answer: Answer) -> None:
 
     goal = "" if answer.asked.goal == "default" else f", goal {answer.asked.goal}"
     table = Table(title=escape(f"{answer.asked.task} on {answer.asked.model}{goal}"), title_justify="left")
-    for header in ("key", "value", "from", "why"):
-        table.add_column(header, overflow="fold", no_wrap=header in ("key", "from"))
-    defaults = []
+    for header in ("recommended", "from", "why"):
+        table.add_column(header, overflow="fold", no_wrap=header == "from")
+    alike: dict[tuple[str, str], list[str]] = {}
     for _, key, choice in chosen(answer):
-        if choice.source == "default":
-            defaults.append(f"{key} {shown(choice.value)}")
-        else:
-            table.add_row(*map(escape, (key, shown(choice.value), choice.source, choice.why)))
+        alike.setdefault((choice.source, choice.why), []).append(f"{key} {shown(choice.value)}")
+    for (source, why), values in alike.items():
+        if source != "default":
+            table.add_row(*map(escape, ("\n".join(values), source, why)))
+    defaults = [value for (source, _), values in alike.items() if source == "default" for value in values]
     console.print(table)
     lines = [f"rests on: {answer.advice.basis}"]
     lines += [f"by default, for no rule speaks of it: {', '.join(defaults)}"] if defaults else []
@@ -211,8 +216,10 @@ def print_answer(console: Console, answer: Answer) -> None:
         _print_weighed(console, answer.advice.weighed)
     lines = [f"left out: {one['directory']}: {one['reason']}" for one in answer.left_out]
     lines += [f"note: {note}" for note in answer.notes]
-    _print_lines(console, [*lines, *_cost_lines(answer), f"what would change this: {answer.further['what']}"])
-    _print_lines(console, [f"  ({_price_text(answer.further)})", f"  {command(answer, None)}"])
+    _print_lines(console, [*lines, *_cost_lines(answer)])
+    for further in answer.further:
+        what = f"what would change this: {further['what']} ({_price_text(further)})"
+        _print_lines(console, [what, f"  {command(answer, further, None)}"])
 
 
 def _print_weighed(console: Console, weighed: Sequence[Weighed]) -> None:

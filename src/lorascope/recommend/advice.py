@@ -30,7 +30,7 @@ from lorascope.recommend.evidence import GROUPS, Chosen, StudyEvidence, about, c
 from lorascope.recommend.rules import OVERFITS, Choice, Goal, by_rule, other_targets, shown, stepped
 
 NO_EVIDENCE = "a rule of thumb, no evidence of yours"
-_STRENGTHS = ("verdicts", "not distinguishable", "map", "one seed")
+_STRENGTHS = ("told apart", "not distinguishable", "map", "one seed")
 # Where nothing of one's own is known of these, the answer could be another one; in the order in which they are worth asking.
 QUESTIONS = ("learning_rate", "rank", "targets", "lora_dropout", "bias")
 # What no rule speaks of is the study file's own default.
@@ -199,13 +199,7 @@ def _of_group(
         differs = other.source == "rule" and not _same(other.value, config.get(first, other.value))
         why = f"as in your study {place}, where nothing else was tried"
         why += f"; not compared with the rule of thumb, {shown(other.value)}" if differs else ""
-    found: dict[str, Choice] = {}
-    for key in keys:
-        if key not in config:
-            continue
-        about_key = why if key == keys[0] else f"goes with {keys[0]}, from the same configuration"
-        found[key] = Choice(config[key], "evidence", about_key, one.study.directory, trials)
-    return found
+    return {key: Choice(config[key], "evidence", why, one.study.directory, trials) for key in keys if key in config}
 
 
 def _transfers(request: Request, one: Weighed) -> bool:
@@ -243,8 +237,8 @@ def _basis(usable: Sequence[Weighed], used: Mapping[int, str]) -> str:
             continue
         assert one.chosen is not None
         sure = {
-            "verdicts": "others are worse by a verdict",
-            "not distinguishable": "nothing in it is told apart: its best may be luck",
+            "told apart": "it tells some of what it compared apart",
+            "not distinguishable": "it tells nothing apart: its best may be luck",
             "one seed": "one seed: its best may be luck",
             "map": "read by masking, not retrained",
         }[one.chosen.strength]

@@ -133,8 +133,9 @@ class Chosen:
 
     Attributes:
         why: in a sentence, with scores and what they rest on.
-        strength: ``verdicts`` (others are told apart from it), ``not distinguishable`` (all others could be as good), ``one
-            seed`` (luck is not told), ``map`` (read by masking, not retrained).
+        strength: ``told apart`` (a verdict says that others are worse, or a game's ranking that players differ), ``not
+            distinguishable`` (all others could be as good), ``one seed`` (luck is not told), ``map`` (read by masking, not
+            retrained).
         rivals: finished configurations that are not worse by any verdict.
         notes: what else has to be said: that a head alone is as good, what diverged.
     """
@@ -218,14 +219,15 @@ def choose(study: StudyEvidence, goal: Goal) -> Chosen | str:
     leader = _leader(study, candidates)
     rivals = tuple(one for one in candidates if one is not leader and not _is_worse(study, leader, one))
     worse = len(candidates) - 1 - len(rivals)
-    strength = "verdicts" if worse else "not distinguishable"
+    strength = "told apart" if worse else "not distinguishable"
     if len(leader.scores) < 2:
         strength = "one seed"
     notes = tuple(_notes(study, leader))
     coalition = _coalition(study, goal)
     if coalition is not None and coalition.tried.is_adapter:
         left = tuple(one for one in (leader, *rivals) if one.name != coalition.tried.name)
-        return Chosen(coalition.tried, coalition.why, strength, left, notes)
+        ranked = "told apart" if len(leader.scores) > 1 and coalition.strength == "told apart" else strength
+        return Chosen(coalition.tried, coalition.why, ranked, left, notes)
     text = f"{_score_text(study, leader)}, the best of {len(candidates)} configurations"
     if study.search:
         text += f" that {study.search['sampler']} proposed"
@@ -301,7 +303,8 @@ def _coalition(study: StudyEvidence, goal: Goal) -> Chosen | None:
     text += f"; ranking of the players: {ranking}"
     trained = [one for one in study.tried if set(one.config["targets"]) == set(targets) and one.config.get("method") == "lora"]
     if study.shapley["game"] != "one_run":
-        return Chosen(trained[0], text, "verdicts") if trained else None
+        told = len(games[name].get("ranking", ())) > 1
+        return Chosen(trained[0], text, "told apart" if told else "not distinguishable") if trained else None
     like = next((one for one in study.tried if one.is_adapter), None)
     if like is None or not targets:
         return None
