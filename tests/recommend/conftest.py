@@ -21,10 +21,13 @@ SST2 = TaskFacts("sst2", "classification", ("data",))
 BERT = ModelFacts("/models/bert", "bert", (64, 2), 1_000_000)
 
 
-def document(configurations: dict[str, tuple[dict[str, Any], Any]], verdicts: dict[tuple[str, str], str], metric: str) -> dict:
+def document(
+    configurations: dict[str, tuple[dict[str, Any], Any]], verdicts: dict[tuple[str, str], str], metric: str, half: float
+) -> dict[str, Any]:
     """Of every configuration its overrides and its scores by seed, a status in the place of a score where there is none.
 
-    ``verdicts[one, other]`` is what ``one`` is against ``other``; all other pairs are not distinguishable.
+    ``verdicts[one, other]`` is what ``one`` is against ``other``; all other pairs are not distinguishable. Intervals reach
+    ``half`` to either side.
     """
     trials = []
     for name, (overrides, scores) in configurations.items():
@@ -48,8 +51,9 @@ def document(configurations: dict[str, tuple[dict[str, Any], Any]], verdicts: di
         difference = mean(scores[0]) - mean(scores[1]) if seeds else None
         rows.append(
             {
-                "configuration": name, "against": against, "metric": metric, "difference": difference, "low": None,
-                "high": None, "verdict": verdict, "seeds": seeds,
+                "configuration": name, "against": against, "metric": metric, "difference": difference,
+                "low": difference - half if seeds > 1 else None, "high": difference + half if seeds > 1 else None,
+                "verdict": verdict, "seeds": seeds,
             }
         )  # fmt: skip
     compared = {"metric": metric, "rows": rows, "correction": f"Holm over {len(rows)} comparisons"}
@@ -70,8 +74,9 @@ def evidence() -> Callable[..., StudyEvidence]:
         model: ModelFacts = BERT,
         directory: str = "runs/mine",
         more: dict | None = None,
+        half: float = 0.005,
     ) -> StudyEvidence:
-        made = document(configurations, verdicts or {}, metric) | (more or {})
+        made = document(configurations, verdicts or {}, metric, half) | (more or {})
         return read_evidence(made, directory=directory, design="list", task=task, model=model, section={"name": task.name})
 
     return make

@@ -40,7 +40,7 @@ def test_a_study_of_the_same_task_gives_its_whole_configuration(evidence):
     assert values(advice)["lora_dropout"] == 0.0
     rank, dropout = advice.choices["r"], advice.choices["lora_dropout"]
     assert (rank.source, rank.study, rank.trials) == ("evidence", "runs/mine", ("r8", "r4"))
-    assert "r 4 is worse (-0.0500, 2 seeds)" in rank.why
+    assert "r 4 is worse (-0.0500, -0.0550 … -0.0450, 2 seeds)" in rank.why
     assert "not compared with the rule of thumb, 0.1" in dropout.why
     assert "rank" not in advice.open_questions
     assert {"learning_rate", "lora_dropout"} <= set(advice.open_questions)
@@ -61,6 +61,7 @@ def test_of_another_task_only_what_was_compared_counts(evidence):
     assert values(advice)["r"] == 8
     assert values(advice)["lora_dropout"] == 0.1
     assert values(advice)["learning_rate"] == 2e-4
+    assert any("learning rate 0.001 and compared no other" in note for note in advice.notes)
     assert advice.recipe is None
     assert "rank" in advice.open_questions
     assert "same kind of task, same model" in advice.basis
@@ -108,8 +109,8 @@ def test_another_kind_of_task_and_another_family_give_nothing_and_are_shown(evid
     ]
 
 
-def test_a_second_study_of_the_same_task_fills_in_what_the_first_did_not_compare(evidence):
-    targets = {"qv": ({"r": 4}, (0.8, 0.8)), "v": ({"r": 4, "targets": ["value"]}, (0.9, 0.9))}
+def test_a_second_study_of_the_same_task_changes_what_it_says_is_worse_by_a_verdict(evidence):
+    targets = {"qv": ({"r": 2}, (0.8, 0.8)), "v": ({"r": 2, "targets": ["value"]}, (0.9, 0.9))}
     first = evidence(RANKS | {"r2": ({"r": 2}, (0.1, 0.1))}, R4_IS_WORSE, directory="runs/ranks")
     second = evidence(targets, {("qv", "v"): "worse"}, directory="runs/targets")
     advice = advise(request(), [second, first])
@@ -117,6 +118,18 @@ def test_a_second_study_of_the_same_task_fills_in_what_the_first_did_not_compare
     assert advice.choices["targets"].study == "runs/targets"
     assert any("were not measured together" in note for note in advice.notes)
     assert [one.use for one in advice.weighed] == ["used: its whole configuration", "used: targets"]
+
+
+def test_a_second_study_without_a_verdict_leaves_what_was_measured_and_answers_the_question(evidence):
+    targets = {"qv": ({}, (0.8, 0.8)), "v": ({"targets": ["value"]}, (0.9, 0.9))}
+    first = evidence(RANKS, R4_IS_WORSE, directory="runs/ranks")
+    advice = advise(request(), [first, evidence(targets, directory="runs/targets")])
+    assert values(advice)["targets"] == ["query", "value"]
+    assert "kept: your study runs/targets has targets value and does not tell it apart: query value is not" in (
+        advice.choices["targets"].why
+    )
+    assert [one.use for one in advice.weighed] == ["used: its whole configuration", "changes nothing: targets"]
+    assert "targets" not in advice.open_questions
 
 
 def test_names_of_modules_are_not_taken_to_a_model_of_another_shape(evidence):
@@ -145,6 +158,9 @@ def test_a_goal_goes_a_step_beyond_what_was_measured_only_where_nobody_went(evid
     assert values(advise(request(goal="better"), [best_is_smallest]))["r"] == 4
     assert values(advise(request(goal="faster"), [best_is_smallest]))["r"] == 2
     assert values(advise(request(goal="faster"), [best_is_largest]))["r"] == 8
+    near = {"r4": ({"r": 4}, (0.9, 0.9)), "r8": ({"r": 8}, (0.9, 0.91))}
+    cheaper = advise(request(goal="faster"), [evidence(near)])
+    assert (values(cheaper)["r"], values(cheaper)["targets"]) == (4, ["query", "value"])
 
 
 def test_against_overfitting_dropout_rises_unless_that_was_tried(evidence):

@@ -11,14 +11,15 @@ def three(scores=((0.80, 0.81), (0.82, 0.83), (0.821, 0.831))):
     return {"small000": (SMALL, scores[0]), "middle00": (MIDDLE, scores[1]), "large000": (LARGE, scores[2])}
 
 
-def test_the_smallest_that_is_not_told_apart_takes_the_best_ones_place(evidence):
+def test_the_smallest_that_is_surely_as_good_takes_the_best_ones_place(evidence):
     study = evidence(three(), {("small000", "large000"): "worse"})
     chosen = choose(study, "default")
     assert chosen.tried.name == "middle00"
     assert chosen.strength == "told apart"
     assert [rival.name for rival in chosen.rivals] == ["large000"]
     assert "accuracy 0.8250 over 2 seeds" in chosen.why
-    assert "not distinguishable (-0.0010, 2 seeds)" in chosen.why
+    assert "not distinguishable (-0.0010, -0.0060 … +0.0040, 2 seeds)" in chosen.why
+    assert chosen.moved
     assert leader_of(study) == "large000"
 
 
@@ -28,9 +29,17 @@ def test_better_takes_the_best_mean_whatever_its_size(evidence):
     assert "1 of the others are worse, 1 not distinguishable (Holm over 3 comparisons)" in chosen.why
 
 
-def test_where_nothing_is_told_apart_a_much_worse_mean_is_not_taken_for_its_size(evidence):
-    chosen = choose(evidence(three(((0.5, 0.9), (0.82, 0.83), (0.83, 0.84)))), "default")
-    assert (chosen.tried.name, chosen.strength) == ("middle00", "not distinguishable")
+def test_not_distinguishable_is_not_equal_where_the_interval_is_wide(evidence):
+    study = evidence(three(), half=0.05)
+    chosen = choose(study, "default")
+    assert (chosen.tried.name, chosen.strength, chosen.moved) == ("large000", "not distinguishable", False)
+    assert choose(study, "faster").tried.name == "small000"
+
+
+def test_a_much_worse_mean_is_not_taken_for_its_size(evidence):
+    study = evidence(three(((0.5, 0.9), (0.82, 0.83), (0.83, 0.84))))
+    assert choose(study, "default").tried.name == "middle00"
+    assert choose(study, "faster").tried.name == "middle00"
 
 
 def test_one_seed_gives_the_best_score_and_is_called_one_seed(evidence):
@@ -43,6 +52,9 @@ def test_one_seed_gives_the_best_score_and_is_called_one_seed(evidence):
 def test_a_lower_loss_is_a_better_one(evidence):
     study = evidence(three(((0.5, 0.5), (0.4, 0.41), (0.6, 0.6))), metric="eval_loss")
     assert choose(study, "better").tried.name == "middle00"
+    assert choose(study, "default").tried.name == "middle00"
+    near = evidence(three(((0.406, 0.406), (0.4, 0.41), (0.6, 0.6))), metric="eval_loss")
+    assert choose(near, "default").tried.name == "small000"
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "pruned", "interrupted", "planned"])
@@ -66,9 +78,9 @@ def test_one_finished_configuration_compares_nothing(evidence):
 def test_a_head_alone_that_is_as_good_is_said(evidence):
     configurations = three() | {"head0000": ({"method": "head", "targets": []}, (0.825, 0.83))}
     chosen = choose(evidence(configurations), "default")
-    assert chosen.tried.name == "small000"
+    assert chosen.tried.name == "middle00"
     assert chosen.notes == (
-        "a head alone (head0000) is not distinguishable (+0.0015, 2 seeds) from the best adapter: "
+        "a head alone (head0000) is not distinguishable (+0.0015, -0.0035 … +0.0065, 2 seeds) from the best adapter: "
         "the adapter may not pay at all",
     )
     told = evidence(configurations, {("head0000", one): "worse" for one in three()})
@@ -84,7 +96,9 @@ def test_neighbours_differ_in_one_group_alone_and_are_told_with_their_verdicts(e
     assert varied(study) == ["rank", "targets", "lora_dropout"]
     assert [one.name for one in neighbours(study, chosen, "rank")] == ["small000", "large000"]
     text, names = about(study, chosen, "rank")
-    assert text == "r 4 is worse (-0.0200, 2 seeds); r 16 is not distinguishable (+0.0010, 2 seeds)"
+    assert text == (
+        "r 4 is worse (-0.0200, -0.0250 … -0.0150, 2 seeds); r 16 is not distinguishable (+0.0010, -0.0040 … +0.0060, 2 seeds)"
+    )
     assert names == ("middle00", "small000", "large000")
     assert about(study, chosen, "lora_dropout")[0] == "chosen with the whole configuration; no other one differs in this alone"
 

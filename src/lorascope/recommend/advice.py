@@ -26,7 +26,7 @@ from lorascope.recommend.closeness import (
     closeness,
     size_distance,
 )
-from lorascope.recommend.evidence import GROUPS, Chosen, StudyEvidence, about, choose, varied
+from lorascope.recommend.evidence import GROUPS, Chosen, Relation, StudyEvidence, about, against, choose, varied
 from lorascope.recommend.rules import OVERFITS, Choice, Goal, by_rule, other_targets, shown, stepped
 
 NO_EVIDENCE = "a rule of thumb, no evidence of yours"
@@ -113,6 +113,11 @@ def advise(request: Request, studies: Sequence[StudyEvidence]) -> Advice:
     current |= stepped(current, request.roles, request.goal, held)
     weighed = [replace(one, use=used.get(id(one.study), one.use)) for one in weighed]
     notes = [*_model_notes(request)]
+    if recipe is None:
+        rates = {one.chosen.tried.config["learning_rate"] for one in asked if one.chosen is not None}
+        if rates and current["learning_rate"].source == "default":
+            listed = ", ".join(f"{rate:g}" for rate in sorted(rates))
+            notes.append(f"your studies nearest to this trained with learning rate {listed} and compared no other")
     for one in asked:
         if id(one.study) in used and one.chosen is not None:
             notes += [f"{one.study.directory}: {note}" for note in one.chosen.notes]
@@ -163,18 +168,50 @@ def _taken(
     for one in asked:
         if one is recipe:
             continue
-        filled = []
+        filled, agreed = [], []
         for group in varied(one.study):
             if group in decided or (group == "precision" and one.place not in SAME_MODEL):
                 continue
-            values = _of_group(request, {**before, **taken}, one, group, GROUPS[group], compared=True)
-            if values:
+            now = {**before, **taken}
+            if recipe is not None and not _outdone(one, group, now):
+                taken |= _confirmed(one, group, now)
+                agreed.append(group)
+            elif values := _of_group(request, now, one, group, GROUPS[group], compared=True):
                 taken |= values
-                decided.add(group)
                 filled.append(group)
-        if filled:
-            used[id(one.study)] = f"used: {', '.join(name.replace('_', ' ') for name in filled)}"
+            decided.update((*filled, *agreed))
+        kinds = {"used": filled, "changes nothing": agreed}
+        said = [f"{what}: {', '.join(name.replace('_', ' ') for name in names)}" for what, names in kinds.items() if names]
+        if said:
+            used[id(one.study)] = "; ".join(said)
     return taken, used
+
+
+def _outdone(one: Weighed, group: str, now: Mapping[str, Choice]) -> bool:
+    """Whether a study says by a verdict that what was measured elsewhere is worse than what it chose."""
+    relation = _relation(one, group, now)
+    return relation is not None and relation.verdict == "worse"
+
+
+def _relation(one: Weighed, group: str, now: Mapping[str, Choice]) -> Relation | None:
+    assert one.chosen is not None
+    return against(one.study, one.chosen.tried, group, {key: now[key].value for key in GROUPS[group]})
+
+
+def _confirmed(one: Weighed, group: str, now: Mapping[str, Choice]) -> dict[str, Choice]:
+    """A measured group that another study does not change, with what that study says of it."""
+    assert one.chosen is not None
+    text, trials = about(one.study, one.chosen.tried, group)
+    key, config = GROUPS[group][0], one.chosen.tried.config
+    if all(_same(config.get(each), now[each].value) for each in GROUPS[group]):
+        also = f"so does your study {one.study.directory}: {text}"
+    elif _relation(one, group, now) is not None:
+        also = f"kept: your study {one.study.directory} has {key} {shown(config[key])} and does not tell it apart: {text}"
+    else:
+        also = f"kept: your study {one.study.directory} has {key} {shown(config[key])}, but did not try this beside it: {text}"
+    return {
+        each: replace(now[each], why=f"{now[each].why}; {also}", trials=(*now[each].trials, *trials)) for each in GROUPS[group]
+    }
 
 
 def _of_group(
@@ -214,6 +251,8 @@ def _held(request: Request, current: Mapping[str, Choice], asked: Sequence[Weigh
     up = request.goal == "better"
     adapters = [tried.config for one in asked for tried in one.study.tried if tried.is_adapter]
     held = []
+    if not up and any(one.chosen is not None and one.chosen.moved for one in asked):
+        held += ["rank", "targets"]  # a study has a cheaper one already
     rank, targets = current["r"].value, _places(current["targets"].value, request.roles)
     if any(config["r"] > rank if up else config["r"] < rank for config in adapters):
         held.append("rank")

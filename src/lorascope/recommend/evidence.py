@@ -30,8 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "regularisation": ("weight_decay", "max_grad_norm", "base_dropout"),
     "precision": ("dtype", "quantization"),
 }
-# A smaller configuration takes the best one's place where seeds cannot tell them apart and its mean is that near: where few
-# seeds tell nothing apart, it is not the smallest of all that is taken.
+# A smaller configuration takes the best one's place where it is surely no farther below: not distinguishable is not equal.
 MARGIN_PERCENT = 3.0
 _NEIGHBOURS_SHOWN = 3
 
@@ -136,6 +135,7 @@ class Chosen:
         strength: ``told apart`` (a verdict says that others are worse, or a game's ranking that players differ), ``not
             distinguishable`` (all others could be as good), ``one seed`` (luck is not told), ``map`` (read by masking, not
             retrained).
+        moved: it is another one than the best, for what it costs.
         rivals: finished configurations that are not worse by any verdict.
         notes: what else has to be said: that a head alone is as good, what diverged.
     """
@@ -143,6 +143,7 @@ class Chosen:
     tried: Tried
     why: str
     strength: str
+    moved: bool = False
     rivals: tuple[Tried, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -204,8 +205,9 @@ def choose(study: StudyEvidence, goal: Goal) -> Chosen | str:
     """The configuration to take from a study, or why there is none.
 
     Of a search its best one; of a Shapley study its recommended coalition, for ``better`` its best. Of other designs the one
-    with the best mean, and unless ``better`` is asked for, of those that are not distinguishable from it and no more than
-    `MARGIN_PERCENT` below it the one with the fewest parameters; for ``faster`` the one with the shortest epoch.
+    with the best mean, and unless ``better`` is asked for, of those that are not distinguishable from it and whose
+    whole interval lies within `MARGIN_PERCENT` of it the one with the fewest parameters; for ``faster`` the one with the
+    shortest epoch of those whose mean does.
     """
     candidates = [one for one in study.tried if one.is_adapter and one.is_whole]
     by_map = _coalition(study, goal) if study.shapley.get("game") == "one_run" else None
@@ -227,24 +229,24 @@ def choose(study: StudyEvidence, goal: Goal) -> Chosen | str:
     if coalition is not None and coalition.tried.is_adapter:
         left = tuple(one for one in (leader, *rivals) if one.name != coalition.tried.name)
         ranked = "told apart" if len(leader.scores) > 1 and coalition.strength == "told apart" else strength
-        return Chosen(coalition.tried, coalition.why, ranked, left, notes)
+        return Chosen(coalition.tried, coalition.why, ranked, coalition.moved, left, notes)
     text = f"{_score_text(study, leader)}, the best of {len(candidates)} configurations"
     if study.search:
         text += f" that {study.search['sampler']} proposed"
     text += f"; {_standing(study, leader, worse, len(rivals))}"
-    if goal != "faster" and (goal == "better" or strength == "one seed" or study.search):
-        return Chosen(leader, text, strength, rivals, notes)
-    smaller = _smaller(study, leader, rivals, goal)
+    stays = goal == "better" or (goal != "faster" and (strength == "one seed" or bool(study.search)))
+    smaller = leader if stays else _smaller(study, leader, rivals, goal)
     if smaller is leader:
-        return Chosen(leader, text, strength, rivals, notes)
+        return Chosen(leader, text, strength, False, rivals, notes)
     relation = study.relation(leader, smaller)
     assert relation is not None
     what = "the shortest epoch" if goal == "faster" and smaller.epoch_seconds is not None else "the fewest parameters"
+    within = "whose mean is" if goal == "faster" else "whose whole interval is"
     why = (
-        f"{what} of those within {MARGIN_PERCENT:g} % of the best mean and not told apart from it: "
+        f"{what} of those not told apart from the best {within} within {MARGIN_PERCENT:g} % of it: "
         f"{_score_text(study, smaller)}; against {leader.name}, {_score_text(study, leader)}: {relation.text()}"
     )
-    return Chosen(smaller, why, strength, tuple(one for one in (leader, *rivals) if one is not smaller), notes)
+    return Chosen(smaller, why, strength, True, tuple(one for one in (leader, *rivals) if one is not smaller), notes)
 
 
 def leader_of(study: StudyEvidence) -> str | None:
@@ -269,11 +271,15 @@ def _is_worse(study: StudyEvidence, leader: Tried, other: Tried) -> bool:
 
 def _smaller(study: StudyEvidence, leader: Tried, rivals: Sequence[Tried], goal: Goal) -> Tried:
     margin = abs(leader.mean) * MARGIN_PERCENT / 100
-    untold = ("not distinguishable", "too few seeds") if goal == "faster" else ("not distinguishable",)
 
     def takes_its_place(one: Tried) -> bool:
         relation = study.relation(leader, one)
-        return relation is not None and relation.verdict in untold and abs(one.mean - leader.mean) <= margin
+        if relation is None:
+            return False
+        if goal == "faster":
+            return relation.verdict in ("not distinguishable", "too few seeds") and abs(one.mean - leader.mean) <= margin
+        worst = relation.low if study.higher_is_better else relation.high
+        return relation.verdict == "not distinguishable" and worst is not None and abs(worst) <= margin
 
     def cost(one: Tried) -> tuple[float, float]:
         params = float(one.trainable_params or math.inf)
@@ -304,11 +310,12 @@ def _coalition(study: StudyEvidence, goal: Goal) -> Chosen | None:
     trained = [one for one in study.tried if set(one.config["targets"]) == set(targets) and one.config.get("method") == "lora"]
     if study.shapley["game"] != "one_run":
         told = len(games[name].get("ranking", ())) > 1
-        return Chosen(trained[0], text, "told apart" if told else "not distinguishable") if trained else None
+        moved = members != best["players"]
+        return Chosen(trained[0], text, "told apart" if told else "not distinguishable", moved) if trained else None
     like = next((one for one in study.tried if one.is_adapter), None)
     if like is None or not targets:
         return None
-    by_map = Tried(like.name, {**like.config, "targets": targets}, {"done": 1}, {0: score})
+    by_map = Tried("map", {**like.config, "targets": targets}, {"done": 1}, {0: score})
     return Chosen(trained[0] if trained else by_map, text, "map")
 
 
@@ -377,7 +384,7 @@ def about(study: StudyEvidence, chosen: Tried, group: str) -> tuple[str, tuple[s
     if not known:
         alone = "what differs in this alone was compared with the best only" if near else "no other one differs in this alone"
         return f"chosen with the whole configuration; {alone}", (chosen.name,)
-    parts = [f"{_value_text(one, group)} is {relation.text()}" for one, relation in known[:_NEIGHBOURS_SHOWN]]
+    parts = [f"{_value_text(one, group, chosen)} is {relation.text()}" for one, relation in known[:_NEIGHBOURS_SHOWN]]
     left = len(known) - _NEIGHBOURS_SHOWN
     more = f"; {left} more" if left > 0 else ""
     names = tuple(one.name for one, _ in known[:_NEIGHBOURS_SHOWN])
@@ -389,15 +396,27 @@ def _values(one: Tried, group: str) -> str:
     return repr([sorted(value) if isinstance(value, list) else value for value in values])
 
 
-def _value_text(one: Tried, group: str) -> str:
-    first = GROUPS[group][0]
-    return f"{first} {shown(one.config.get(first))}" if group != "targets" else shown(one.config["targets"])
+def against(study: StudyEvidence, chosen: Tried, group: str, values: Mapping[str, Any]) -> Relation | None:
+    """What a study says of these values of a group against its chosen one's; None where it did not try just that."""
+    wanted = Tried("", {**chosen.config, **{key: values[key] for key in GROUPS[group] if key in values}}, {}, {})
+    like = next((one for one in neighbours(study, chosen, group) if _values(one, group) == _values(wanted, group)), None)
+    return None if like is None else study.relation(chosen, like)
+
+
+def _value_text(one: Tried, group: str, other: Tried) -> str:
+    """A configuration's values of a group, as far as another one has others."""
+    if group == "targets":
+        return shown(one.config["targets"])
+    differing = [key for key in GROUPS[group] if one.config.get(key) != other.config.get(key)]
+    if "r" in differing and one.config["lora_alpha"] * other.config["r"] == other.config["lora_alpha"] * one.config["r"]:
+        differing.remove("lora_alpha")  # in proportion
+    return ", ".join(f"{key} {shown(one.config.get(key))}" for key in differing)
 
 
 def _difference(one: Tried, other: Tried) -> str:
     """In what ``other`` differs, in its own values."""
     groups = [name for name in GROUPS if _values(one, name) != _values(other, name)]
-    return ", ".join(_value_text(other, name) for name in groups) or "the same but for its base"
+    return ", ".join(_value_text(other, name, one) for name in groups) or "the same but for its base"
 
 
 def _minus(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ Knows the tables below and roles of projections. Does not know studies, models o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lorascope.config import ALL_LINEAR
@@ -156,11 +156,9 @@ def _other_rank(chosen: Mapping[str, Choice], rule: Rule) -> dict[str, Choice]:
     other = max(1, rank // 2) if rule is FASTER else 2 * rank
     if other == rank:
         return {}
-    text = f"rule of thumb, {rule.name}; from r {rank}"
-    return {
-        "r": Choice(other, "rule", text),
-        "lora_alpha": Choice(alpha * other / rank, "rule", f"{text}: alpha keeps its ratio to the rank"),
-    }
+    text = f"rule of thumb, {rule.name}; from r {rank}, alpha in proportion"
+    moved = {"r": Choice(other, "rule", text), "lora_alpha": Choice(alpha * other / rank, "rule", text)}
+    return moved | ({"use_rslora": replace(chosen["use_rslora"], why=text)} if "use_rslora" in chosen else {})
 
 
 def other_targets(targets: list[str] | str, roles: Sequence[str], *, up: bool) -> list[str] | str | None:
