@@ -155,6 +155,14 @@ def test_a_copy_and_a_shard_count_once(cli, options, finished, tmp_path):
     assert study["trials"] == {"done": 4}
 
 
+def test_a_directory_is_the_same_data_as_the_files_in_it(cli, options, finished, data, tmp_path):
+    files = {split: str(data / f"{split}.jsonl") for split in ("train", "validation")}
+    finished(task={"name": "file", "data": files, "max_length": 32})
+    document = recommended(cli, *options, "--runs", tmp_path / "runs")
+    assert document["evidence"][0]["place"] == 1
+    assert document["study"]["task"]["data"] == files
+
+
 def test_a_config_alone_is_enough_of_a_model(cli, nowhere, model_directory, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()

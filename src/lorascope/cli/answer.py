@@ -124,12 +124,12 @@ def _task_section(
     """
     if asked.data is not None:
         section = {"name": asked.task, "data": absolute(asked.data)}
-        probe = TaskFacts(asked.task, KINDS.get(asked.task, "generation"), (section["data"],))
+        probe = task_facts(validate(TaskConfig, section, "--data"), KINDS.get(asked.task, "generation"))
         same = [one for one in evidence if one.task.name == asked.task and one.task.data == probe.data]
     else:
         section = {}
         same = [one for one in evidence if one.task.name == asked.task and asked.task != "file"]
-    near = min(same, key=lambda one: closeness(one.task, model, one.task, one.model) or 0, default=None)
+    near = min(same, key=lambda one: (closeness(one.task, model, one.task, one.model) or 0, -_num_trials(one)), default=None)
     if near is not None:
         taken = {key: value for key, value in near.task_section.items() if value not in (None, [])}
         taken["data"] = _absolute_data(taken["data"])
@@ -205,8 +205,13 @@ def _evaluate_section(studies: Mapping[str, Study], origin: str | None, section:
 
 def _measured(task: TaskFacts, model: ModelFacts, evidence: Sequence[StudyEvidence]) -> Path:
     """The study whose measured times correct the estimates: one of the same task and model, or none."""
-    same = (one for one in evidence if closeness(task, model, one.task, one.model) == SAME_MODEL[0])
-    return Path(next((one.directory.partition(" + ")[0] for one in same), "runs/none"))
+    same = [one for one in evidence if closeness(task, model, one.task, one.model) == SAME_MODEL[0]]
+    largest = max(same, key=_num_trials, default=None)
+    return Path("runs/none" if largest is None else largest.directory.partition(" + ")[0])
+
+
+def _num_trials(one: StudyEvidence) -> int:
+    return sum(one.counts().values())
 
 
 def _without_adapter(trial: TrialConfig) -> TrialConfig:
@@ -257,7 +262,7 @@ def _fitting(
             notes.append(
                 f"the rule of thumb for under 8 GB gives up more than this model needs: r {plain['r'].value} on "
                 f"{shown(plain['targets'].value)} in 32 bits is forecast at {tables.bytes_text(full)} and fits too; "
-                "--goal better, or a run without --memory, goes that far"
+                "without --memory it is what the rules give"
             )
     return choices, most
 

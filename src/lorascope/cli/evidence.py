@@ -131,9 +131,21 @@ def _task_facts(study: Study, trials: Sequence[dict[str, Any]]) -> TaskFacts:
 
 
 def task_facts(task: TaskConfig, kind: Kind) -> TaskFacts:
-    """A task as far as closeness goes."""
+    """A task as far as closeness goes; a directory of the user's own files is the files in it."""
     places = [task.data] if isinstance(task.data, str) else list(task.data.values())
-    return TaskFacts(task.name, kind, tuple(sorted(map(absolute, places))), task.speaker)
+    found = [file for place in places for file in (_files(place) if task.name == "file" else [absolute(place)])]
+    return TaskFacts(task.name, kind, tuple(sorted(found)), task.speaker)
+
+
+def _files(place: str) -> list[str]:
+    """The training and validation files of a directory, or the place itself."""
+    from lorascope.data.files import FILE_PUBLISHED
+
+    path = Path(place).expanduser()
+    files = []
+    for split in ("train", "validation"):
+        files += [str((path / name).resolve()) for name in FILE_PUBLISHED.files[split] if (path / name).is_file()][:1]
+    return files or [absolute(place)]
 
 
 def absolute(reference: str) -> str:

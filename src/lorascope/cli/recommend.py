@@ -63,7 +63,7 @@ def recommend(
     if as_json:
         print_json(as_document(answer, out))
         return
-    print_answer(stdout(), answer)
+    print_answer(stdout(), answer, out)
     if out is None:
         typer.echo("add --out STUDY.yaml to write the study file")
     else:
@@ -192,7 +192,7 @@ def _weighed_document(one: Weighed) -> dict[str, Any]:
     }
 
 
-def print_answer(console: Console, answer: Answer) -> None:
+def print_answer(console: Console, answer: Answer, out: Path | None = None) -> None:
     """The recommendation, the studies it weighed, what it takes, and what would change it."""
     from rich.markup import escape
     from rich.table import Table
@@ -219,7 +219,7 @@ def print_answer(console: Console, answer: Answer) -> None:
     _print_lines(console, [*lines, *_cost_lines(answer)])
     for further in answer.further:
         what = f"what would change this: {further['what']} ({_price_text(further)})"
-        _print_lines(console, [what, f"  {command(answer, further, None)}"])
+        _print_lines(console, [what, f"  {command(answer, further, out)}"])
 
 
 def _print_weighed(console: Console, weighed: Sequence[Weighed]) -> None:

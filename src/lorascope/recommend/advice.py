@@ -204,7 +204,7 @@ def _confirmed(one: Weighed, group: str, now: Mapping[str, Choice]) -> dict[str,
     text, trials = about(one.study, one.chosen.tried, group)
     key, config = GROUPS[group][0], one.chosen.tried.config
     if all(_same(config.get(each), now[each].value) for each in GROUPS[group]):
-        also = f"so does your study {one.study.directory}: {text}"
+        also = f"your study {one.study.directory} has it too: {text}"
     elif _relation(one, group, now) is not None:
         also = f"kept: your study {one.study.directory} has {key} {shown(config[key])} and does not tell it apart: {text}"
     else:
@@ -272,7 +272,7 @@ def _places(targets: Sequence[str] | str, roles: Sequence[str]) -> set[str]:
 def _basis(usable: Sequence[Weighed], used: Mapping[int, str]) -> str:
     parts = []
     for one in usable:
-        if id(one.study) not in used:
+        if not used.get(id(one.study), "").startswith("used"):
             continue
         assert one.chosen is not None
         sure = {

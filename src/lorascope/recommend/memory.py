@@ -6,6 +6,7 @@ Knows the order. Does not know how memory is forecast. Floor: ``recommend``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from lorascope.recommend.rules import LITTLE_MEMORY, Choice, targets_of
 
@@ -32,22 +33,35 @@ def fit(
         changes = {key: value for key, value in changes.items() if current[key].value != value}
         if not changes:
             continue
-        because = f"memory forecast: {_gib(needed)} of {_gib(most_bytes)} without; {what}"
-        smaller = current | {
-            key: Choice(value, "memory", f"{because}, in the place of {current[key].value}") for key, value in changes.items()
-        }
+        because = f"{what}; without it the forecast is {_gib(needed)} of {_gib(most_bytes)}"
+        smaller = current | {key: Choice(value, "memory", because) for key, value in changes.items()}
         fewer = forecast(smaller)
         if fewer < needed:
             current, needed = smaller, fewer
+    return _as_large_pieces(current, choices, forecast, most_bytes, needed)
+
+
+def _as_large_pieces(
+    current: dict[str, Choice], choices: Mapping[str, Choice], forecast: Forecast, most_bytes: int, needed: int
+) -> tuple[dict[str, Choice], int]:
+    """What was given up later may have made room for larger micro-batches again, which are faster."""
+    if needed > most_bytes or current["micro_batch_size"].source != "memory":
+        return current, needed
+    sizes = [None, *(rows for rows in _halves(choices) if rows > current["micro_batch_size"].value)]
+    for rows in sizes:
+        larger = current | {"micro_batch_size": replace(current["micro_batch_size"], value=rows)}
+        if rows is None:
+            larger["micro_batch_size"] = choices["micro_batch_size"]
+        more = forecast(larger)
+        if more <= most_bytes:
+            return larger, more
     return current, needed
 
 
 def _reductions(
     choices: Mapping[str, Choice], roles: Sequence[str], can_quantise: bool
 ) -> Iterator[tuple[str, dict[str, object]]]:
-    rows = choices["batch_size"].value if choices["micro_batch_size"].value is None else choices["micro_batch_size"].value
-    while rows > 1:
-        rows //= 2
+    for rows in _halves(choices):
         yield "the same batch in smaller pieces changes no result", {"micro_batch_size": rows}
     if can_quantise and choices["quantization"].value is None:
         yield "the base in 4 bits", {"quantization": "nf4"}
@@ -56,6 +70,16 @@ def _reductions(
     rule = {key: value for key, value in LITTLE_MEMORY.values.items() if key not in ("targets", "quantization")}
     targets, _ = targets_of(str(LITTLE_MEMORY.values["targets"]), roles)
     yield f"rule of thumb, {LITTLE_MEMORY.name}", {**rule, "targets": targets}
+
+
+def _halves(choices: Mapping[str, Choice]) -> list[int]:
+    """Sizes of micro-batches, from half of what there was."""
+    rows = choices["micro_batch_size"].value or choices["batch_size"].value
+    sizes = []
+    while rows > 1:
+        rows //= 2
+        sizes.append(rows)
+    return sizes
 
 
 def _gib(size: int) -> str:
