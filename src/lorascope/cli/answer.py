@@ -322,7 +322,8 @@ def _further(
         over.popitem()
     others = _rivals(advice, choices)
     if others or not found:
-        told = f"not told apart from it so far: {', '.join(others)}"
+        where = "" if advice.recipe is None else advice.recipe.study.directory
+        told = f"not told apart from it in your study {where}: {', '.join(others)}"
         trials = [{}, *others.values()]
         priced = _priced(document, {"kind": "list", "trials": trials}, _MORE_SEEDS, costs)
         too_long = priced["train_seconds"] is not None and priced["train_seconds"] > most_seconds

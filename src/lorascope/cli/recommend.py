@@ -18,7 +18,7 @@ from lorascope.cli.answer import Answer, Asked, answered
 from lorascope.cli.console import AsJson, print_json, stdout
 from lorascope.config import load_study, parse_duration, parse_memory
 from lorascope.errors import UsageError, did_you_mean
-from lorascope.recommend.advice import Weighed
+from lorascope.recommend.advice import STRENGTHS, Weighed
 from lorascope.recommend.closeness import ORDER
 from lorascope.recommend.rules import Choice, Goal, shown
 from lorascope.recommend.study_file import as_study, inline_yaml, study_text
@@ -198,14 +198,15 @@ def print_answer(console: Console, answer: Answer, out: Path | None = None) -> N
     from rich.table import Table
 
     goal = "" if answer.asked.goal == "default" else f", goal {answer.asked.goal}"
-    table = Table(title=escape(f"{answer.asked.task} on {answer.asked.model}{goal}"), title_justify="left")
+    title = f"{answer.asked.task} on {answer.asked.model}{goal}"
+    table = Table(title=escape(title), title_justify="left", show_lines=True)
     for header in ("recommended", "from", "why"):
-        table.add_column(header, overflow="fold", no_wrap=header == "from")
+        table.add_column(header, overflow="fold", no_wrap=header == "from", max_width=30 if header == "recommended" else None)
     alike: dict[tuple[str, str], list[str]] = {}
     for _, key, choice in chosen(answer):
         alike.setdefault((choice.source, choice.why), []).append(f"{key} {shown(choice.value)}")
     for (source, why), values in alike.items():
-        if source != "default":
+        if source not in ("default", "model"):
             table.add_row(*map(escape, ("\n".join(values), source, why)))
     defaults = [value for (source, _), values in alike.items() if source == "default" for value in values]
     console.print(table)
@@ -226,13 +227,17 @@ def _print_weighed(console: Console, weighed: Sequence[Weighed]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="your studies, nearest first", title_justify="left")
+    table = Table(title="your studies, nearest first", title_justify="left", show_lines=True)
     for header in ("study", "nearness", "trials", "speaks for", "use"):
         table.add_column(header, overflow="fold")
     for one in weighed:
         counts = ", ".join(f"{number} {status}" for status, number in one.study.counts().items())
         place = one.nearness if one.place is None else f"{one.place + 1} of {len(ORDER)}: {one.nearness}"
-        speaks = "–" if one.chosen is None else f"{one.chosen.tried.name}: {one.chosen.why}"
+        speaks = "–"
+        if one.chosen is not None:
+            tried = one.chosen.tried
+            score = f"{one.study.metric} {tried.mean:.4f} over {tables.counted(len(tried.scores), 'seed')}"
+            speaks = f"{tried.name}: {score}; {STRENGTHS[one.chosen.strength]}"
         table.add_row(*map(escape, (one.study.directory, place, counts, speaks, one.use)))
     console.print(table)
 

@@ -30,7 +30,13 @@ from lorascope.recommend.evidence import GROUPS, Chosen, Relation, StudyEvidence
 from lorascope.recommend.rules import OVERFITS, Choice, Goal, by_rule, other_targets, shown, stepped
 
 NO_EVIDENCE = "a rule of thumb, no evidence of yours"
-_STRENGTHS = ("told apart", "not distinguishable", "map", "one seed")
+# How sure a study's choice is, the surest first, in words.
+STRENGTHS = {
+    "told apart": "it tells some of what it compared apart",
+    "not distinguishable": "it tells nothing apart: its best may be luck",
+    "map": "read by masking, not retrained",
+    "one seed": "one seed: its best may be luck",
+}
 # Where nothing of one's own is known of these, the answer could be another one; in the order in which they are worth asking.
 QUESTIONS = ("learning_rate", "rank", "targets", "lora_dropout", "bias")
 # What no rule speaks of is the study file's own default.
@@ -145,10 +151,10 @@ def _weigh(request: Request, study: StudyEvidence) -> Weighed:
 def _order(request: Request, one: Weighed) -> tuple[float, ...]:
     place = len(ORDER) if one.place is None else one.place
     if one.chosen is None:
-        return (place, len(_STRENGTHS), 0.0, 0.0, 0.0)
+        return (place, len(STRENGTHS), 0.0, 0.0, 0.0)
     seeds = len(one.chosen.tried.scores)
     distance = size_distance(request.model, one.study.model)
-    return (place, _STRENGTHS.index(one.chosen.strength), distance, -seeds, -len(one.study.tried))
+    return (place, list(STRENGTHS).index(one.chosen.strength), distance, -seeds, -len(one.study.tried))
 
 
 def _taken(
@@ -275,13 +281,7 @@ def _basis(usable: Sequence[Weighed], used: Mapping[int, str]) -> str:
         if not used.get(id(one.study), "").startswith("used"):
             continue
         assert one.chosen is not None
-        sure = {
-            "told apart": "it tells some of what it compared apart",
-            "not distinguishable": "it tells nothing apart: its best may be luck",
-            "one seed": "one seed: its best may be luck",
-            "map": "read by masking, not retrained",
-        }[one.chosen.strength]
-        parts.append(f"{one.study.directory} ({one.nearness}; {sure})")
+        parts.append(f"{one.study.directory} ({one.nearness}; {STRENGTHS[one.chosen.strength]})")
     return f"own evidence: {', '.join(parts)}" if parts else NO_EVIDENCE
 
 
