@@ -87,7 +87,7 @@ def test_ones_own_study_outranks_the_rule_and_is_named_with_its_trials(cli, opti
     (study,) = document["evidence"]
     assert (study["place"], study["trials"], study["use"]) == (1, {"done": 4}, "used: its whole configuration")
     chosen = study["chosen"]
-    assert chosen["seeds"] == 2
+    assert (chosen["seeds"], chosen["trials"]) == (2, [f"{chosen['configuration']}-s{seed}" for seed in (1, 2)])
     rank = next(reason for reason in document["reasons"] if reason["key"] == "adapter.r")
     assert (rank["source"], rank["study"]) == ("evidence", str(directory))
     assert chosen["configuration"] in rank["configurations"]

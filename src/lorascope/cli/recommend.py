@@ -183,6 +183,7 @@ def _weighed_document(one: Weighed) -> dict[str, Any]:
             "config": dict(chosen.tried.config),
             "mean": chosen.tried.mean,
             "seeds": len(chosen.tried.scores),
+            "trials": [] if chosen.strength == "map" else [f"{chosen.tried.name}-s{seed}" for seed in chosen.tried.scores],
             "strength": chosen.strength,
             "why": chosen.why,
             "not_told_apart": [rival.name for rival in chosen.rivals],
