@@ -248,3 +248,9 @@ def test_the_screen_shows_reasons_studies_costs_and_what_would_change_it(cli, op
     ):  # fmt: skip
         assert part in text, part
     yaml.safe_load(text.split("--set 'design=")[1].split("'")[0])
+
+
+def test_the_help_names_the_goals(cli):
+    ended = cli("recommend", "--help")
+    assert ended.code == 0
+    assert "default, faster, better or overfits" in " ".join(ended.out.replace("│", "").split())

@@ -98,6 +98,13 @@ def test_a_verdict_goes_before_a_single_seed_at_the_same_distance(evidence):
     assert values(advise(request(), [lucky, sure]))["r"] == 8
 
 
+def test_of_equally_sure_studies_on_one_model_the_one_with_more_seeds_goes_first(evidence):
+    few = evidence(RANKS, R4_IS_WORSE, directory="runs/few", model=replace(MODEL, num_params=1_000_000))
+    scores = {name: (config, (*its, *its)) for name, (config, its) in RANKS.items()}
+    many = evidence(scores, R4_IS_WORSE, directory="runs/many", model=replace(MODEL, num_params=1_010_000))
+    assert [one.study.directory for one in advise(request(), [few, many]).weighed] == ["runs/many", "runs/few"]
+
+
 def test_another_kind_of_task_and_another_family_give_nothing_and_are_shown(evidence):
     talk = evidence(RANKS, R4_IS_WORSE, task=TaskFacts("personachat", "generation"))
     stranger = evidence(RANKS, R4_IS_WORSE, task=MRPC, model=ModelFacts("gpt2", "gpt2"))

@@ -153,7 +153,8 @@ def _order(request: Request, one: Weighed) -> tuple[float, ...]:
     if one.chosen is None:
         return (place, len(STRENGTHS), 0.0, 0.0, 0.0)
     seeds = len(one.chosen.tried.scores)
-    distance = size_distance(request.model, one.study.model)
+    # Sizes are known with the studies' own adapters, so that equal models differ a little.
+    distance = 0.0 if one.place in SAME_SHAPE else round(size_distance(request.model, one.study.model), 1)
     return (place, list(STRENGTHS).index(one.chosen.strength), distance, -seeds, -len(one.study.tried))
 
 
