@@ -27,6 +27,7 @@ from lorascope.cli import data as data_commands
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
+from lorascope.cli.recommend import recommend
 from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
     EvaluateConfig,
@@ -52,6 +53,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
+app.command()(recommend)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,

@@ -131,7 +131,7 @@ def planned(study: Study, trials: list[TrialConfig] | Proposer, directory: Path,
 
     listed, proposer = listed_and_proposer(study, trials)
     first = [] if proposer is None else proposer.propose([])
-    costs = _Costs(study, directory, bounds)
+    costs = Costs(study, directory, bounds)
     rows, source = costs.rows([*listed, *first])
     prices = costs.prices([*listed, *first], rows)
     speedup = budget.measured_speedup(costs.measured)
@@ -178,7 +178,7 @@ def foreseeing(proposer: Proposer | None) -> list[TrialConfig]:
     return proposer.foreseen() if isinstance(proposer, Foreseeing) else []
 
 
-class _Costs:
+class Costs:
     """What trials of a study cost: one model skeleton per base, one probe per dtype."""
 
     def __init__(self, study: Study, directory: Path, bounds: Bounds) -> None:
@@ -194,6 +194,17 @@ class _Costs:
         self.measured = _measured_rows(directory)
         self._ended = {row.trial for row in self.measured if bounds.resume and row.status in FINAL}
 
+    @property
+    def num_examples(self) -> int | None:
+        """Of the training split, where the data are at hand."""
+        return self._work.num_examples
+
+    def roles(self, trial: TrialConfig) -> tuple[str, ...]:
+        """The roles that the trial's base has."""
+        from lorascope.lora.targets import roles_of
+
+        return roles_of(self._skeleton(trial)[0])
+
     def rows(self, trials: Sequence[TrialConfig]) -> tuple[list[dict[str, Any]], str]:
         """The plan's rows, and where their times come from."""
         from lorascope import budget
@@ -201,15 +212,20 @@ class _Costs:
 
         rows = []
         for trial in trials:
-            if trial.base not in self._skeletons:
-                self._skeletons[trial.base] = planning.meta_model(trial, self._task_type, self._num_labels)
+            skeleton = self._skeleton(trial)
             dtype = planning.product_dtype(trial)
             if dtype not in self._rates:
                 self._rates[dtype] = planning.probe_flops(dtype, self._device)
-            skeleton = self._skeletons[trial.base]
             cost = planning.estimate(trial, *skeleton, self._work, self._memory_bytes, self._rates[dtype])
             rows.append(_plan_row(trial, cost, self._reason))
         return rows, budget.correct(rows, self.measured, self._work.num_examples)
+
+    def _skeleton(self, trial: TrialConfig) -> tuple[Any, tuple[str, ...]]:
+        from lorascope.plan import meta_model
+
+        if trial.base not in self._skeletons:
+            self._skeletons[trial.base] = meta_model(trial, self._task_type, self._num_labels)
+        return self._skeletons[trial.base]
 
     def prices(self, trials: Sequence[TrialConfig], rows: Sequence[Mapping[str, Any]]) -> list[Price]:
         """What each takes of a budget: no time where nothing is trained, nothing at all where it has ended."""

@@ -1,0 +1,169 @@
+"""The user's own studies as evidence: found, read, compared; and what a model's ``config.json`` tells of it. Floor: cli.
+
+A study that cannot be read, because it is damaged, of another version or empty, is named and left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorascope.cli.study import results_of
+from lorascope.config import Study, TaskConfig, configuration_of
+from lorascope.errors import LorascopeError, UsageError
+from lorascope.recommend.closeness import ModelFacts, TaskFacts, sizes_of
+from lorascope.recommend.evidence import StudyEvidence, leader_of, read_evidence
+from lorascope.recommend.rules import KINDS, Kind
+
+if TYPE_CHECKING:
+    from lorascope.store import Store
+
+# Up to so many configurations every two are compared, so that whichever is best, the correction has counted it. Of more, the
+# best is compared with each of the others.
+MOST_FOR_PAIRS = 25
+# What damage to a database's or a file's contents can raise, besides the store's own errors.
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError)
+
+
+def read_studies(places: Sequence[Path]) -> tuple[list[StudyEvidence], dict[str, Study], list[dict[str, str]]]:
+    """Every study in these directories, or one or two levels below them; shards of one study count as one.
+
+    Returns:
+        The evidence, one for each study and model in it; the studies by their evidence's directory; what was left out, with
+        ``directory`` and ``reason``.
+
+    Raises:
+        UsageError: a place does not exist.
+    """
+    from lorascope.store import Store
+
+    evidence: list[StudyEvidence] = []
+    studies: dict[str, Study] = {}
+    left_out: list[dict[str, str]] = []
+    with ExitStack() as opened:
+        shards: dict[str, list[Store]] = {}
+        for directory in _directories(places):
+            try:
+                store = opened.enter_context(Store.open(directory))
+            except LorascopeError as error:
+                left_out.append({"directory": str(directory), "reason": _reason(error)})
+                continue
+            shards.setdefault(store.study_hash, []).append(store)
+        for stores in shards.values():
+            where = " + ".join(str(store.directory) for store in stores)
+            try:
+                found = _evidence(stores, where)
+            except (LorascopeError, *_DAMAGE) as error:
+                left_out.append({"directory": where, "reason": _reason(error)})
+                continue
+            evidence += found
+            studies[where] = stores[0].study
+    return evidence, studies, left_out
+
+
+def _directories(places: Iterable[Path]) -> list[Path]:
+    from lorascope.store import DATABASE
+
+    found: dict[Path, Path] = {}
+    for place in places:
+        if not place.is_dir():
+            raise UsageError("no such directory", where=f"--runs {place}", fix="give a study's directory, or one of studies")
+        for pattern in (DATABASE, f"*/{DATABASE}", f"*/*/{DATABASE}"):
+            for database in sorted(place.glob(pattern)):
+                found.setdefault(database.parent.resolve(), database.parent)
+    return list(found.values())
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, LorascopeError):
+        return f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    return error.what if error.fix is None else f"{error.what}; {error.fix}"
+
+
+def _evidence(stores: Sequence[Store], where: str) -> list[StudyEvidence]:
+    """A study's evidence; where its design varied the base model, one for each."""
+    study = stores[0].study
+    document = _compared(stores, where)
+    found = []
+    for model in dict.fromkeys(trial["config"]["model"] for trial in document["trials"]):
+        trials = [trial for trial in document["trials"] if trial["config"]["model"] == model]
+        sizes = [trial["total_params"] for trial in trials if trial["total_params"] is not None]
+        found.append(
+            read_evidence(
+                document | {"trials": trials},
+                directory=where,
+                design=study.design.kind,
+                task=_task_facts(study, trials),
+                model=model_facts(model, min(sizes, default=None)),
+                section=study.task.model_dump(mode="json"),
+            )
+        )
+    return found
+
+
+def _compared(stores: Sequence[Store], where: str) -> dict[str, Any]:
+    """The results, with every two configurations compared, or where these are many, each with the best."""
+    from lorascope.store import results_document
+
+    names = {configuration_of(trial["trial"]) for trial in results_document(stores)["trials"]}
+    if len(names) <= MOST_FOR_PAIRS:
+        return results_of(stores, pairs=True)
+    document = results_of(stores)
+    facts = TaskFacts("", "generation"), ModelFacts("")
+    study = read_evidence(document, directory=where, design="", task=facts[0], model=facts[1], section={})
+    leader = leader_of(study)
+    if leader is None:
+        return document
+    document = results_of(stores, baseline=leader)
+    note = f"{document['comparisons']['correction']}, all with the best of {len(names)}, picked by the same scores"
+    return document | {"comparisons": document["comparisons"] | {"correction": note}}
+
+
+def _task_facts(study: Study, trials: Sequence[dict[str, Any]]) -> TaskFacts:
+    kind: Kind | None = KINDS.get(study.task.name)
+    if kind is None:
+        classifies = any("accuracy" in trial["metrics"] for trial in trials) or study.task.labels is not None
+        kind = "classification" if classifies else "generation"
+    return task_facts(study.task, kind)
+
+
+def task_facts(task: TaskConfig, kind: Kind) -> TaskFacts:
+    """A task as far as closeness goes; a directory of the user's own files is the files in it."""
+    places = [task.data] if isinstance(task.data, str) else list(task.data.values())
+    found = [file for place in places for file in (_files(place) if task.name == "file" else [absolute(place)])]
+    return TaskFacts(task.name, kind, tuple(sorted(found)), task.speaker)
+
+
+def _files(place: str) -> list[str]:
+    """The training and validation files of a directory, or the place itself."""
+    from lorascope.data.files import FILE_PUBLISHED
+
+    path = Path(place).expanduser()
+    files = []
+    for split in ("train", "validation"):
+        files += [str((path / name).resolve()) for name in FILE_PUBLISHED.files[split] if (path / name).is_file()][:1]
+    return files or [absolute(place)]
+
+
+def absolute(reference: str) -> str:
+    """A path that exists as an absolute one; anything else, such as a hub id, as it is."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
+
+
+def model_facts(reference: str, num_params: int | None = None) -> ModelFacts:
+    """What ``config.json`` tells, of a directory or of the hub's local cache; nothing is downloaded."""
+    try:
+        path = Path(reference).expanduser() / "config.json"
+        if not path.is_file():
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(reference, "config.json")
+            path = Path(cached) if isinstance(cached, str) else path
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return ModelFacts(absolute(reference), str(config["model_type"]), sizes_of(config), num_params)
+    except _DAMAGE:
+        return ModelFacts(absolute(reference), num_params=num_params)
