@@ -5,7 +5,8 @@ the dtype, a classifier's labels, ties that were broken. Tokenizer, chat templat
 base's files; a tokenizer that was saved with the adapter goes before the base's.
 
 Knows bases (local or of the hub) and what a directory must hold. Does not judge the merge (``certify``) and renames nothing
-into place: the directory is given, and its owner makes it appear whole (``store.atomic_directory``). Floor: above ``base_model``.
+into place: the directory is given, and its owner makes it appear whole (``store.atomic_directory``). Floor: above
+``base_model``, beside ``adapter``.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
-# Numbers of a tensor in memory at a time; 32 MiB in the float64 that sums are made in.
-CHUNK_NUMBERS = 1 << 22
+# Numbers of a tensor in memory at a time; 8 MiB in the float64 that sums are made in.
+CHUNK_NUMBERS = 1 << 20
 # A header is a few hundred bytes a tensor; more than this is no header. The limit of safetensors' own reader.
 _MOST_HEADER_BYTES = 100_000_000
 _DTYPES: dict[str, torch.dtype] = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorascope.errors import CheckFailed, ModelError
+from lorascope.errors import CheckFailed, ModelError, StoreError
 from lorascope.lora.checkpoint_files import (
     PlannedTensor,
     StoredTensor,
@@ -192,10 +193,12 @@ def merge_files(
     Raises:
         AdapterError, ModelError: as ``plan_merge``; or the base holds NaN or is damaged.
         CheckFailed: a merged number is not finite: it overflows ``dtype``.
+        StoreError: the disk has no room for it.
     """
     plan = plan_merge(saved, open_checkpoint(base), model, dtype)
     tensors = {one.written: PlannedTensor(one.dtype, one.shape, lambda one=one: _chunks(one)) for one in plan.tensors}
     assert len(tensors) == len(plan.tensors), "two tensors under one name"
+    _check_space(directory, sum(tensor.num_bytes for tensor in tensors.values()))
     files = write_checkpoint(directory, tensors, max_shard_bytes)
     return plan, verify_files(plan, directory, files)
 
@@ -224,6 +227,13 @@ def verify_files(plan: MergePlan, directory: Path, files: tuple[str, ...] = ()) 
         unused=plan.unused,
         base_sha256=digest.hexdigest(),
     )
+
+
+def _check_space(directory: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if num_bytes > free:
+        what = f"the merged model takes {num_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        raise StoreError(what, where=str(directory.parent), fix="free some space, or choose another place")
 
 
 def _record(planned: PlannedMerge, stored: StoredTensor) -> TensorRecord:
