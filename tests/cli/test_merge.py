@@ -18,17 +18,23 @@ def test_the_merged_directory_loads_and_the_document_says_what_it_is(cli, adapte
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--max-shard-size", "20KB", "--json")
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
-    assert document["base"]["name"] == str(model_directory("llama"))
+    assert document["base"] == {"model": str(model_directory("llama")), "revision": None, "commit": None}
     assert document["class"] == "LlamaForCausalLM"
     assert "model.safetensors.index.json" in document["files"]
-    assert sorted(document["files"]) == sorted(path.name for path in (tmp_path / "merged").iterdir())
+    certificate = json.loads((tmp_path / "merged" / "merge-certificate.json").read_text())
+    assert certificate == document["certificate"]
+    assert certificate["holds"] is True
+    assert certificate["level"] == "outputs"
+    assert certificate["merged"]["directory"] == str(tmp_path / "merged")
+    there = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert there == {*document["files"], "merge-certificate.json"}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
 
 
-def test_a_screen_shows_base_class_size_and_updates(cli, adapter, model_directory, tmp_path):
+def test_a_screen_shows_the_certificate(cli, adapter, model_directory, tmp_path):
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "bfloat16")
     assert ended.code == 0, ended.err
-    for text in (str(model_directory("llama")), "LlamaForCausalLM", "4 modules", "bfloat16"):
+    for text in ("the merge holds", str(model_directory("llama")), "4 modules", "bfloat16", "merged in memory"):
         assert text in ended.out
 
 
@@ -47,6 +53,8 @@ def test_a_directory_that_holds_something_is_left_as_it_is(cli, adapter, tmp_pat
         (["--dtype", "bfloat61"], "--dtype: there is no dtype 'bfloat61'; did you mean 'bfloat16'?"),
         (["--max-shard-size", "much"], "--max-shard-size: 'much' is no amount of memory"),
         (["--base", "/nowhere"], "/nowhere: no such model directory"),
+        (["--task", "sst2"], "--data: a task needs a name and data; give --task and --data, or neither"),
+        (["--quantization", "int8"], "--quantization: there is no quantization 'int8'"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_leaves_nothing(options, message, cli, adapter, tmp_path):
@@ -65,6 +73,18 @@ def test_an_overflow_ends_with_three_and_no_directory_remains(cli, adapter, tmp_
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "float16")
     assert ended.code == 3
     assert "overflow float16; merge with --dtype bfloat16 or float32" in ended.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_merge_that_does_not_hold_ends_with_three_says_why_and_leaves_nothing(cli, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("lorascope.lora.merge_plan.Update.rows", lambda self, start, stop, dtype=torch.float64: 0.0)
+    before = set(tmp_path.iterdir())
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
+    assert ended.code == 3
+    assert "the merge does not hold" in ended.err
+    certificate = json.loads(ended.out)["certificate"]
+    assert certificate["holds"] is False
+    assert any(check["verdict"] == "fails" for check in certificate["checks"])
     assert set(tmp_path.iterdir()) == before
 
 
