@@ -33,7 +33,7 @@ def _print_facts(console: Console, document: Mapping[str, Any]) -> None:
     facts = {
         "base": base["merged_into"],
         "adapter": f"{adapter['directory']}: {adapter['modules']} modules, scaling {scalings or '–'}",
-        "merged": f"{merged['directory']}: {merged['dtype']}{size}",
+        "merged": f"{merged['directory']}: {merged['class']}, {merged['dtype']}{size}",
         "effect": _effect_text(document["effect"]),
     }
     if inputs is None:
