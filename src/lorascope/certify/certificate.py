@@ -3,7 +3,7 @@
 Before: a directory that is said to hold base + adapter.
 After: a ``Certificate``, whose document is ``merge-certificate.json``.
 The certificate looks at the result alone: files are read by its own reader, ΔW comes from the adapter's own files, and models
-are loaded from their directories. It shares no code with the merge.
+are loaded from their directories. Nothing that merges is called.
 
 A model that does not fit into memory gets a certificate of its tensors, which says so. Floor: ``certify``.
 """
