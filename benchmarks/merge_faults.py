@@ -131,7 +131,7 @@ def overflows(scene: Scene) -> None:
 
 def output_layer_tied(scene: Scene) -> None:
     """An output layer of its own, saved as tied: the file leaves it out."""
-    scene.edit(lambda tensors: tensors.pop("lm_head.weight") and None)
+    scene.edit(lambda tensors: tensors.__delitem__("lm_head.weight"))
     scene.configure(tie_word_embeddings=True)
 
 
@@ -191,7 +191,12 @@ def keys_match_nothing(scene: Scene) -> None:
 
 def half_of_the_tensors(scene: Scene) -> None:
     """Every second tensor is not in the file: loaders fill the places with random numbers."""
-    scene.edit(lambda tensors: [tensors.pop(name) for name in sorted(tensors)[::2]] and None)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in sorted(tensors)[::2]:
+            del tensors[name]
+
+    scene.edit(change)
 
 
 def head_not_carried_over(scene: Scene) -> None:

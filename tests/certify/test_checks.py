@@ -131,9 +131,11 @@ def test_classes_must_be_in_the_adapters_order():
 
 
 def test_another_revision_and_another_checksum_fail():
-    assert checks.revision_check({"revision": "abc"}, "lab/model", None, False).verdict == "fails"
-    assert checks.revision_check({"revision": "abc"}, "lab/model", "abc", False).verdict == "holds"
-    assert checks.revision_check({"revision": "abc"}, "lab/model", None, True).verdict == "not judged"
+    adapter = {"revision": "abc", "base_model_name_or_path": "lab/model"}
+    assert checks.revision_check(adapter, "lab/model", None, False).verdict == "fails"
+    assert checks.revision_check(adapter, "lab/model", "abc", False).verdict == "holds"
+    assert checks.revision_check(adapter, "lab/model", None, True).verdict == "not judged"
+    assert checks.revision_check(adapter, "lab/mirror", None, False).verdict == "not judged"
     assert checks.revision_check({}, "lab/model", None, False).verdict == "not judged"
     assert checks.base_check("a", "b", "").verdict == "fails"
     assert checks.base_check("a", "a", "").verdict == "holds"

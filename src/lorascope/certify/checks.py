@@ -232,8 +232,10 @@ def revision_check(adapter: Mapping[str, Any], model: str, revision: str | None,
     trained = adapter.get("revision")
     if trained is None:
         return Check("base-revision", "not judged", "the adapter names no revision of its base")
-    if local:
-        return Check("base-revision", "not judged", f"the adapter names revision {trained}; a directory does not tell its own")
+    named = adapter.get("base_model_name_or_path")
+    if local or named != model:
+        what = "a directory does not tell its own" if local else f"that is of {named}, and {model} was given"
+        return Check("base-revision", "not judged", f"the adapter names revision {trained}; {what}")
     if str(trained) == str(revision):
         return Check("base-revision", "holds", f"{model} at {revision}")
     return Check("base-revision", "fails", f"trained on {model} at {trained}, merged into {revision or 'the newest'}")
