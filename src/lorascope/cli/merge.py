@@ -14,14 +14,10 @@ from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, parse_
 from lorascope.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lorascope.certify import Certificate, MergeClaim
+    from lorascope.lora.merge_plan import MergeDtype
     from lorascope.lora.peft_io import SavedAdapter
     from lorascope.merged_model import MergeBase, MergedModel
-
-# Base and merged copy in memory at once, in units of the base.
-_COPIES_IN_MEMORY = 2.2
 
 
 def merge(
@@ -58,25 +54,20 @@ def merge(
 
     if dtype not in MERGE_DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
+    chosen: MergeDtype = dtype  # type: ignore[assignment]
     saved = _labelled(read_adapter(adapter), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
     with atomic_directory(out) as directory:
-        merged = write_merged(
-            saved,
-            adapter,
-            found,
-            directory,
-            dtype=dtype,  # type: ignore[arg-type]
-            max_shard_bytes=max_shard_bytes,
-        )
-        claim = _claim(saved, found, adapter, directory, out, dtype)
-        claim = _bounded(claim, saved, tensors_only, quantization)
+        merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
+        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
         certificate = certify(claim, task_config, settings)
-        _show(adapter, out, merged, certificate, as_json)
+        if not certificate.holds:  # what failed is worth more than that it did
+            _show(adapter, out, merged, certificate, as_json)
         certificate.raise_unless_it_holds(out)
         write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
+    _show(adapter, out, merged, certificate, as_json)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
@@ -90,37 +81,24 @@ def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
     return replace(saved, labels=names)
 
 
-def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path, out: Path, dtype: str) -> MergeClaim:
+def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path, out: Path, dtype: MergeDtype) -> MergeClaim:
     """What the merge says of itself."""
-    from lorascope.base_model import label_names, load_base
+    from lorascope.base_model import label_names
     from lorascope.certify import MergeClaim
+    from lorascope.merged_model import merged_in_memory
 
-    settings = BaseModelConfig(model=found.name, revision=found.revision)
-    task_type = found.task_type
-    labels = label_names(found.model.config) if task_type == "SEQ_CLS" else ()
-
-    def in_memory() -> nn.Module:
-        import torch
-
-        from lorascope.lora.merge import merged_copy
-
-        assert task_type is not None
-        own = load_base(settings, task_type, labels)
-        return merged_copy(own.model, saved, getattr(torch, claim.stored_dtype))
-
-    claim = MergeClaim(
-        base=settings,
+    return MergeClaim(
+        base=BaseModelConfig(model=found.name, revision=found.revision),
         base_directory=found.directory,
         model=found.model,
         adapter=adapter,
         merged=directory,
         dtype=dtype,
-        task_type=task_type,
-        labels=labels,
-        in_memory=in_memory,
+        task_type=found.task_type,
+        labels=label_names(found.model.config) if found.task_type == "SEQ_CLS" else (),
+        in_memory=lambda: merged_in_memory(saved, found, dtype),
         shown_as=out,
     )
-    return claim
 
 
 def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantization: str | None) -> MergeClaim:
@@ -137,13 +115,11 @@ def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantiz
     return replace(
         claim,
         quantise=quantization == "nf4" or packed,
-        in_memory=claim.in_memory if why_tensors_only(claim.model, copies=_COPIES_IN_MEMORY) is None else None,
         tensors_only="only the tensors were asked for" if tensors_only else why_tensors_only(claim.model),
     )
 
 
 def _show(adapter: Path, out: Path, merged: MergedModel, certificate: Certificate, as_json: bool) -> None:
-    """Print what was written and its certificate, before a failure takes both away."""
     document = _document(adapter, out, merged)
     if as_json:
         print_json({**document, "certificate": certificate.document})
@@ -172,5 +148,4 @@ def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
         "dtype": merged.dtype,
         "files": sorted([*merged.files, "merge-certificate.json"]),
         "warnings": list(merged.warnings),
-        "tensors": merged.record.document(),
     }
