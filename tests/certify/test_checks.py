@@ -113,6 +113,7 @@ def test_models_that_cannot_be_run_or_answer_nan_fail():
 def test_inputs_that_do_not_see_the_adapter_are_told():
     assert checks.effect_check(outputs(), row(BASE, 1e-3, 1e-2)).verdict == "holds"
     assert checks.effect_check(outputs(), row(BASE, 0.0, 1e-8)).verdict == "warning"
+    assert checks.effect_check(outputs(row(UNMERGED, 0.0, 2e-2)), row(BASE, 1e-3, 1e-2)).verdict == "warning"
 
 
 def test_only_what_a_merge_may_change_may_differ_in_the_configuration():

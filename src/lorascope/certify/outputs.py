@@ -33,7 +33,7 @@ from lorascope.losses import model_inputs
 
 REFERENCE, UNMERGED = "adapter, float32", "adapter, unmerged"
 BASE, IN_MEMORY, RELOADED = "base alone, float32", "merged in memory", "merged, reloaded"
-QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the quantised base (nf4)"
+QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the nf4 base"
 
 
 @dataclass(frozen=True)
