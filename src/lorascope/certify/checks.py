@@ -52,7 +52,7 @@ class Check:
 def adapter_checks(problems: Sequence[str], figures: TensorFigures) -> list[Check]:
     """The adapter's own files, and that everything in them has a place in the base."""
     homeless = figures.homeless
-    total = len(figures.modules)
+    total = figures.num_placed
     if homeless:
         what = f"{len(homeless)} of the adapter's tensors match nothing in the base: {_few(homeless)}"
         place = Check("adapter-fits", "fails", what)

@@ -137,7 +137,8 @@ class TensorFigures:
     """What the files show.
 
     Attributes:
-        modules: those that the adapter has an update for, and the model a place.
+        modules: those that the adapter has an update for, and both models' files a tensor.
+        num_placed: those that the adapter has an update for, and the model a place.
         num_equal: tensors that no update concerns, and are the base's (or the adapter's, where that replaced them).
         differing: those that should be and are not, with the count of numbers that differ and whose they should be.
         nonfinite: counts of NaN or infinite numbers, by name.
@@ -150,6 +151,7 @@ class TensorFigures:
     """
 
     modules: list[ModuleFigures] = field(default_factory=list)
+    num_placed: int = 0
     num_equal: int = 0
     differing: list[tuple[str, int, str]] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -175,6 +177,7 @@ def compare_tensors(
     before, after = place(layout, base), place(written, merged)
     figures = TensorFigures(absent=list(after.absent))
     weights = {f"{module}.weight": update for module, update in adapter.updates.items()}
+    figures.num_placed = sum(name in layout.names for name in weights)
     figures.homeless += sorted(name for name in (*weights, *adapter.replaced) if name not in layout.names)
     for name, tensor in after.held.items():
         if tensor.dtype.is_floating_point:
