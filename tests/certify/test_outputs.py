@@ -1,7 +1,6 @@
 """What the models answer: the reference is the adapter as PEFT runs it, and everything else is compared with it."""
 
 import pytest
-import torch
 from peft import PeftModel
 
 from lorascope.certify.outputs import BASE, REFERENCE, RELOADED, UNMERGED, compare_outputs
@@ -36,4 +35,3 @@ def test_a_merged_model_that_cannot_be_loaded_is_a_result_and_no_error(scene):
     outputs = compare_outputs(made.claim(), None, EvaluateConfig())
     assert outputs.unloadable is not None
     assert outputs.find(RELOADED) is None
-    assert torch.get_grad_enabled()
