@@ -27,6 +27,7 @@ from lorascope.certify.logits import Difference, difference
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import LorascopeError, UsageError
 from lorascope.evaluate import Evaluation, evaluate
+from lorascope.lora.frozen import install, slow_bfloat16
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import model_inputs
@@ -120,7 +121,7 @@ class _Run:
         claim = self.claim
         before = None
         if claim.in_memory is not None:
-            before = self.logits(_padding(claim.in_memory(), self.pad_id))
+            before = self.logits(_prepared(claim.in_memory(), self.pad_id))
             gc.collect()
             self.row(IN_MEMORY, reference, before, {})
         like = _load(claim, str(claim.merged), claim.dtype, None)
@@ -159,7 +160,7 @@ class _Run:
 
     @torch.no_grad()
     def logits(self, model: nn.Module) -> list[Tensor]:
-        """Logits ``[K, V]`` of every batch, at least in float32, on the CPU; the model computes as it does for anyone."""
+        """Logits ``[K, V]`` of every batch, at least in float32, on the CPU."""
         model.eval()
         device = next(model.parameters()).device
         found = []
@@ -194,12 +195,20 @@ def _num_logits(base: BaseModel) -> int:
     return int(config.num_labels if base.task_type == "SEQ_CLS" else config.vocab_size)
 
 
-def _padding(model: nn.Module, pad_id: int) -> nn.Module:
-    """The model, told what fills short rows where it does not say: a classifier looks for a row's last token."""
+def _prepared(model: nn.Module, pad_id: int) -> nn.Module:
+    """The model as ``_load`` would have it: told what fills short rows, for a classifier looks for a row's last token."""
     config: Any = model.config
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_id
+    _hasten(model, ())
     return model
+
+
+def _hasten(model: nn.Module, heads: Sequence[str]) -> None:
+    """Products in 16 bits that the processor would emulate: summed in float32 and rounded once, as those that need not do."""
+    weight = next(model.parameters())
+    if weight.device.type == "cpu" and (weight.dtype == torch.float16 or slow_bfloat16(weight)):
+        install(model, "float32", heads)
 
 
 def _without_update(saved: SavedAdapter) -> SavedAdapter:
@@ -212,7 +221,9 @@ def _load(claim: MergeClaim, model: str, dtype: str, revision: str | None, quant
     # Copied, not validated: a merged model may be in float16, in which nothing is trained.
     values = {"model": model, "dtype": dtype, "revision": revision, "quantization": quantization}
     assert claim.task_type is not None
-    return load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
+    base = load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
+    _hasten(base.model, base.heads)
+    return base
 
 
 def _finished(run: Any) -> Evaluation:
