@@ -55,19 +55,26 @@ def merge(
     if dtype not in MERGE_DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
     chosen: MergeDtype = dtype  # type: ignore[assignment]
-    saved = _labelled(read_adapter(adapter), labels)
+    saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
     with atomic_directory(out) as directory:
+        _say(f"merging into {found.name}")
         merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
         claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
+        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
         certificate = certify(claim, task_config, settings)
         if not certificate.holds:  # what failed is worth more than that it did
             _show(adapter, out, merged, certificate, as_json)
         certificate.raise_unless_it_holds(out)
         write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
     _show(adapter, out, merged, certificate, as_json)
+
+
+def _say(text: str) -> None:
+    """A line of progress: each step takes minutes on a large base."""
+    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
