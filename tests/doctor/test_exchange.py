@@ -125,11 +125,15 @@ def test_an_alpha_written_wrongly_is_caught_by_peft(check, monkeypatch):
     assert "bert" in result.showed
 
 
-def test_a_head_that_peft_is_not_told_of_is_caught(check, monkeypatch):
+def test_a_head_that_is_not_written_is_caught(check, monkeypatch):
     original = exchange.write_adapter
-    monkeypatch.setattr(exchange, "write_adapter", lambda *given, **named: original(*given, **{**named, "heads": ()}))
-    result = check("PEFT reads it")
-    assert result.status == "failed"
+
+    def without_heads(directory, weights, *others, **named):
+        original(directory, replace(weights, heads={}), *others, **named)
+
+    monkeypatch.setattr(exchange, "write_adapter", without_heads)
+    assert check("PEFT reads it").status == "failed"
+    assert check("save and load").status == "failed"
 
 
 @pytest.mark.parametrize(
