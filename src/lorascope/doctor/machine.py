@@ -253,7 +253,7 @@ def cuda(setting: Setting) -> Finding:
         without = torch.version.cuda is None and shutil.which("nvidia-smi") is not None
         what = "an NVIDIA driver is here, but this torch was built without CUDA"
         fix = "install the CUDA build: https://pytorch.org/get-started/locally"
-        return Finding("no GPU", {"devices": 0}, warnings=(what,) if without else (), skipped=True, fix=fix)
+        return Finding("no GPU", {"devices": 0}, warnings=(what,) if without else (), skipped=not without, fix=fix)
     device = setting.device if setting.device != "cpu" else "cuda"
     facts = _gpu_facts(device)
     generator = torch.Generator().manual_seed(1)
