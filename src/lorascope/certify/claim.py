@@ -1,0 +1,84 @@
+"""What a merge says that it did: the matter that is checked, and whether there is room to run it. Floor: ``certify``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from torch import nn
+from transformers import PreTrainedModel
+
+from lorascope.certify.checkpoint import open_checkpoint
+from lorascope.config import BaseModelConfig, TaskType
+
+
+@dataclass(frozen=True)
+class MergeClaim:
+    """Base + adapter = merged.
+
+    Attributes:
+        base: the base that the adapter is said to have been merged into, unquantised; its dtype does not matter.
+        base_directory: where that base's files are.
+        model: of the merged model's class, on the meta device; looked at for names and kinds of layers.
+        adapter: PEFT's directory.
+        merged: the directory that was written, perhaps still under a temporary name.
+        dtype: of the merged weights; ``as-base`` where each tensor keeps the base's.
+        task_type: None where outputs cannot be compared, for want of a way to load and feed such a model.
+        labels: class names in the order of the head's outputs; empty unless SEQ_CLS.
+        in_memory: hands over the merged model as it was before it was written; None where there never was one.
+        quantise: compare in four bits (NF4) too.
+        tensors_only: why no model may be loaded; None to run them all.
+        shown_as: where the merged directory will be; None where it is there already.
+    """
+
+    base: BaseModelConfig
+    base_directory: Path
+    model: PreTrainedModel
+    adapter: Path
+    merged: Path
+    dtype: str
+    task_type: TaskType | None
+    labels: tuple[str, ...] = ()
+    in_memory: Callable[[], nn.Module] | None = None
+    quantise: bool = False
+    tensors_only: str | None = None
+    shown_as: Path | None = None
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype in which the merged model is loaded: the base's own for ``as-base``."""
+        return open_checkpoint(self.base_directory).main_dtype if self.dtype == "as-base" else self.dtype
+
+
+# Of a model in float32: itself, activations and logits, and an adapter's small change.
+_ROOM = 1.3
+
+
+def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None, copies: float = 1.0) -> str | None:
+    """Why outputs should not be compared: the model in float32, as the adapter's reference needs it, has no room.
+
+    Args:
+        model: on the meta device.
+        copies: of the model that are in memory at once.
+        limit_bytes: what there is; by default the memory that is free, or that the process may still take (``ulimit -v``).
+    """
+    needed = int(copies * _ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
+    free = _free_bytes() if limit_bytes is None else limit_bytes
+    if needed <= free:
+        return None
+    return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free"
+
+
+def _free_bytes() -> int:
+    free = int(psutil.virtual_memory().available)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return free
+    for kind, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - int(getattr(psutil.Process().memory_info(), used, 0)))
+    return max(0, free)
