@@ -82,8 +82,9 @@ def test_a_merge_that_does_nothing_is_caught(check, monkeypatch):
     monkeypatch.setattr(exchange, "merged_copy", lambda model, saved: copy.deepcopy(model))
     result = check("merge")
     assert result.status == "failed"
-    assert "update 1.0e+00" in result.showed
-    assert "logits" in result.showed
+    assert "update in memory 1.0e+00" in result.showed
+    assert "logits in memory" in result.showed
+    assert "on disk" not in result.showed
 
 
 def test_a_merge_of_all_modules_but_one_is_caught(check, monkeypatch):
@@ -96,7 +97,24 @@ def test_a_merge_of_all_modules_but_one_is_caught(check, monkeypatch):
         return made
 
     monkeypatch.setattr(exchange, "merged_copy", merged)
-    assert "update 1.0e+00" in check("merge").showed
+    assert "update in memory 1.0e+00" in check("merge").showed
+
+
+def test_merged_files_that_hold_other_numbers_are_caught(check, monkeypatch):
+    original = exchange.write_merged
+
+    def write(saved, adapter, base, directory):
+        original(saved, adapter, base, directory)
+        path = directory / "model.safetensors"
+        tensors = load_file(path)
+        name = next(name for name in tensors if name.endswith("h.1.mlp.c_proj.weight"))
+        save_file({**tensors, name: tensors[name].bfloat16().float()}, path, metadata={"format": "pt"})
+
+    monkeypatch.setattr(exchange, "write_merged", write)
+    result = check("merge")
+    assert "update on disk" in result.showed
+    assert "logits on disk" in result.showed
+    assert "in memory" not in result.showed
 
 
 def test_a_merge_into_the_base_itself_is_caught(check, monkeypatch):

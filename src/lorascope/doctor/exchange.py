@@ -5,7 +5,6 @@ Floor: doctor.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lorascope.adapter import stack_saved
-from lorascope.base_model import BaseModel, weights_checksum
-from lorascope.config import TrainConfig
+from lorascope.base_model import BaseModel, load_base, weights_checksum
+from lorascope.config import BaseModelConfig, TrainConfig
 from lorascope.data.packing import batch_order, collate
 from lorascope.data.record import Example
 from lorascope.data.tree import sibling_groups
 from lorascope.doctor import models
 from lorascope.doctor.finding import Finding, Setting, beyond
-from lorascope.lora.peft_io import SavedAdapter, read_adapter, sliced, write_adapter
+from lorascope.lora.merge import merged_copy
+from lorascope.lora.peft_io import read_adapter, sliced, write_adapter
 from lorascope.lora.stack import AdapterWeights, Slot, Stack
+from lorascope.merged_model import open_merge_base, write_merged
 from lorascope.train import train
 
 _EXACT = 1e-10
@@ -94,43 +94,41 @@ def _fused_numbers_come_back(device: str) -> list[str]:
 
 
 def merge(setting: Setting) -> Finding:
-    """A saved adapter on its base against the copy of the base that it was merged into; the base is as it was."""
+    """A saved adapter on its base against the base that it was merged into, in memory and from file to file."""
     base = models.as_base(models.make("gpt2", torch.float32, setting.device))
     own = models.copied(base.model)
     with TemporaryDirectory() as name:
-        written = _write(base, Path(name), ("query", "value", "down"))
-        merged = merged_copy(base.model, read_adapter(Path(name)))
+        before, adapter, after = (Path(name) / part for part in ("base", "adapter", "merged"))
+        adapter.mkdir()
+        after.mkdir()
+        models.write(base.model, before)
+        written = _write(base, adapter, ("query", "value", "down"))
+        saved = read_adapter(adapter)
+        in_memory = merged_copy(base.model, saved)
+        write_merged(saved, adapter, open_merge_base(saved, str(adapter), str(before)), after)
+        on_disk = load_base(BaseModelConfig(model=str(after)), "CAUSAL_LM", device=setting.device).model
     altered = models.changed(own, base.model)
     exact = models.adapted_weights(base.model, written.weights)
-    found = dict(merged.named_parameters())
-    with torch.no_grad():
-        logits = merged(input_ids=models.ids_batch(setting.device)).logits
-    errors = {
-        "logits": models.relative(logits, written.logits),
+    errors: dict[str, float] = {}
+    for place, merged in (("in_memory", in_memory), ("on_disk", on_disk)):
+        found = dict(merged.named_parameters())
+        with torch.no_grad():
+            logits = merged(input_ids=models.ids_batch(setting.device)).logits
+        errors[f"logits_{place}"] = models.relative(logits, written.logits)
         # In units of the update, so that a merge that did nothing shows as 1 however small the adapter is.
-        "update": max(
+        errors[f"update_{place}"] = max(
             float((found[name].double() - value).norm() / (value - own[name].to(value)).norm())
             for name, value in exact.items()
-        ),
-    }
+        )
     effect = models.relative(written.bare, written.logits)
-    wrong = list(beyond(errors, {"logits": _SINGLE, "update": _UPDATE}))
+    wrong = list(beyond(errors, {name: _SINGLE if name.startswith("logits") else _UPDATE for name in errors}))
     if not effect > _EFFECT:
         wrong.append("the adapter changes nothing")
     if altered:
         wrong.append(f"{len(altered)} base tensors changed ({altered[0]})")
-    showed = f"merged logits differ by {errors['logits']:.0e}; the adapter itself changes them by {effect:.0%}"
+    worst = max(errors["logits_in_memory"], errors["logits_on_disk"])
+    showed = f"merged in memory and on disk, logits differ by {worst:.0e}; the adapter itself changes them by {effect:.0%}"
     return Finding(showed, {**errors, "effect": effect, "modules": len(exact)}, tuple(wrong))
-
-
-def merged_copy(model: PreTrainedModel, saved: SavedAdapter) -> PreTrainedModel:
-    """A copy of the model with the adapter in its weights, rounded to their dtype."""
-    copied = copy.deepcopy(model)
-    parameters = dict(copied.named_parameters())
-    with torch.no_grad():
-        for name, value in models.adapted_weights(model, saved.weights).items():
-            parameters[name].copy_(value)
-    return copied
 
 
 def peft_reads(setting: Setting) -> Finding:

@@ -69,9 +69,14 @@ def make(family: Family, dtype: torch.dtype = torch.float64, device: str = "cpu"
     return model.eval().requires_grad_(False)
 
 
-def write_body(directory: Path) -> None:
-    """A BERT without a head as ``save_pretrained`` writes it, with its tokenizer: what a study loads."""
-    _drawn(lambda: BertModel(cast(BertConfig, config_of("bert")))).save_pretrained(directory)
+def body() -> PreTrainedModel:
+    """A BERT without a head: what a study loads."""
+    return _drawn(lambda: BertModel(cast(BertConfig, config_of("bert"))))
+
+
+def write(model: PreTrainedModel, directory: Path) -> None:
+    """The model's files and its tokenizer's."""
+    model.save_pretrained(directory)
     tokenizer().save_pretrained(directory)
 
 

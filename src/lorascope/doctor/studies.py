@@ -61,7 +61,7 @@ def resume(setting: Setting) -> Finding:
 
 def _small_study(directory: Path) -> Study:
     """Two trials on texts of two classes, ten steps each; base and data are written to ``directory``."""
-    models.write_body(directory / "model")
+    models.write(models.body(), directory / "model")
     draw = random.Random(1)
     seen: set[str] = set()
     paths = {}
