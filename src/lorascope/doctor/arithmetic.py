@@ -197,7 +197,7 @@ def loss_falls(setting: Setting) -> Finding:
     cycle = [models.continued(str(k), [models.NUM_SPECIAL + (k + 3 * n) % 10 for n in range(5 + k % 5)], 1) for k in range(24)]
     causal = models.as_base(models.make("gpt2", torch.float32, setting.device), packs=False)
     classifier = models.as_base(models.make("bert", torch.float32, setting.device), "SEQ_CLS")
-    figures = {}
+    figures: dict[str, float] = {}
     for name, base, examples in (("next_word", causal, cycle), ("classes", classifier, models.classified(24))):
         first, last = _learned(base, examples)
         figures |= {f"{name}_first": first, f"{name}_last": last}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -202,9 +202,9 @@ def _train_by_peft(
     import peft
     from transformers import get_linear_schedule_with_warmup
 
-    r, scaling = slot.placements[0].r, slot.placements[0].scaling
+    r, alpha = slot.placements[0].r, slot.placements[0].scaling * slot.placements[0].r
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=r, lora_alpha=scaling * r, target_modules=list(_WHOLE), fan_in_fan_out=True
+        task_type="CAUSAL_LM", r=r, lora_alpha=cast(int, alpha), target_modules=list(_WHOLE), fan_in_fan_out=True
     )  # fmt: skip
     wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}

@@ -16,6 +16,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import torch
@@ -268,7 +269,7 @@ def cuda(setting: Setting) -> Finding:
     return Finding(showed, {**facts, **errors}, wrong)
 
 
-def _gpu_facts(device: str) -> Mapping[str, str | int | bool]:
+def _gpu_facts(device: str) -> Mapping[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,

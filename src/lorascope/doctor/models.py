@@ -50,7 +50,7 @@ _SPREAD = 10.0
 def config_of(family: Family) -> PretrainedConfig:
     """The configuration of a model of two layers and 32 features."""
     if family == "gpt2":
-        sizes = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS}
+        sizes: dict[str, Any] = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS}
         return GPT2Config(**_COMMON, **sizes, bos_token_id=END_ID, eos_token_id=END_ID)
     sizes = {
         "hidden_size": _WIDTH, "intermediate_size": _INNER, "num_hidden_layers": _LAYERS, "num_attention_heads": _HEADS,
@@ -58,15 +58,14 @@ def config_of(family: Family) -> PretrainedConfig:
     }  # fmt: skip
     if family == "llama":
         return LlamaConfig(**_COMMON, **sizes, num_key_value_heads=2, bos_token_id=2, eos_token_id=END_ID)
-    return BertConfig(**_COMMON, **sizes, num_labels=2)
+    return BertConfig(**_COMMON, **sizes)
 
 
 def make(family: Family, dtype: torch.dtype = torch.float64, device: str = "cpu") -> PreTrainedModel:
     """The model with its seeded weights, frozen; the same numbers in every dtype, up to rounding."""
-    auto = AutoModelForSequenceClassification if family == "bert" else AutoModelForCausalLM
-    model = _drawn(lambda: auto.from_config(config_of(family)))
-    model = cast(PreTrainedModel, cast(nn.Module, model).to(device=device, dtype=dtype))
-    return model.eval().requires_grad_(False)
+    auto: Any = AutoModelForSequenceClassification if family == "bert" else AutoModelForCausalLM
+    model: nn.Module = _drawn(lambda: auto.from_config(config_of(family)))
+    return cast(PreTrainedModel, model.to(device=device, dtype=dtype).eval().requires_grad_(False))
 
 
 def body() -> PreTrainedModel:
@@ -237,5 +236,5 @@ def _drawn(build: Any) -> PreTrainedModel:
         model = cast(PreTrainedModel, build())
         for parameter in model.parameters():
             # transformers starts biases at zero and norms at one; a trained base has neither.
-            parameter += 0.1 * torch.randn_like(parameter) if parameter.dim() == 1 else (_SPREAD - 1.0) * parameter
+            parameter.add_(0.1 * torch.randn_like(parameter) if parameter.dim() == 1 else (_SPREAD - 1.0) * parameter)
     return model

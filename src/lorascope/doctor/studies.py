@@ -66,7 +66,7 @@ def _small_study(directory: Path) -> Study:
     seen: set[str] = set()
     paths = {}
     for split, size in (("train", 20), ("validation", 8)):
-        lines = []
+        lines: list[str] = []
         while len(lines) < size:
             words = draw.sample(range(models.NUM_SPECIAL, models.VOCABULARY), 6)
             text = " ".join(f"w{word}" for word in words)
