@@ -1,11 +1,12 @@
 """``lorascope doctor`` as people and scripts meet it: table, document, progress, exit codes."""
 
 import json
+import sys
 
 import pytest
 
-import lorascope.doctor
-from lorascope.doctor import Check, Finding, own_base
+from lorascope.doctor import own_base, table
+from lorascope.doctor.finding import Check, Finding
 from lorascope.lora.layer import StackedLinear
 
 
@@ -15,7 +16,7 @@ def checks(monkeypatch):
 
     def put(*findings):
         rows = tuple(Check(f"check {n}", "a claim", lambda _, one=one: one, f"fix {n}") for n, one in enumerate(findings))
-        monkeypatch.setattr(lorascope.doctor, "CHECKS", rows)
+        monkeypatch.setattr(table, "CHECKS", rows)
 
     return put
 
@@ -27,7 +28,7 @@ def test_every_check_is_carried_out_here(cli, tmp_path, monkeypatch):
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
     assert document["passed"]
-    assert len(document["checks"]) == len(lorascope.doctor.CHECKS)
+    assert len(document["checks"]) == len(table.CHECKS)
     assert {one["status"] for one in document["checks"]} <= {"passed", "warning", "skipped"}
     assert sum(document["counts"].values()) == len(document["checks"])
     assert list(tmp_path.iterdir()) == []
@@ -66,8 +67,8 @@ def test_a_check_that_fails_is_exit_code_3_with_what_to_do(options, cli, checks)
 
 
 def test_a_planted_fault_reaches_the_exit_code(cli, monkeypatch):
-    rows = tuple(row for row in lorascope.doctor.CHECKS if row.name in ("forward", "parameter counts"))
-    monkeypatch.setattr(lorascope.doctor, "CHECKS", rows)
+    rows = tuple(row for row in table.CHECKS if row.name in ("forward", "parameter counts"))
+    monkeypatch.setattr(table, "CHECKS", rows)
     original = StackedLinear._factors
     monkeypatch.setattr(StackedLinear, "_factors", lambda self, active: tuple(2 * one for one in original(self, active)))
     ended = cli("doctor", "--device", "cpu", "--json")
@@ -82,7 +83,7 @@ def test_the_users_own_base_is_tried_too(cli, checks, model_directory, monkeypat
     ended = cli("doctor", "--device", "cpu", "--model", model_directory("gpt2"), "--json")
     assert ended.code == 0, ended.err
     names = [one["check"] for one in json.loads(ended.out)["checks"]]
-    assert names == ["check 0", *(row.name for row in lorascope.doctor.OWN_BASE)]
+    assert names == ["check 0", *(row.name for row in table.OWN_BASE)]
 
 
 def test_wrong_options_are_told_before_anything_is_checked(cli, checks, tmp_path):
@@ -93,3 +94,13 @@ def test_wrong_options_are_told_before_anything_is_checked(cli, checks, tmp_path
     ended = cli("doctor", "--model", tmp_path / "nowhere")
     assert (ended.code, ended.out) == (2, "")
     assert "no such model directory" in ended.err
+
+
+def test_a_package_that_cannot_be_imported_is_a_failed_check_and_no_traceback(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lorascope.doctor.table", None)
+    ended = cli("doctor", "--device", "cpu", "--json")
+    assert ended.code == 3
+    statuses = {one["check"]: one["status"] for one in json.loads(ended.out)["checks"]}
+    assert list(statuses) == ["versions", "imports"]
+    assert statuses["imports"] == "failed"
+    assert "Traceback" not in ended.err

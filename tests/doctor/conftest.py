@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lorascope.doctor import CHECKS, OWN_BASE, CheckResult, Setting
-from lorascope.doctor.finding import carry_out
+from lorascope.doctor.finding import CheckResult, Setting, carry_out
+from lorascope.doctor.table import CHECKS, OWN_BASE
 from lorascope.lora import frozen
 from lorascope.lora.stack import Stack
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorascope.doctor.finding import Check, Finding, NotReached, Setting, beyond, carry_out
+from lorascope.doctor.finding import Check, Finding, NotReached, Setting, beyond, carry_out, examine
 from lorascope.errors import ModelError
 
 
@@ -72,3 +72,20 @@ def test_a_record_is_strict_json():
         "error": None, "rows": [[1, None]], "paths": {"plain": 3.5}, "name": "x", "none": None,
     }  # fmt: skip
     assert record["fix"] is None
+
+
+def test_checks_are_independent_and_told_as_they_end():
+    seen = []
+
+    def broken(setting):
+        seen.append("broken")
+        raise ZeroDivisionError
+
+    def fine(setting):
+        seen.append("fine")
+        return Finding("fine")
+
+    results = examine([Check("a", "", broken, "fix"), Check("b", "", fine, "fix")], Setting())
+    assert next(results).status == "failed"
+    assert seen == ["broken"]
+    assert [result.status for result in results] == ["passed"]

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, T5Config
 
-from lorascope.doctor import OWN_BASE, Setting, own_base
+from lorascope.doctor import own_base
+from lorascope.doctor.finding import Setting
 from lorascope.doctor.own_base import form_of
+from lorascope.doctor.table import OWN_BASE
 from lorascope.lora import peft_io
 from lorascope.lora.targets import FAMILIES
 

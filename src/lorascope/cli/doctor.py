@@ -18,7 +18,7 @@ from lorascope.cli.planning import chosen_device
 from lorascope.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from lorascope.doctor import Check, CheckResult
+    from lorascope.doctor.finding import Check, CheckResult
 
 _STYLES = {"passed": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 _MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "skipped": "–"}
@@ -36,7 +36,7 @@ def doctor(
     if model is not None and not Path(model).expanduser().exists() and model.startswith((".", "/", "~")):
         raise UsageError("no such model directory", where="--model", fix="give a directory or a hub id such as gpt2")
     results = _carried_out(device, model)
-    document = _document(results, chosen_device(device), model, time.perf_counter() - started)
+    document = _document(results, _device(device), model, time.perf_counter() - started)
     if as_json:
         print_json(document)
     else:
@@ -51,9 +51,10 @@ def _carried_out(device: str | None, model: str | None) -> list[CheckResult]:
     """All results, with the progress on stderr: one line that changes on a terminal, a line for each check elsewhere."""
     console = stderr()
     with console.status("loading torch, transformers and PEFT") if console.is_terminal else nullcontext() as status:
-        from lorascope.doctor import Setting, checks_for, examine
+        from lorascope.doctor.finding import Setting, examine
 
-        setting, checks = Setting(chosen_device(device), model), checks_for(model)
+        checks = _checks(model)
+        setting = Setting(_device(device), model)
         results: list[CheckResult] = []
         _tell(status, checks, 0)
         for result in examine(checks, setting):
@@ -65,25 +66,49 @@ def _carried_out(device: str | None, model: str | None) -> list[CheckResult]:
     return results
 
 
+def _checks(model: str | None) -> tuple[Check, ...]:
+    """The table, or what is left of it on a machine where something cannot be imported."""
+    try:
+        from lorascope.doctor.table import checks_for
+    except Exception as error:  # a library that is missing, or breaks while it is loaded
+        from lorascope.doctor.versions import unimportable
+
+        return unimportable(error)
+    return checks_for(model)
+
+
+def _device(name: str | None) -> str:
+    try:
+        return chosen_device(name)
+    except ImportError:  # without torch, of which a check tells
+        return name or "cpu"
+
+
 def _tell(status: Any, checks: Sequence[Check], done: int) -> None:
     if status is not None and done < len(checks):
         status.update(f"{done + 1} of {len(checks)}: {checks[done].name}")
 
 
 def _document(results: Sequence[CheckResult], device: str, model: str | None, seconds: float) -> dict[str, Any]:
-    from lorascope.base_model import hardware
-
     counts = {status: sum(result.status == status for result in results) for status in _MARKS}
     return {
         "lorascope": __version__,
         "device": device,
         "model": model,
-        "hardware": hardware(),
+        "hardware": _hardware(),
         "passed": not counts["failed"],
         "counts": counts,
         "seconds": round(seconds, 3),
         "checks": [result.record() for result in results],
     }
+
+
+def _hardware() -> dict[str, Any] | None:
+    try:
+        from lorascope.base_model import hardware
+    except Exception:  # something cannot be imported, of which a check tells
+        return None
+    return hardware()
 
 
 def _print(results: Sequence[CheckResult], document: dict[str, Any]) -> None:

@@ -1,15 +1,20 @@
-"""What a check is, what it may find, and how it is carried out. Knows none of the checks. Floor: doctor."""
+"""What a check is, what it may find, and how it is carried out. Knows none of the checks. Floor: doctor.
+
+Imports nothing that may be missing or broken on a user's machine.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lorascope.base_model import BaseModel
 from lorascope.errors import LorascopeError
+
+if TYPE_CHECKING:
+    from lorascope.base_model import BaseModel
 
 Status = Literal["passed", "warning", "failed", "skipped"]
 # Of an error that a check ends with; its whole text may hold a page of shapes.
@@ -107,6 +112,12 @@ class CheckResult:
             "seconds": round(self.seconds, 3),
             "figures": figures,
         }
+
+
+def examine(checks: Sequence[Check], setting: Setting) -> Iterator[CheckResult]:
+    """Carry the checks out, one after the other; a result as soon as there is one."""
+    for check in checks:
+        yield carry_out(check, setting)
 
 
 def carry_out(check: Check, setting: Setting) -> CheckResult:

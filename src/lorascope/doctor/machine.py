@@ -1,4 +1,4 @@
-"""Checks of the machine: versions, threads and kernels, four bits, memory, disk, GPU. Floor: doctor.
+"""Checks of the machine: threads and kernels, four bits, memory, disk, GPU. Floor: doctor.
 
 Legend: M rows, D in, O out.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +19,6 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 
 from lorascope.cohort.planner import memory_bytes
@@ -30,13 +26,13 @@ from lorascope.cohort.probe import MemoryMeter
 from lorascope.config import Study
 from lorascope.doctor import models
 from lorascope.doctor.finding import Finding, Setting, beyond
+from lorascope.doctor.versions import version_of
 from lorascope.errors import ModelError
 from lorascope.lora import frozen
 from lorascope.lora.quantised import NF4Linear, check_installed
 from lorascope.store import Store, atomic_directory, write_atomically
 
 _GIB = 2**30
-_SHOWN = ("torch", "transformers", "peft")
 # A product in true float32 is as exact as this; one in TF32 or bfloat16 is not, by far.
 _SINGLE = 1e-5
 # Less than this is too little to load anything, or to train a small model in comfort.
@@ -48,45 +44,6 @@ _NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-def versions(setting: Setting) -> Finding:
-    """Every package that Lorascope needs is there, in a version that it supports; those of its extras too, where installed."""
-    installed = f"Python {platform.python_version()}"
-    try:
-        about = metadata.metadata("lorascope")
-        requirements = [Requirement(text) for text in metadata.requires("lorascope") or ()]
-    except metadata.PackageNotFoundError:
-        what = "Lorascope runs from its source and is not installed, so nothing says which versions it needs"
-        return Finding(installed, {}, warnings=(what,), fix="pip install . in its directory")
-    wrong: list[str] = []
-    warnings: list[str] = []
-    found = {"python": platform.python_version()}
-    if not SpecifierSet(about["Requires-Python"] or "").contains(platform.python_version(), prereleases=True):
-        wrong.append(f"Python {platform.python_version()}, {about['Requires-Python']} is needed")
-    needed = 0
-    for requirement in requirements:
-        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        version = _version(requirement.name)
-        needed += is_needed
-        if version is None:
-            if is_needed:
-                wrong.append(f"{requirement.name} is missing")
-            continue
-        found[requirement.name] = version
-        if not requirement.specifier.contains(version, prereleases=True):
-            what = f"{requirement.name} {version}, {requirement.specifier} is needed"
-            (wrong if is_needed else warnings).append(what)
-    shown = ", ".join(f"{name} {found[name]}" for name in _SHOWN if name in found)
-    showed = f"{installed}, {shown}; all {needed} packages as needed"
-    return Finding(showed, found, tuple(dict.fromkeys(wrong)), tuple(dict.fromkeys(warnings)))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def kernels(setting: Setting) -> Finding:
@@ -175,8 +132,9 @@ def quantisation(setting: Setting) -> Finding:
     wrong = list(beyond(figures, dict.fromkeys(figures, _SINGLE)))
     if bits != 4.5:
         wrong.append(f"a packed weight takes {bits:.2f} bits, not 4.5")
-    version = _version("bitsandbytes") or "of an unknown version"
-    showed = f"bitsandbytes {version}: the 16 values come back to {figures['weight']:.0e}, {bits} bits a weight"
+    version = version_of("bitsandbytes") or "of an unknown version"
+    exactly = "exactly" if figures["weight"] == 0.0 else f"to {figures['weight']:.0e}"
+    showed = f"bitsandbytes {version}: the 16 values come back {exactly}, {bits} bits a weight"
     return Finding(showed, {**figures, "bits": bits, "bitsandbytes": version}, tuple(wrong))
 
 

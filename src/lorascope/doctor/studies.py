@@ -60,12 +60,12 @@ def resume(setting: Setting) -> Finding:
 
 
 def _small_study(directory: Path) -> Study:
-    """Two trials on texts of two classes, ten steps each; base and data are written to ``directory``."""
+    """Two trials on texts of two classes, six steps each; base and data are written to ``directory``."""
     models.write(models.body(), directory / "model")
     draw = random.Random(1)
     seen: set[str] = set()
     paths = {}
-    for split, size in (("train", 20), ("validation", 8)):
+    for split, size in (("train", 12), ("validation", 6)):
         lines: list[str] = []
         while len(lines) < size:
             words = draw.sample(range(models.NUM_SPECIAL, models.VOCABULARY), 6)
