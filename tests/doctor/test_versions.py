@@ -37,7 +37,9 @@ def test_an_extras_old_version_is_a_warning_and_a_missing_one_is_nothing(check, 
 
 def test_an_old_python_is_caught(check, monkeypatch):
     requiring(monkeypatch, python=">=9")
-    assert check("versions").status == "failed"
+    result = check("versions")
+    assert result.status == "failed"
+    assert ">=9 is needed" in result.showed
 
 
 def test_a_source_tree_that_nobody_installed_is_said_to_be_one(check, monkeypatch):

@@ -18,7 +18,7 @@ _SHOWN = ("torch", "transformers", "peft")
 
 def versions(setting: Setting) -> Finding:
     """Every package that Lorascope needs is there, in a version that it supports; those of its extras too, where installed."""
-    installed = f"Python {platform.pythonversion_of()}"
+    installed = f"Python {platform.python_version()}"
     try:
         about = metadata.metadata("lorascope")
         requirements = [Requirement(text) for text in metadata.requires("lorascope") or ()]
@@ -27,9 +27,9 @@ def versions(setting: Setting) -> Finding:
         return Finding(installed, {}, warnings=(what,), fix="pip install . in its directory")
     wrong: list[str] = []
     warnings: list[str] = []
-    found = {"python": platform.pythonversion_of()}
-    if not SpecifierSet(about["Requires-Python"] or "").contains(platform.pythonversion_of(), prereleases=True):
-        wrong.append(f"Python {platform.pythonversion_of()}, {about['Requires-Python']} is needed")
+    found = {"python": platform.python_version()}
+    if not SpecifierSet(about["Requires-Python"] or "").contains(platform.python_version(), prereleases=True):
+        wrong.append(f"Python {platform.python_version()}, {about['Requires-Python']} is needed")
     needed = 0
     for requirement in requirements:
         is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
