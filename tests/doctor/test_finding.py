@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorascope.doctor.finding import Check, Finding, NotReached, Setting, beyond, carry_out, examine
+from lorascope.doctor.finding import Check, Finding, NotReached, Setting, beyond, carry_out, compared, examine
 from lorascope.errors import ModelError
 
 
@@ -63,6 +63,11 @@ def test_the_worst_that_a_check_found_is_its_status(finding, status, showed, fix
 def test_nan_exceeds_every_limit():
     assert beyond({"loss": float("nan"), "logits": 1e-9}, {"loss": 1e300, "logits": 1e-8}) == ("loss nan, more than 1e+300",)
     assert beyond({"final_weights": 2e-3}, {"final_weights": 1e-3}) == ("final weights 2.0e-03, more than 1e-03",)
+
+
+def test_what_is_equal_is_said_to_be_equal():
+    assert compared("logits", 0.0) == "logits are equal to the bit"
+    assert compared("logits", 2.4e-7) == "logits differ by 2e-07"
 
 
 def test_a_record_is_strict_json():

@@ -54,7 +54,7 @@ def test_threads_that_do_not_fit_are_named(threads, status, check, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     result = check("kernels")
     assert result.status == status
-    assert ("threads: 3 in use, 4 fit" in result.showed) == (status == "warning")
+    assert ("threads: 3; 4 would fit" in result.showed) == (status == "warning")
     assert result.fix.startswith("OMP_NUM_THREADS=4") == (status == "warning")
 
 

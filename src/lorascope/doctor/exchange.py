@@ -24,7 +24,7 @@ from lorascope.data.packing import batch_order, collate
 from lorascope.data.record import Example
 from lorascope.data.tree import sibling_groups
 from lorascope.doctor import models
-from lorascope.doctor.finding import Finding, Setting, beyond
+from lorascope.doctor.finding import Finding, Setting, beyond, compared
 from lorascope.lora.merge import merged_copy
 from lorascope.lora.peft_io import read_adapter, sliced, write_adapter
 from lorascope.lora.stack import AdapterWeights, Slot, Stack
@@ -127,7 +127,7 @@ def merge(setting: Setting) -> Finding:
     if altered:
         wrong.append(f"{len(altered)} base tensors changed ({altered[0]})")
     worst = max(errors["logits_in_memory"], errors["logits_on_disk"])
-    showed = f"merged in memory and on disk, logits differ by {worst:.0e}; the adapter itself changes them by {effect:.0%}"
+    showed = f"in memory and on disk, {compared('logits', worst)}; the adapter itself changes them by {effect:.0%}"
     return Finding(showed, {**errors, "effect": effect, "modules": len(exact)}, tuple(wrong))
 
 

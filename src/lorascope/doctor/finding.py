@@ -151,6 +151,11 @@ def beyond(figures: Mapping[str, float], limits: Mapping[str, float]) -> tuple[s
     )
 
 
+def compared(what: str, error: float) -> str:
+    """How far ``what`` are apart, in words."""
+    return f"{what} are equal to the bit" if error == 0.0 else f"{what} differ by {error:.0e}"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -65,11 +65,11 @@ def kernels(setting: Setting) -> Finding:
     wrong = beyond(errors, dict.fromkeys(errors, _SINGLE))
     slowness = _bfloat16_slowness(setting.device)
     own, fitting = torch.get_num_threads(), recommended_threads()
-    warnings = [f"threads: {own} in use, {fitting} fit"] if own != fitting and setting.device == "cpu" else []
+    warnings = [f"{fitting} would fit"] if own != fitting and setting.device == "cpu" else []
     fast = "as fast as" if 0.8 < slowness < 1.25 else f"{slowness:.0f}× slower than" if slowness > 1 else "faster than"
     rates = ", ".join(f"{path} {rate:.0f}" for path, rate in choice.gflops.items())
     speed = f" ({rates} GFLOP/s)" if rates else ""
-    showed = f"kernel {choice.path}{speed}, error {errors['float32']:.0e}; bfloat16 {fast} float32; {own} of {fitting} threads"
+    showed = f"kernel {choice.path}{speed}, error {errors['float32']:.0e}; bfloat16 {fast} float32; threads: {own}"
     figures = {
         "threads": own, "recommended_threads": fitting, "path": choice.path, "gflops": dict(choice.gflops), **errors,
         "precision": torch.get_float32_matmul_precision(), "bfloat16_slowness": slowness,

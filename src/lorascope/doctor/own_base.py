@@ -30,7 +30,7 @@ from lorascope.base_model import (
 from lorascope.cohort.planner import memory_bytes
 from lorascope.config import BaseModelConfig, TaskType, TrainConfig
 from lorascope.data.record import Example
-from lorascope.doctor.finding import Finding, NotReached, Setting, beyond
+from lorascope.doctor.finding import Finding, NotReached, Setting, beyond, compared
 from lorascope.doctor.models import changed, copied, relative
 from lorascope.errors import ModelError
 from lorascope.lora.linear import num_parameters
@@ -145,7 +145,7 @@ def outputs(setting: Setting) -> Finding:
     wrong = list(beyond(figures, {"padding": _ROUNDING[base.model.dtype]}))
     if figures["not_finite"]:
         wrong.append(f"{figures['not_finite']:,} logits are not finite")
-    showed = f"all {alone.numel():,} logits finite; beside a longer text they differ by {figures['padding']:.0e}"
+    showed = f"all {alone.numel():,} logits are finite; alone and beside a longer text, {compared('they', figures['padding'])}"
     return Finding(showed, figures, tuple(wrong))
 
 
@@ -212,7 +212,7 @@ def peft_agrees(setting: Setting) -> Finding:
     wrong = list(beyond({"logits": figures["logits"]}, {"logits": limit}))
     if not figures["effect"] > 0.0:
         wrong.append("the adapter changes nothing")
-    showed = f"logits differ by {figures['logits']:.0e}; the adapter itself changes them by {figures['effect']:.1%}"
+    showed = f"{compared('logits', figures['logits'])}; the adapter itself changes them by {figures['effect']:.1%}"
     return Finding(showed, figures, tuple(wrong))
 
 
