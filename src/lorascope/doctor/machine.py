@@ -51,9 +51,9 @@ def kernels(setting: Setting) -> Finding:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = nn.Linear(768, 3072)
-        layers = nn.Sequential(layer, nn.Linear(768, 3072)).requires_grad_(False).to(setting.device)
-    choice = frozen.choose(layers)
-    frozen.install(layers, choice.path)
+        model = nn.Sequential(layer).requires_grad_(False).to(setting.device)
+    choice = frozen.choose(model)
+    frozen.install(model, choice.path)
     x_MD = torch.randn(64, 768, generator=torch.Generator().manual_seed(1)).to(setting.device)
     exact = layer.weight.double()
     expected = F.linear(x_MD.double(), exact, layer.bias.double())
@@ -187,7 +187,7 @@ def disk(setting: Setting) -> Finding:
             wrong.append(f"{len(left)} temporary files are left")
     free = shutil.disk_usage(here).free
     warnings = (f"only {free / _GIB:.1f} GiB are free",) if free < _GIB else ()
-    showed = f"{here}: whole files, locks and database; {free / _GIB:.0f} GiB free"
+    showed = f"whole files and directories, a lock, a database; {free / _GIB:.0f} GiB free"
     return Finding(showed, {"directory": str(here), "free_bytes": free}, tuple(wrong), warnings)
 
 
