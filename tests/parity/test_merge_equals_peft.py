@@ -30,6 +30,10 @@ def logits_of(model):
         return model(**inputs).logits
 
 
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
 def merged_directory(adapter, tmp_path, **options):
     out = tmp_path / "merged"
     out.mkdir()
@@ -52,7 +56,7 @@ def assert_merged_equals(adapter, wrapped, task_type, tmp_path):
     assert theirs.keys() == loaded.state_dict().keys()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
-    torch.testing.assert_close(logits_of(loaded.eval()), unmerged, rtol=1e-4, atol=1e-4)
+    assert relative(logits_of(loaded.eval()), unmerged) < 1e-5
     return out, merged, loaded
 
 
@@ -107,7 +111,7 @@ def test_updates_are_pefts_delta_weights(family, dtype, peft_adapter, model_dire
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_adapter_on_a_tied_head_is_merged_into_the_head_alone(family, peft_adapter, tmp_path, tied_base):
     base = tied_base(family)
-    adapter, wrapped = peft_adapter(family, "CAUSAL_LM", base=base, target_modules=["lm_head"])
+    adapter, wrapped = peft_adapter(family, "CAUSAL_LM", base=base, target_modules=["lm_head"], fan_in_fan_out=False)
     unmerged = logits_of(wrapped)
     out, merged = merged_directory(adapter, tmp_path)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
@@ -116,7 +120,7 @@ def test_an_adapter_on_a_tied_head_is_merged_into_the_head_alone(family, peft_ad
     untouched = AutoModelForCausalLM.from_pretrained(base)
     assert torch.equal(embedding, untouched.get_input_embeddings().weight)
     assert not torch.equal(embedding, head)
-    torch.testing.assert_close(logits_of(loaded), unmerged, rtol=1e-4, atol=1e-4)
+    assert relative(logits_of(loaded), unmerged) < 1e-5
     assert "lm_head.weight" in merged.plan.untied
     assert any("lm_head.weight" in warning for warning in merged.warnings)
     # PEFT itself adds the update to the matrix that both share.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,6 +34,7 @@ class Layout:
         tied: by name, the name whose tensor it shares.
         transposed: modules whose weight is stored as ``[D, O]``.
         optional: expressions for names that transformers computes where a file lacks them.
+        in_float32: expressions for modules that transformers keeps in float32 whatever is asked for (a T5's ``wo``).
     """
 
     names: frozenset[str]
@@ -41,6 +42,7 @@ class Layout:
     tied: Mapping[str, str]
     transposed: frozenset[str]
     optional: tuple[str, ...] = ()
+    in_float32: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
@@ -48,7 +50,9 @@ class Layout:
         transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
         tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         optional = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
-        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional)
+        kinds = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        in_float32 = tuple(pattern for kind in kinds for pattern in getattr(model, kind, None) or ())
+        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional, in_float32)
 
     def name_of(self, key: str) -> str | None:
         """The model's name for a tensor of a file; None where it has none."""
@@ -137,7 +141,8 @@ class TensorFigures:
     """What the files show.
 
     Attributes:
-        modules: those that the adapter has an update for, and the model a place.
+        modules: those that the adapter has an update for, and both models' files a tensor.
+        num_placed: those that the adapter has an update for, and the model a place.
         num_equal: tensors that no update concerns, and are the base's (or the adapter's, where that replaced them).
         differing: those that should be and are not, with the count of numbers that differ and whose they should be.
         nonfinite: counts of NaN or infinite numbers, by name.
@@ -150,6 +155,7 @@ class TensorFigures:
     """
 
     modules: list[ModuleFigures] = field(default_factory=list)
+    num_placed: int = 0
     num_equal: int = 0
     differing: list[tuple[str, int, str]] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -175,12 +181,16 @@ def compare_tensors(
     before, after = place(layout, base), place(written, merged)
     figures = TensorFigures(absent=list(after.absent))
     weights = {f"{module}.weight": update for module, update in adapter.updates.items()}
+    figures.num_placed = sum(name in layout.names for name in weights)
     figures.homeless += sorted(name for name in (*weights, *adapter.replaced) if name not in layout.names)
     for name, tensor in after.held.items():
         if tensor.dtype.is_floating_point:
-            own = before.get(name)
-            kept = base.main_dtype if own is None or name in adapter.replaced else dtype_name(own.dtype)
-            if dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
+            source = before.get(name)
+            kept = base.main_dtype if source is None or name in adapter.replaced else dtype_name(source.dtype)
+            spared = tensor.dtype == torch.float32 and any(
+                re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in layout.in_float32
+            )
+            if not spared and dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
                 figures.strays[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
     for name in sorted(layout.names):
         found = after.get(name)
@@ -190,7 +200,7 @@ def compare_tensors(
         if name in after.shared and name in before.shared and not special:
             continue  # looked at under its other name
         replaced = name in adapter.replaced
-        own = _Held(adapter.replaced[name]) if replaced else before.get(name)
+        own: StoredTensor | _Held | None = _Held(adapter.replaced[name]) if replaced else before.get(name)
         if own is None:
             figures.misfits.append(f"{name} is neither in the base's files nor in the adapter's")
         elif name in weights:
@@ -214,7 +224,7 @@ def base_weights_checksum(layout: Layout, base: Checkpoint, heads: Sequence[str]
         digest.update(f"{name} {held} {tensor.shape}".encode())
         for rows in tensor.chunks():
             value = tensor.read(*rows).to(held).contiguous()
-            digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -263,7 +273,7 @@ def _compare_updated(
     wide = torch.float64 if found.dtype in (torch.float32, torch.float64) else torch.float32
     limits = torch.finfo(found.dtype)
     of_products = 4.0 if wide == torch.float64 else 2.0
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     rounding, nonfinite, overflows = 0.0, 0, 0
     for first, stop in found.chunks():
         stored, M = own.read(first, stop), found.read(first, stop).to(wide)

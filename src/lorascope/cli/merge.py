@@ -49,25 +49,35 @@ def merge(
     from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
     from lorascope.lora.merge_plan import MERGE_DTYPES
     from lorascope.lora.peft_io import read_adapter
+    from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base, write_merged
     from lorascope.store import atomic_directory, write_atomically
 
     if dtype not in MERGE_DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
+    if quantization == "nf4":
+        check_installed()
     chosen: MergeDtype = dtype  # type: ignore[assignment]
-    saved = _labelled(read_adapter(adapter), labels)
+    saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
     with atomic_directory(out) as directory:
+        _say(f"merging into {found.name}")
         merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
         claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
+        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
         certificate = certify(claim, task_config, settings)
         if not certificate.holds:  # what failed is worth more than that it did
             _show(adapter, out, merged, certificate, as_json)
         certificate.raise_unless_it_holds(out)
         write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
     _show(adapter, out, merged, certificate, as_json)
+
+
+def _say(text: str) -> None:
+    """A line of progress: each step takes minutes on a large base."""
+    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
@@ -106,10 +116,7 @@ def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantiz
     from importlib.util import find_spec
 
     from lorascope.certify import why_tensors_only
-    from lorascope.lora.quantised import check_installed
 
-    if quantization == "nf4":
-        check_installed()
     # An adapter that was trained on packed weights will be run on them, if that can be tried here.
     packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
     return replace(

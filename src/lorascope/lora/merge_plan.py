@@ -170,7 +170,7 @@ def plan_merge(
     names = map_names(checkpoint, model)
     touched = {*replaced, *(f"{module}.weight" for module in changes)}
     found = sources(names, model)
-    _check_complete(names, model, found, touched, replaced)
+    _check_complete(names, model, found, touched, saved)
     _check_shapes(checkpoint, found, model, replaced)
     written, untied, tie = _written(model, names, changes, replaced)
     parameters = set(required_names(model))
@@ -197,9 +197,10 @@ def plan_merge(
 
 
 def _check_complete(
-    names: NameMap, model: PreTrainedModel, found: Mapping[str, str], touched: set[str], replaced: Mapping[str, Tensor]
+    names: NameMap, model: PreTrainedModel, found: Mapping[str, str], touched: set[str], saved: SavedAdapter
 ) -> None:
     """Raise unless every parameter has a source, or is the adapter's own."""
+    replaced = replacements(saved)
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     for name in required_names(model):
         if name in found:
@@ -212,6 +213,7 @@ def _check_complete(
         elif name not in replaced and not any(re.search(pattern, name) for pattern in ignored):
             raise AdapterError(
                 f"the adapter holds no {name!r}, which the base's checkpoint does not have either",
+                where=saved.slot.name,
                 fix="use the base that it was trained on, or save the adapter with modules_to_save",
             )
 
