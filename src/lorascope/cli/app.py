@@ -27,6 +27,7 @@ from lorascope.cli import data as data_commands
 from lorascope.cli import merge as merge_command
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
+from lorascope.cli.doctor import doctor
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
 from lorascope.cli.study import interrupt, results_of, run_and_report
@@ -359,6 +360,9 @@ def demo(
     console = stderr()
     console.print(f"study file: {study_file}", markup=False, highlight=False)
     console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
+
+
+app.command()(doctor)
 
 
 def _print_csv(document: dict[str, Any]) -> None:
