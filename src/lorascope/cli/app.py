@@ -26,6 +26,7 @@ from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
+from lorascope.cli.export import export
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
@@ -52,6 +53,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
+app.command()(export)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
@@ -316,23 +318,6 @@ def _decoding(text: str) -> dict[str, Any]:
     if bare is not None:
         raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
     return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
-
-
-@app.command()
-def export(
-    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's directory, runs/<study>/trials/<trial>.")],
-    out: Annotated[Path, typer.Option(help="A new directory for the script and its inputs.")],
-    script: Annotated[
-        bool, typer.Option("--script", help="Write a standalone PEFT + Trainer script that reproduces the trial.")
-    ] = False,
-) -> None:
-    """Hand a trial to other tools."""
-    from lorascope.cohort.script import write_script
-
-    if not script:
-        raise UsageError("nothing to export", where="export", fix="add --script; the adapter itself is TRIAL/adapter")
-    write_script(trial, out)
-    typer.echo(f"{out / 'train_peft.py'}")
 
 
 @app.command()

@@ -1,0 +1,81 @@
+"""A merged directory, ready to be published: certified, with its card. What fails leaves nothing. Floor: ``export``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorascope.certify import CERTIFICATE_FILE, MergeClaim, certify
+from lorascope.config import BaseModelConfig
+from lorascope.export.adapter import privacy_for, write_papers
+from lorascope.export.described import Wishes, base_place, described
+from lorascope.export.source import Source
+from lorascope.export.vllm import merged_obstacles
+from lorascope.lora.peft_io import SavedAdapter
+from lorascope.merged_model import open_merge_base, write_merged
+from lorascope.model_card import CardFacts
+from lorascope.store import atomic_directory
+
+
+def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishes: Wishes) -> tuple[CardFacts, dict[str, Any]]:
+    """Merge the adapter into its base, certify the result, and write both with a card.
+
+    Args:
+        saved: what lies in ``source.adapter``.
+        out: does not exist yet.
+
+    Returns:
+        What the card says, and the certificate's document.
+
+    Raises:
+        CheckFailed: the certificate does not hold.
+        LorascopeError: base or adapter cannot be used, or the directory cannot be written.
+    """
+    place = base_place(source, saved, wishes)
+    base = open_merge_base(saved, str(source.adapter), place if place != saved.base_model else None)
+    facts = described(source, saved, wishes)
+    privacy = privacy_for(source, saved, wishes)
+    with atomic_directory(out) as directory:
+        merged = write_merged(saved, source.adapter, base, directory)
+        claim = MergeClaim(
+            base=BaseModelConfig(model=base.name, revision=base.revision),
+            base_directory=base.directory,
+            model=base.model,
+            adapter=source.adapter,
+            merged=directory,
+            dtype=merged.dtype,
+            task_type=base.task_type,
+            labels=saved.labels,
+        )
+        certificate = certify(claim)
+        certificate.raise_unless_it_holds(out)
+        document = _published(certificate.document, out.name)
+        document = privacy.clean_values(document)
+        text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        (directory / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        for path in directory.glob("*config.json"):
+            privacy.clean_json(path)
+        facts = replace(
+            facts,
+            certificate=_sentence(document),
+            serving=tuple(merged_obstacles(directory)),
+            warnings=(*facts.warnings, *map(privacy.clean, merged.warnings), *document.get("warnings", ())),
+        )
+        write_papers(directory, source, facts, privacy)
+    return facts, document
+
+
+def _published(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The certificate with the directory's own name in the place of the one that it was written under."""
+    merged = {**document.get("merged", {}), "directory": name}
+    return {**document, "merged": merged}
+
+
+def _sentence(document: dict[str, Any]) -> str:
+    """What the certificate says, for the card."""
+    held = sum(check.get("verdict") == "holds" for check in document["checks"])
+    ran = document["level"] == "outputs"
+    compared = "tensors and outputs were compared" if ran else "its tensors were compared, no model was run"
+    return f"`{CERTIFICATE_FILE}` certifies the merge: {held} of {len(document['checks'])} checks hold; {compared}."
