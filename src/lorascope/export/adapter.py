@@ -16,7 +16,7 @@ import yaml
 from lorascope.config import SECTIONS, Study, TrialConfig
 from lorascope.export.described import Wishes, described
 from lorascope.export.source import Source
-from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter
+from lorascope.lora.peft_io import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter, write_record
 from lorascope.model_card import CardFacts, Privacy, model_card, privacy_of, public_name, study_places
 from lorascope.store import Store, TrialRow, atomic_directory
 
@@ -46,9 +46,12 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
     privacy = privacy_for(source, saved, wishes)
     with atomic_directory(out) as directory:
         shutil.copyfile(source.adapter / WEIGHTS_FILE, directory / WEIGHTS_FILE)
-        config = {**saved.config, "base_model_name_or_path": facts.base.name, "revision": facts.base.revision}
+        base = facts.base
+        config = {**saved.config, "base_model_name_or_path": base.name, "revision": base.revision}
         _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_values(config).items())))
-        _write_json(directory / RECORD_FILE, privacy.clean_values(_record(source, facts)))
+        origin = {"checksum": base.checksum, "dtype": base.dtype, "quantization": base.quantization}
+        if saved.labels or base.checksum is not None:
+            write_record(directory, saved.labels, None if base.checksum is None else origin)
         for name in _TOKENIZER_FILES:
             if (source.adapter / name).is_file():
                 shutil.copyfile(source.adapter / name, directory / name)
@@ -77,20 +80,6 @@ def privacy_for(source: Source, saved: SavedAdapter, wishes: Wishes) -> Privacy:
         if source.trial is not None:
             places += [str(value) for name in ("model", "path") if (value := source.trial.config.get(name))]
         return privacy_of(store, *places)
-
-
-def _record(source: Source, facts: CardFacts) -> dict[str, Any]:
-    """What PEFT's own files have no place for: what lay beside them, and which weights it was trained on."""
-    try:
-        record = dict(json.loads((source.adapter / RECORD_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        record = {}
-    if facts.adapter.labels:
-        record["labels"] = list(facts.adapter.labels)
-    if facts.base.checksum is not None:
-        base = {"checksum": facts.base.checksum, "dtype": facts.base.dtype, "quantization": facts.base.quantization}
-        record.setdefault("base", base)
-    return record
 
 
 def _study_file(study: Study, row: TrialRow, facts: CardFacts) -> str:

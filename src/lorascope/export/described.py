@@ -138,9 +138,9 @@ def _base(source: Source, saved: SavedAdapter, wishes: Wishes, place: str) -> Ba
         name=name,
         is_local=wishes.base_name is None and is_local(place),
         revision=revision,
-        checksum=None if source.trial is None else source.trial.base_checksum,
-        dtype=config.get("dtype") or "float32",
-        quantization=config.get("quantization"),
+        checksum=saved.origin.get("checksum") if source.trial is None else source.trial.base_checksum,
+        dtype=config.get("dtype") or saved.origin.get("dtype") or "float32",
+        quantization=config.get("quantization") or saved.origin.get("quantization"),
         licence=stated_licence(place, revision),
     )
 

@@ -13,7 +13,8 @@ def limitations(facts: CardFacts, source: Source) -> Iterator[str]:
     """The limitations that follow from the facts; nothing is softened and nothing is guessed."""
     if facts.data is None or source.study is None or source.trial is None:
         yield "Nothing of it was evaluated here. What it was trained on, and what it may have memorised, is not known."
-        yield "Whether it was trained on these very weights of the base is not known: it came without a checksum."
+        if facts.base.checksum is None:
+            yield "Whether it was trained on these very weights of the base is not known: it came without a checksum."
         return
     data = facts.data
     counted = "" if data.num_eval is None else f" ({data.num_eval:,} examples)"
