@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,5 +188,39 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
             tokenizer.save_pretrained(directory)
             made[family] = directory
         return made[family]
+
+    return make
+
+
+@pytest.fixture
+def peft_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """``peft_adapter(family, task_type="SEQ_CLS", base=None, name="adapter", **config)``: an adapter of random numbers as PEFT
+    writes it, heads included, and the PEFT model that it is on. ``config`` goes to ``LoraConfig``; a classifier has 3 labels.
+    """
+    import peft
+
+    from lorascope.base_model import head_modules
+    from lorascope.lora.targets import resolve
+
+    def make(
+        family: str, task_type: str = "SEQ_CLS", base: Path | None = None, name: str = "adapter", **config: Any
+    ) -> tuple[Path, Any]:
+        more = {"num_labels": 3} if task_type == "SEQ_CLS" else {}
+        autos = {"SEQ_CLS": AutoModelForSequenceClassification, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
+        generator = torch.Generator().manual_seed(23)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            model = autos.get(task_type, AutoModelForCausalLM).from_pretrained(base or model_directory(family), **more)
+            heads = head_modules(model, task_type)
+            targets = sorted({target.module for target in resolve(model, ["query", "down"], heads)})
+            values = {"r": 4, "lora_alpha": 12, "target_modules": targets, "modules_to_save": list(heads) or None}
+            values |= {"task_type": task_type, "init_lora_weights": False, "fan_in_fan_out": family == "gpt2"}
+            wrapped = peft.get_peft_model(model, peft.LoraConfig(**(values | config))).eval()
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        wrapped.save_pretrained(tmp_path / name)
+        return tmp_path / name, wrapped
 
     return make

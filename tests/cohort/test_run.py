@@ -67,7 +67,8 @@ def test_a_classification_study_leaves_everything_behind(family, make_study, car
             value.abs().max() > 0 for key, value in load_file(adapter / "adapter_model.safetensors").items() if "_B" in key
         )
         assert "library_name: peft" in (adapter / "README.md").read_text()
-        assert json.loads((adapter / "lorascope.json").read_text()) == {"labels": ["negative", "positive"]}
+        origin = {"checksum": row.base_checksum, "dtype": "float32", "quantization": None}
+        assert json.loads((adapter / "lorascope.json").read_text()) == {"labels": ["negative", "positive"], "base": origin}
         predictions = lines(tmp_path / "run" / "trials" / row.trial / "predictions.jsonl")
         assert len(predictions) == 8
         assert sum(line["correct"] for line in predictions) / 8 == row.metrics["accuracy"]

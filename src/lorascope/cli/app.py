@@ -24,6 +24,7 @@ import typer
 
 from lorascope import __version__
 from lorascope.cli import data as data_commands
+from lorascope.cli import merge as merge_command
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
@@ -52,6 +53,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
+app.command()(merge_command.merge)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,

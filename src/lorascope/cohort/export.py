@@ -16,7 +16,7 @@ from lorascope.cohort.single import base_path
 from lorascope.config import TrialConfig
 from lorascope.errors import StoreError
 from lorascope.evaluate import Evaluation
-from lorascope.lora.peft_io import HEAD_FILE, write_adapter
+from lorascope.lora.peft_io import HEAD_FILE, write_adapter, write_record
 from lorascope.lora.stack import AdapterWeights, Slot
 from lorascope.store import Store, atomic_directory, write_atomically
 
@@ -58,11 +58,12 @@ def _write_adapter(
                 base_model=model,
                 revision=trial.base.revision,
                 task_type=base.task_type,
-                labels=base.labels,
             )
         except SafetensorError as error:  # it wraps the system's error, a full disk among them
             raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
         if weights.placements:
+            origin = {"checksum": base.checksum, "dtype": trial.base.dtype, "quantization": trial.base.quantization}
+            write_record(directory, base.labels, origin)
             (directory / "README.md").write_text(_card(store, trial, model, evaluation), encoding="utf-8")
     if weights.placements:
         return str(place.relative_to(store.directory))

@@ -4,8 +4,8 @@ Export of K slices of one fused projection (query and value of ``c_attn``, say):
 slices' A's are concatenated to rank K·r, the B's placed block by block, and ``lora_alpha`` chosen so that the scaling stays
 what it was. An adapter with no LoRA part (``targets: []``) has no form in PEFT; its head is ``head.safetensors``.
 
-What PEFT's files have no place for, a classifier's class names in order, lies beside them in ``lorascope.json``; PEFT reads no
-file that it does not know, while a key that it does not know in its own would make it warn.
+What PEFT's files have no place for, a classifier's class names in order and the base's checksum, lies beside them in
+``lorascope.json``; PEFT reads no file that it does not know, while a key that it does not know in its own would make it warn.
 
 Knows file and key names. Does not know where on disk a study keeps its adapters. Floor: ``lora``.
 
@@ -18,7 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class SavedAdapter:
         slot: its placements, dropout and bias, ready for a stack.
         weights: its numbers.
         labels: class names in the order of the head's outputs; empty where nobody wrote them down.
+        origin: what it was trained on, as ``write_record`` wrote it: ``checksum`` (``base_model.weights_checksum``), ``dtype``
+            and ``quantization``; empty for an adapter of PEFT's.
     """
 
     base_model: str | None
@@ -65,6 +67,7 @@ class SavedAdapter:
     weights: AdapterWeights
     config: Mapping[str, Any]
     labels: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_adapter(
@@ -97,7 +100,20 @@ def write_adapter(
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_tensors(weights, modules, slot, model, heads), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     if labels:
-        (directory / RECORD_FILE).write_text(json.dumps({"labels": list(labels)}, indent=2) + "\n", encoding="utf-8")
+        write_record(directory, labels)
+
+
+def write_record(directory: Path, labels: Sequence[str], origin: Mapping[str, Any] | None = None) -> None:
+    """Write what PEFT has no place for beside an adapter.
+
+    Args:
+        labels: a classifier's class names in the order of their numbers; may be empty.
+        origin: the base that it was trained on: ``checksum``, ``dtype``, ``quantization``.
+    """
+    record = {"labels": list(labels)} if labels else {}
+    if origin is not None:
+        record["base"] = dict(origin)  # type: ignore[assignment]
+    (directory / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def peft_parameters(model: nn.Module, slot: Slot) -> int:
@@ -135,14 +151,14 @@ def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
         bool(config.get("use_rslora")),
     )
     weights = AdapterWeights(placements, lora_A, lora_B, biases, heads)
-    labels = _read_labels(directory)
-    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config, labels)
+    labels, origin = _read_record(directory)
+    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config, labels, origin)
 
 
 def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
     """Raise an AdapterError unless every tensor of the adapter has its place, with its shape, in the model."""
     modules = dict(model.named_modules())
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied head by its own name too
     for placement in adapter.slot.placements:
         module = placement.target.module
         if not isinstance(modules.get(module), LinearLayer):
@@ -305,18 +321,21 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _read_labels(directory: Path) -> tuple[str, ...]:
+def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     path = directory / RECORD_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return ()
+        return (), {}
     except (OSError, ValueError) as error:
         raise AdapterError(f"cannot be read ({error})", where=str(path), fix="correct or remove it") from None
     labels = record.get("labels", []) if isinstance(record, dict) else None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise AdapterError("'labels' is no list of class names", where=str(path), fix="correct or remove the file")
-    return tuple(labels)
+    origin = record.get("base", {})
+    if not isinstance(origin, dict):
+        raise AdapterError("'base' is no mapping", where=str(path), fix="correct or remove the file")
+    return tuple(labels), origin
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -351,6 +370,8 @@ def _sort_tensors(
             raise AdapterError(f"{key!r} is no adapter of a linear layer", where=str(path), fix="only those are supported")
         elif name.endswith(".base_layer.bias"):
             biases[name.replace(".base_layer.bias", ".bias")] = value
+        elif name.endswith(".base_layer.weight"):  # PEFT's copy of an adapted embedding's or head's own weight
+            heads[name.replace(".base_layer.weight", ".weight")] = value
         elif ".original_module." not in name:
             heads[re.sub(r"\.modules_to_save\.(default\.)?", ".", name)] = value
     unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])

@@ -1,0 +1,322 @@
+"""The directory of a merged model: weights, configuration, tokenizer; ``from_pretrained`` loads it as it is.
+
+The weights come from file to file (``lora.merge``). ``config.json`` is the base's own with what the merge changes: the class,
+the dtype, a classifier's labels, ties that were broken. Tokenizer, chat template, generation configuration and licence are the
+base's files; a tokenizer that was saved with the adapter goes before the base's.
+
+Knows bases (local or of the hub) and what a directory must hold. Does not judge the merge (``certify``) and renames nothing
+into place: the directory is given, and its owner makes it appear whole (``store.atomic_directory``). Floor: above
+``base_model``, beside ``adapter``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from lorascope.base_model import head_modules, load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.config import BaseModelConfig, TaskType, validate
+from lorascope.errors import ModelError, UsageError
+from lorascope.lora.checkpoint_files import (
+    INDEX_FILE,
+    TORCH_FILE,
+    TORCH_INDEX_FILE,
+    WEIGHTS_FILE,
+    open_checkpoint,
+    raw_bytes,
+)
+from lorascope.lora.checkpoint_names import map_names, required_names, sources
+from lorascope.lora.merge import MergeRecord, merge_files
+from lorascope.lora.merge_plan import MergeDtype, MergePlan, replacements
+from lorascope.lora.peft_io import SavedAdapter
+
+_SAFETENSORS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+_TORCH_FILES = (TORCH_FILE, TORCH_INDEX_FILE, "pytorch_model-*-of-*.bin")
+# A tokenizer is there when one of these is.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+_TOKENIZER_FILES = (
+    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
+)  # fmt: skip
+_OTHER_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
+# Adapters that Lorascope does not train, and yet merges.
+_OTHER_CLASSES = {
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": AutoModel,
+}
+
+
+@dataclass(frozen=True)
+class MergeBase:
+    """What an adapter is merged into.
+
+    Attributes:
+        name: the directory or hub id, as the adapter or ``--base`` names it.
+        directory: where its files are.
+        revision: the one that was asked for; None for the default.
+        commit: of the hub's snapshot that was found; None for a directory.
+        model: the merged model's class on the meta device: every name and shape, no weights; its ``config`` has the labels
+            that the adapter was trained with.
+        task_type: None where the adapter's is none that Lorascope trains.
+        warnings: what a user should know about the choice.
+    """
+
+    name: str
+    directory: Path
+    revision: str | None
+    commit: str | None
+    model: PreTrainedModel
+    task_type: TaskType | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A directory that was written.
+
+    Attributes:
+        base: what it was merged into.
+        plan: what was to be written.
+        record: what is on the disk, tensor by tensor.
+        dtype: as asked for.
+        files: every file of the directory.
+        warnings: what a user should know, the base's among them.
+    """
+
+    base: MergeBase
+    plan: MergePlan
+    record: MergeRecord
+    dtype: MergeDtype
+    files: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) -> MergeBase:
+    """Find the base's files and the merged model's class; loads no weights.
+
+    Args:
+        where: the adapter's directory, for messages.
+        base: instead of the base that the adapter names; then without the adapter's revision.
+
+    Raises:
+        UsageError: no base is named.
+        ModelError: it is not there, damaged, quantised already, or of no class that the adapter can be for.
+    """
+    name = base or saved.base_model
+    if not name:
+        raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
+    revision = None if base else saved.config.get("revision")
+    settings = validate(BaseModelConfig, {"model": name, "revision": revision}, "merge")
+    config = read_config(settings)
+    directory, commit = _files_of(settings)
+    model = _skeleton(saved, config)
+    warnings = []
+    if saved.origin.get("quantization"):
+        kind = str(saved.origin["quantization"]).upper()
+        warnings.append(f"the adapter was trained on the base in {kind}; it is merged into the base in full, {name}")
+    if not any((directory / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
+        warnings.append(f"the base has no safetensors; its {TORCH_FILE} is read through torch")
+    task_type = saved.task_type if saved.task_type in get_args(TaskType) else None
+    return MergeBase(name, directory, revision, commit, model, task_type, tuple(warnings))  # type: ignore[arg-type]
+
+
+def write_merged(
+    saved: SavedAdapter,
+    adapter: Path,
+    base: MergeBase,
+    directory: Path,
+    *,
+    dtype: MergeDtype = "as-base",
+    max_shard_bytes: int = 5_000_000_000,
+) -> MergedModel:
+    """Fill a directory with the merged model: weights, configuration, tokenizer, generation configuration, chat template.
+
+    Args:
+        adapter: the adapter's directory; a tokenizer saved there goes before the base's.
+        directory: exists and is empty; what fails leaves unfinished files in it, for its owner to remove.
+        dtype: of every floating-point tensor; ``as-base`` keeps each one's own.
+        max_shard_bytes: where a file ends and the next begins.
+
+    Raises:
+        AdapterError: the adapter does not fit the base.
+        ModelError: the base is damaged or holds NaN.
+        CheckFailed: a merged number overflows ``dtype``.
+    """
+    plan, record = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    warnings = [*base.warnings, *_notes(plan)]
+    _copy(base.directory, directory, _OTHER_FILES)
+    changes: dict[str, Any] = {"architectures": [type(base.model).__name__]}
+    if dtype != "as-base":
+        changes["dtype"] = dtype
+    if plan.tie_word_embeddings is not None:
+        changes["tie_word_embeddings"] = plan.tie_word_embeddings
+    if base.task_type == "SEQ_CLS":
+        names = base.model.config.id2label
+        changes["id2label"] = {str(number): label for number, label in names.items()}
+        changes["label2id"] = {label: number for number, label in names.items()}
+    warnings += _write_tokenizer(adapter, base, directory, changes)
+    _write_config(base.directory / "config.json", directory / "config.json", changes)
+    files = tuple(sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
+    return MergedModel(base, plan, record, dtype, files, tuple(warnings))
+
+
+def checkpoint_checksum(base: MergeBase, dtype: torch.dtype) -> str | None:
+    """What ``base_model.weights_checksum`` is of the base loaded in ``dtype``, from its files; a few rows in memory at a time.
+
+    Returns:
+        The checksum, to be compared with ``SavedAdapter.origin["checksum"]``; None where the loader would make a tensor out of
+        others, or draw one outside the heads.
+    """
+    checkpoint = open_checkpoint(base.directory)
+    names = map_names(checkpoint, base.model)
+    found = sources(names, base.model)
+    heads = {*head_modules(base.model, base.task_type or "CAUSAL_LM")}
+    heads |= {name.rpartition(".")[0] for name in required_names(base.model) if name not in found}
+    digest = hashlib.sha256()
+    for name in sorted(base.model.state_dict()):
+        if any(name.startswith(f"{head}.") for head in heads):
+            continue
+        if name not in found:
+            return None
+        stored = checkpoint[found[name]]
+        loaded = dtype if stored.dtype.is_floating_point else stored.dtype
+        digest.update(f"{name} {loaded} {stored.shape}".encode())
+        for _, rows in stored.chunks():
+            digest.update(raw_bytes(rows.to(loaded)))
+    return digest.hexdigest()
+
+
+def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
+    """Where the base's files are, and the commit of a hub's snapshot."""
+    local = Path(base.model).expanduser()
+    if local.is_dir():
+        return local, None
+    patterns = ["config.json", *_SAFETENSORS, *_TOKENIZER_FILES, *_OTHER_FILES]
+    try:
+        folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
+        if not any((folder / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
+            snapshot_download(base.model, revision=base.revision, allow_patterns=list(_TORCH_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        fix = "check the name, or that the hub can be reached"
+        raise ModelError(f"cannot get the weights ({reason})", where=base.model, fix=fix) from None
+    return folder, folder.name
+
+
+def _skeleton(saved: SavedAdapter, config: PretrainedConfig) -> PreTrainedModel:
+    """The merged model's class on the meta device, with as many labels as the adapter's head has."""
+    model = _of_class(saved.task_type, config)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    given = {name: tuple(value.shape) for name, value in replacements(saved).items()}
+    widths = {given[name][0] for name in given.keys() & shapes.keys() if given[name][1:] == shapes[name][1:] and given[name]}
+    others = {given[name][0] for name in given.keys() & shapes.keys() if given[name] != shapes[name] and given[name]}
+    labels = list(saved.labels)
+    if not labels and len(others) == 1 and others <= widths:
+        labels = [f"LABEL_{number}" for number in range(others.pop())]
+    if not labels or saved.task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+        return model
+    config = type(config).from_dict(config.to_dict())
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    return _of_class(saved.task_type, config)
+
+
+def _of_class(task_type: str | None, config: PretrainedConfig) -> PreTrainedModel:
+    """A model on the meta device: the class that the task type stands for, else the base's own.
+
+    Raises:
+        ModelError: transformers has no such class for this base.
+    """
+    if task_type in get_args(TaskType):
+        kind: TaskType = task_type_of(config, task_type)  # type: ignore[arg-type]
+        return skeleton(config, kind, config.num_labels)
+    try:
+        with torch.device("meta"):
+            if task_type in _OTHER_CLASSES:
+                return _OTHER_CLASSES[task_type].from_config(config)  # type: ignore[no-any-return]
+            architecture = getattr(transformers, (config.architectures or [""])[0], None)
+            if architecture is not None:
+                return architecture(config)  # type: ignore[no-any-return]
+    except ValueError:
+        pass
+    what = f"there is no {task_type or ', '.join(config.architectures or ['class'])} form of a {config.model_type} model"
+    raise ModelError(what, where=str(config.name_or_path), fix="write the adapter's task_type into adapter_config.json")
+
+
+def _notes(plan: MergePlan) -> list[str]:
+    """What is not as it was in the base, and not because the adapter says so by its updates."""
+    notes = []
+    if plan.untied:
+        notes.append(f"the adapter changes one of {', '.join(plan.untied)}, which the base ties; each is written with its own")
+    if plan.unused:
+        notes.append(
+            f"{len(plan.unused)} tensors of the base are not part of the model and are left out ({plan.unused[0]}, …)"
+        )
+    return notes
+
+
+def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: dict[str, Any]) -> list[str]:
+    """Copy the tokenizer; a classifier that knows no pad token gets the one that it was trained with."""
+    notes = []
+    source = base.directory
+    if any(path for pattern in _VOCABULARIES for path in adapter.glob(pattern)):
+        source = adapter
+        notes.append("the tokenizer is the one that was saved with the adapter")
+    if not _copy(source, directory, _TOKENIZER_FILES):
+        return ["the base has no tokenizer; none is written"]
+    pads = base.model.config.pad_token_id is not None
+    tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
+    rows = base.model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values())
+    if int(rows) <= largest:
+        fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
+        raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
+    if base.task_type == "SEQ_CLS" and not pads:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+            tokenizer.save_pretrained(directory)
+        changes["pad_token_id"] = tokenizer.pad_token_id
+        notes.append(f"the base has no pad token; the classifier pads with {tokenizer.pad_token!r}")
+    return notes
+
+
+def _with_config(base: MergeBase, directory: Path) -> Path:
+    """The directory, with the base's configuration until its own is written: a tokenizer's class is found by it."""
+    shutil.copyfile(base.directory / "config.json", directory / "config.json")
+    return directory
+
+
+def _write_config(source: Path, target: Path, changes: dict[str, Any]) -> None:
+    config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    for stale in ("_name_or_path", "auto_map", *(("num_labels", "_num_labels") if "id2label" in changes else ())):
+        config.pop(stale, None)
+    if "dtype" in changes and "torch_dtype" in config:  # the key of before transformers 5
+        config["torch_dtype"] = changes["dtype"]
+    target.write_text(json.dumps(config | changes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
+    """Copy the files of these names, what a hub's cache links to included; returns how many there were."""
+    found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+    for path in found:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    return len(found)

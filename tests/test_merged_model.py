@@ -1,0 +1,214 @@
+"""A merged directory: transformers loads it as it is, with its tokenizer, labels and settings."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig, pipeline
+
+from lorascope.base_model import load_base
+from lorascope.config import BaseModelConfig
+from lorascope.errors import AdapterError, ModelError, UsageError
+from lorascope.lora.peft_io import read_adapter, write_record
+from lorascope.merged_model import checkpoint_checksum, open_merge_base, write_merged
+
+
+@pytest.fixture
+def merge(tmp_path):
+    """``merge(adapter, base=None, **options)``: the directory and what was written."""
+
+    def make(adapter, base=None, **options):
+        out = tmp_path / "merged"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        saved = read_adapter(adapter)
+        return out, write_merged(saved, adapter, open_merge_base(saved, str(adapter), base), out, **options)
+
+    return make
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+@pytest.fixture
+def copied(model_directory, tmp_path):
+    """``copied(family)``: a copy of its directory that a test may change."""
+
+    def make(family):
+        return shutil.copytree(model_directory(family), tmp_path / f"{family}-copy")
+
+    return make
+
+
+def test_a_classifier_answers_through_a_pipeline_with_the_adapters_labels(peft_adapter, merge):
+    adapter, _ = peft_adapter("bert")
+    write_record(adapter, ["no", "maybe", "yes"])
+    out, merged = merge(adapter)
+    config = config_of(out)
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+    answer = pipeline("text-classification", model=str(out), device="cpu")("a charming journey")[0]
+    assert answer["label"] in ("no", "maybe", "yes")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(merged.files)
+
+
+def test_a_head_without_names_has_as_many_labels_as_it_has_rows(peft_adapter, merge):
+    adapter, _ = peft_adapter("roberta")
+    out, _ = merge(adapter)
+    assert config_of(out)["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert AutoModelForSequenceClassification.from_pretrained(out).classifier.out_proj.out_features == 3
+
+
+def test_a_causal_classifier_can_pad(peft_adapter, merge):
+    adapter, _ = peft_adapter("gpt2")
+    out, merged = merge(adapter)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    batch = tokenizer(["the acting", "a warm bright film"], padding=True, return_tensors="pt")
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model(**batch).logits.shape == (2, 3)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert any("the base has no pad token; the classifier pads with '<|endoftext|>'" in one for one in merged.warnings)
+
+
+def test_generation_settings_chat_template_and_licence_come_along(peft_adapter, merge, copied):
+    base = copied("llama")
+    GenerationConfig(max_new_tokens=7, do_sample=False).save_pretrained(base)
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (base / "LICENSE").write_text("free")
+    (base / "README.md").write_text("the base's own card")
+    (base / "optimizer.pt").write_bytes(b"state")
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    out, merged = merge(adapter)
+    assert GenerationConfig.from_pretrained(out).max_new_tokens == 7
+    assert AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert (out / "LICENSE").read_text() == "free"
+    assert not {"README.md", "optimizer.pt"} & set(merged.files)
+    answer = pipeline("text-generation", model=str(out), device="cpu")("the acting", max_new_tokens=3, max_length=None)
+    assert answer[0]["generated_text"].startswith("the acting")
+
+
+def test_a_tokenizer_that_was_saved_with_the_adapter_goes_first(peft_adapter, merge, model_directory):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    tokenizer = AutoTokenizer.from_pretrained(model_directory("llama"))
+    tokenizer.chat_template = "ours"
+    tokenizer.save_pretrained(adapter)
+    out, merged = merge(adapter)
+    assert AutoTokenizer.from_pretrained(out).chat_template == "ours"
+    assert "the tokenizer is the one that was saved with the adapter" in merged.warnings
+    tokenizer.add_tokens(["<extra>"] * 1 + [f"<extra {number}>" for number in range(200)])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(ModelError, match=r"the tokenizer has id .*, the model 160 embeddings"):
+        merge(adapter)
+
+
+def test_a_base_without_a_tokenizer_merges_and_says_so(peft_adapter, merge, copied):
+    base = copied("llama")
+    for path in base.glob("*token*"):
+        path.unlink()
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    _, merged = merge(adapter)
+    assert "the base has no tokenizer; none is written" in merged.warnings
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_dtype_stands_in_the_configuration(key, peft_adapter, merge, copied):
+    base = copied("llama")
+    config = config_of(base)
+    config[key] = config.pop("dtype")
+    (base / "config.json").write_text(json.dumps(config))
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    out, _ = merge(adapter, dtype="bfloat16")
+    assert config_of(out)[key] == "bfloat16"
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
+def test_a_checkpoint_of_torchs_own_merges_and_says_so(peft_adapter, merge, copied, model_directory):
+    base = copied("llama")
+    from safetensors.torch import load_file
+
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    out, merged = merge(adapter, str(base))
+    theirs, _ = merge(adapter)
+    assert any("no safetensors; its pytorch_model.bin is read through torch" in one for one in merged.warnings)
+    assert out == theirs
+    assert merged.record.modules
+
+
+def test_an_adapter_of_four_bits_says_what_it_was_merged_into(peft_adapter, merge):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    write_record(adapter, [], {"checksum": "", "dtype": "bfloat16", "quantization": "nf4"})
+    _, merged = merge(adapter)
+    assert any("trained on the base in NF4; it is merged into the base in full" in one for one in merged.warnings)
+
+
+def test_a_base_that_is_quantised_on_disk_is_refused(peft_adapter, merge, copied):
+    base = copied("llama")
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    config = config_of(base) | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="quantised already"):
+        merge(adapter)
+
+
+def test_an_adapter_that_names_no_base_needs_one(peft_adapter, merge, model_directory):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UsageError, match="names no base model; give it with --base"):
+        merge(adapter)
+    _, merged = merge(adapter, str(model_directory("llama")))
+    assert merged.base.name == str(model_directory("llama"))
+
+
+def test_an_adapter_of_another_base_does_not_fit(peft_adapter, merge, model_directory):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    with pytest.raises(AdapterError, match="the base model has no linear layer"):
+        merge(adapter, str(model_directory("gpt2")))
+
+
+def test_an_adapter_without_the_head_that_the_base_lacks_is_refused(peft_adapter, merge):
+    adapter, _ = peft_adapter("bert", modules_to_save=["pooler"])
+    with pytest.raises(AdapterError, match=r"holds no 'classifier\.weight', which the base's checkpoint does not have either"):
+        merge(adapter)
+
+
+def test_an_adapter_without_a_task_type_is_of_the_bases_own_class(peft_adapter, merge):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
+    out, _ = merge(adapter)
+    assert config_of(out)["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_hub_id_is_found_in_the_cache(peft_adapter, merge, model_directory, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--someone--tiny" / "snapshots" / commit
+    shutil.copytree(model_directory("llama"), snapshot)
+    (cache / "models--someone--tiny" / "refs").mkdir()
+    (cache / "models--someone--tiny" / "refs" / "main").write_text(commit)
+    assert HF_HUB_CACHE
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    _, merged = merge(adapter, "someone/tiny")
+    assert merged.base.commit == commit
+    with pytest.raises(ModelError, match=r"someone/other: cannot load|someone/other: cannot get"):
+        merge(adapter, "someone/other")
+
+
+@pytest.mark.parametrize(("family", "task_type"), [("gpt2", "SEQ_CLS"), ("bert", "SEQ_CLS"), ("gpt2", "CAUSAL_LM")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_checksum_from_the_files_is_that_of_the_loaded_base(family, task_type, dtype, peft_adapter, model_directory):
+    adapter, _ = peft_adapter(family, task_type)
+    saved = read_adapter(adapter)
+    found = open_merge_base(saved, str(adapter))
+    settings = BaseModelConfig(model=str(model_directory(family)), dtype=dtype)
+    labels = ("a", "b", "c") if task_type == "SEQ_CLS" else ()
+    assert checkpoint_checksum(found, getattr(torch, dtype)) == load_base(settings, task_type, labels).checksum
