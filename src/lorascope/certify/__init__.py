@@ -1,0 +1,11 @@
+"""The merge certificate: whether a merged model is its base plus its adapter, and nothing else.
+
+``claim`` is what is checked; ``checkpoint`` reads model files, ``update`` an adapter's, ``tensors`` compares them;
+``inputs``, ``logits`` and ``outputs`` compare what the models answer; ``checks`` judges, ``certificate`` puts it together.
+Floor: above ``evaluate``. Nothing here is shared with the code that merges.
+"""
+
+from lorascope.certify.certificate import CERTIFICATE_FILE, Certificate, certificate_text, certify
+from lorascope.certify.claim import MergeClaim
+
+__all__ = ["CERTIFICATE_FILE", "Certificate", "MergeClaim", "certificate_text", "certify"]

@@ -1,0 +1,134 @@
+"""What an adapter's files say should be added to a base, read here and nowhere else.
+
+The merge that is checked has a reader of its own; were this the same one, an error in it would cancel out. The rules are
+PEFT's: ``scaling = lora_alpha / r`` (over √r with rsLoRA), ``rank_pattern`` and ``alpha_pattern`` by the first expression that
+matches the end of a module's name, ``ΔW = scaling · B A``, and whatever was trained whole replaces the base's.
+
+Knows PEFT's files. Does not know how merging is done. Floor: ``certify``.
+
+Legend: D in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorascope.certify.checkpoint import read_header
+from lorascope.errors import AdapterError, ModelError
+
+_CONFIG, _WEIGHTS, _RECORD = "adapter_config.json", "adapter_model.safetensors", "lorascope.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Update:
+    """``ΔW = scaling · B A`` of one module."""
+
+    module: str
+    lora_A_RD: Tensor
+    lora_B_OR: Tensor
+    scaling: float
+
+    def rows(self, first: int, stop: int, *, transposed: bool, dtype: torch.dtype, magnitude: bool = False) -> Tensor:
+        """Rows ``[first, stop)`` of ΔW as its weight is stored: ``[O, D]``, or ``[D, O]`` where ``transposed``.
+
+        Args:
+            magnitude: the sum of the products' absolute values instead, which bounds the rounding of any way to add them up.
+        """
+        A_RD, B_OR = self.lora_A_RD.to(dtype), self.lora_B_OR.to(dtype)
+        if magnitude:
+            A_RD, B_OR = A_RD.abs(), B_OR.abs()
+        scaling = abs(self.scaling) if magnitude else self.scaling
+        if transposed:
+            return scaling * (A_RD[:, first:stop].T @ B_OR.T)
+        return scaling * (B_OR[first:stop] @ A_RD)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as its files have it.
+
+    Attributes:
+        updates: by module, as PEFT names it within the base model.
+        replaced: values that stand in for the base's: biases and modules that were trained whole, by parameter name.
+        record: what Lorascope wrote beside PEFT's files; empty for others' adapters.
+        checksum: SHA-256 of both of PEFT's files.
+        problems: what does not hold together, each a sentence.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    updates: dict[str, Update]
+    replaced: dict[str, Tensor]
+    record: dict[str, Any]
+    checksum: str
+    problems: tuple[str, ...] = field(default=())
+
+
+def read_updates(directory: Path) -> AdapterFiles:
+    """Read an adapter.
+
+    Raises:
+        AdapterError: a file is missing or damaged.
+    """
+    config = _read_json(directory / _CONFIG)
+    record = _read_json(directory / _RECORD) if (directory / _RECORD).is_file() else {}
+    digest = hashlib.sha256((directory / _CONFIG).read_bytes())
+    try:
+        stored = read_header(directory / _WEIGHTS)
+        tensors = {name: tensor.read() for name, tensor in stored.items()}
+        digest.update((directory / _WEIGHTS).read_bytes())
+    except (OSError, ModelError) as error:
+        what = error.what if isinstance(error, ModelError) else str(error)
+        raise AdapterError(what, where=str(directory / _WEIGHTS), fix="save the adapter again as safetensors") from None
+    factors: dict[str, dict[str, Tensor]] = {}
+    replaced: dict[str, Tensor] = {}
+    problems = []
+    for key, value in sorted(tensors.items()):
+        if not bool(torch.isfinite(value).all()):
+            problems.append(f"the adapter's {key!r} holds NaN or infinite numbers")
+        name = key.removeprefix(_PREFIX)
+        module, dot, tail = name.rpartition(".lora_")
+        if dot and tail in ("A.weight", "B.weight"):
+            factors.setdefault(module, {})[tail[0]] = value
+        elif dot:
+            problems.append(f"the adapter's {key!r} is of a kind that is not known here")
+        elif ".original_module." not in name:
+            plain = re.sub(r"\.modules_to_save\.(default\.)?", ".", name).replace(".base_layer.", ".")
+            replaced[plain] = value
+    updates = {}
+    for module, pair in factors.items():
+        if set(pair) != {"A", "B"}:
+            problems.append(f"the adapter has {module!r} with one factor alone")
+            continue
+        r = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
+        if (len(pair["A"]), pair["B"].shape[1]) != (r, r):
+            problems.append(f"{module!r} has rank {len(pair['A'])} in the weights and {r} in {_CONFIG}")
+            r = len(pair["A"])
+        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+        updates[module] = Update(module, pair["A"], pair["B"], alpha / (r**0.5 if config.get("use_rslora") else r))
+    return AdapterFiles(directory, config, updates, replaced, record, digest.hexdigest(), tuple(problems))
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the whole name, or its end behind a dot."""
+    matching = (value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module))
+    return next(matching, default)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot be read ({error})", where=str(path), fix="save the adapter again") from None
+    if not isinstance(content, dict):
+        raise AdapterError("holds no object", where=str(path), fix="save the adapter again")
+    return content
