@@ -76,7 +76,8 @@ def test_shards_and_index_are_those_of_save_pretrained(tiny_model, tmp_path):
     assert index["metadata"] == theirs["metadata"]
     assert index["weight_map"].keys() == theirs["weight_map"].keys()
     for path in (tmp_path / "ours").glob("*.safetensors"):
-        assert sum(value.nbytes for value in load_file(path).values()) <= 5000
+        sizes = [value.nbytes for value in load_file(path).values()]
+        assert len(sizes) == 1 or sum(sizes) <= 5000
     (tmp_path / "ours" / "config.json").write_bytes((tmp_path / "theirs" / "config.json").read_bytes())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())

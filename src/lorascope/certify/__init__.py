@@ -6,6 +6,6 @@ Floor: above ``evaluate``. Nothing here is shared with the code that merges.
 """
 
 from lorascope.certify.certificate import CERTIFICATE_FILE, Certificate, certificate_text, certify
-from lorascope.certify.claim import MergeClaim
+from lorascope.certify.claim import MergeClaim, why_tensors_only
 
-__all__ = ["CERTIFICATE_FILE", "Certificate", "MergeClaim", "certificate_text", "certify"]
+__all__ = ["CERTIFICATE_FILE", "Certificate", "MergeClaim", "certificate_text", "certify", "why_tensors_only"]

@@ -31,10 +31,13 @@ from lorascope.certify.outputs import BASE, Outputs, compare_outputs
 from lorascope.certify.tensors import Layout, TensorFigures, base_weights_checksum, compare_tensors
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig
-from lorascope.errors import CheckFailed, ModelError
+from lorascope.errors import AdapterError, CheckFailed, ModelError
 
 CERTIFICATE_FILE = "merge-certificate.json"
 _VERSION = 1
+# A model whose tensors are no numbers, or not there, need not be run.
+_NOT_WORTH_RUNNING = ("tensors-present", "tensors-finite", "adapter-fits", "adapter-whole")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -73,38 +76,57 @@ def certify(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
         settings: how it is evaluated.
 
     Raises:
-        LorascopeError: the base, the adapter or the task cannot be used. What is wrong with the merged model is in the
-            certificate instead.
+        LorascopeError: the base's or the adapter's files, or the task, cannot be read. What is wrong with the merged model is
+            in the certificate instead.
     """
-    adapter = read_updates(claim.adapter)
-    base = open_checkpoint(claim.base_directory)
-    base_config = AutoConfig.from_pretrained(claim.base_directory)
-    layout = Layout.of(claim.model)
+    adapter, base = read_updates(claim.adapter), open_checkpoint(claim.base_directory)
     dtype = base.main_dtype if claim.dtype == "as-base" else claim.dtype
     try:
         merged, merged_config = open_checkpoint(claim.merged), AutoConfig.from_pretrained(claim.merged)
         with torch.device("meta"):
             ties = Layout.of(type(claim.model)(merged_config)).tied
     except (ModelError, OSError, ValueError, KeyError) as error:
-        unreadable = Check("tensors-present", "fails", f"the merged directory cannot be read: {' '.join(str(error).split())}")
-        return Certificate(_document(claim, adapter, base, None, None, None, [unreadable]))
+        says = f"the merged directory cannot be read: {' '.join(str(error).split())}"
+        found = [Check("tensors-present", "fails", says)]
+        return Certificate(_document(claim, adapter, base, found, why="there is nothing that could be run"))
+    layout = Layout.of(claim.model)
     figures = compare_tensors(layout, ties, base, merged, adapter, claim.dtype)
     found = [
         *judged.adapter_checks(adapter.problems, figures),
         *_identity_checks(claim, adapter, layout, base),
         *judged.tensor_checks(figures, merged.problems, dtype),
-        *_directory_checks(claim, adapter, base_config, merged_config, dtype),
+        *_directory_checks(claim, adapter, merged_config, dtype),
     ]
-    outputs = None
-    # A model whose tensors are no numbers, or not there, is not worth running.
-    broken = {"tensors-present", "tensors-finite", "adapter-fits", "adapter-whole"}
-    unrunnable = any(check.verdict == "fails" and check.name in broken for check in found)
-    if claim.tensors_only is None and claim.task_type is not None and not unrunnable:
-        outputs = compare_outputs(replace(claim, dtype=dtype), task, settings or EvaluateConfig())
+    outputs, why = _outputs(replace(claim, dtype=dtype), found, task, settings or EvaluateConfig())
+    if outputs is not None:
         effect = outputs.find(BASE)
         assert effect is not None
         found += [judged.effect_check(outputs, effect), *judged.output_checks(outputs, dtype)]
-    return Certificate(_document(claim, adapter, base, merged, figures, outputs, found))
+    elif claim.tensors_only is None and not _fails(found):
+        found.append(Check("outputs", "warning", f"tensors alone were compared: {why}"))
+    return Certificate(_document(claim, adapter, base, found, merged=merged, figures=figures, outputs=outputs, why=why))
+
+
+def _outputs(
+    claim: MergeClaim, found: Sequence[Check], task: TaskConfig | None, settings: EvaluateConfig
+) -> tuple[Outputs | None, str | None]:
+    """What the models answer; or why they were not asked."""
+    if claim.tensors_only is not None:
+        return None, claim.tensors_only
+    if claim.task_type is None:
+        return None, f"the outputs of a {type(claim.model).__name__} cannot be compared here"
+    if any(check.verdict == "fails" and check.name in _NOT_WORTH_RUNNING for check in found):
+        return None, "the tensors do not hold, and no model was run"
+    if any(check.name == "tokenizer" and check.verdict == "not judged" for check in found):
+        return None, "there is no tokenizer"
+    try:
+        return compare_outputs(claim, task, settings), None
+    except (AdapterError, ModelError) as error:
+        return None, f"the adapter cannot be run unmerged ({error.what})"
+
+
+def _fails(found: Sequence[Check]) -> bool:
+    return any(check.verdict == "fails" for check in found)
 
 
 def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
@@ -124,22 +146,25 @@ def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, b
     ]
 
 
-def _directory_checks(
-    claim: MergeClaim, adapter: AdapterFiles, base: PretrainedConfig, merged: PretrainedConfig, dtype: str
-) -> list[Check]:
+def _directory_checks(claim: MergeClaim, adapter: AdapterFiles, merged: PretrainedConfig, dtype: str) -> list[Check]:
     """What lies beside the weights: configuration, class names, tokenizer."""
-    config = merged.to_dict()
+    own, config = AutoConfig.from_pretrained(claim.base_directory).to_dict(), merged.to_dict()
     labels = judged.labels_check([str(label) for label in adapter.record.get("labels") or claim.labels], config)
     return [
-        judged.configuration_check(base.to_dict(), config, dtype),
+        judged.configuration_check(own, config, dtype),
         *([labels] if labels is not None else []),
         _tokenizer_check(claim),
     ]
 
 
 def _tokenizer_check(claim: MergeClaim) -> Check:
-    """That the merged model's tokenizer says the same as the base's."""
-    own = load_tokenizer(BaseModelConfig(model=str(claim.base_directory)))
+    """That the merged model's tokenizer says the same as the adapter's, if that has one, or else the base's."""
+    brings = any(path for pattern in _VOCABULARIES for path in claim.adapter.glob(pattern))
+    source, whose = (claim.adapter, "adapter") if brings else (claim.base_directory, "base")
+    try:
+        own = load_tokenizer(BaseModelConfig(model=str(source)))
+    except ModelError as error:
+        return Check("tokenizer", "not judged", f"the {whose} has none that can be used: {error.what}")
     try:
         found = load_tokenizer(BaseModelConfig(model=str(claim.merged)))
     except ModelError as error:
@@ -153,7 +178,7 @@ def _tokenizer_check(claim: MergeClaim) -> Check:
     for text in ("The quick brown fox, 12.5 % of it.", own.decode(ids[:: max(1, len(ids) // 64)])):
         if not differing and own(text)["input_ids"] != found(text)["input_ids"]:
             differing.append(f"{text[:40]!r} becomes other tokens")
-    says = "; ".join(differing) or "it encodes as the base's does, with the same chat template"
+    says = "; ".join(differing) or f"it encodes as the {whose}'s does, with the same chat template"
     return Check("tokenizer", "fails" if differing else "holds", says)
 
 
@@ -161,16 +186,18 @@ def _document(
     claim: MergeClaim,
     adapter: AdapterFiles,
     base: Checkpoint,
-    merged: Checkpoint | None,
-    figures: TensorFigures | None,
-    outputs: Outputs | None,
     found: Sequence[Check],
+    *,
+    merged: Checkpoint | None = None,
+    figures: TensorFigures | None = None,
+    outputs: Outputs | None = None,
+    why: str | None = None,
 ) -> dict[str, Any]:
     document = {
         "certificate": _VERSION,
-        "holds": not any(check.verdict == "fails" for check in found),
+        "holds": not _fails(found),
         "level": "tensors" if outputs is None else "outputs",
-        "why_level": _why_tensors(claim) if outputs is None else None,
+        "why_level": why,
         "base": _base_record(claim, adapter, base),
         "adapter": _adapter_record(adapter),
         "merged": _merged_record(claim, merged, figures),
@@ -186,15 +213,6 @@ def _document(
         "made_with": {"lorascope": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     return dict(_strict(document))
-
-
-def _why_tensors(claim: MergeClaim) -> str:
-    """Why no model was run."""
-    if claim.tensors_only is not None:
-        return claim.tensors_only
-    if claim.task_type is None:
-        return f"outputs of a {type(claim.model).__name__} cannot be compared here"
-    return "the tensors do not hold; no model was run"
 
 
 def _base_record(claim: MergeClaim, adapter: AdapterFiles, base: Checkpoint) -> dict[str, Any]:

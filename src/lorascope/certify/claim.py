@@ -1,4 +1,4 @@
-"""What a merge says that it did: the matter that is checked. Floor: ``certify``."""
+"""What a merge says that it did: the matter that is checked, and whether there is room to run it. Floor: ``certify``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,3 +42,34 @@ class MergeClaim:
     in_memory: Callable[[], nn.Module] | None = None
     quantise: bool = False
     tensors_only: str | None = None
+
+
+# Of a model in float32: itself, activations and logits, and an adapter's small change.
+_ROOM = 1.3
+
+
+def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None) -> str | None:
+    """Why outputs should not be compared: the model in float32, as the adapter's reference needs it, has no room.
+
+    Args:
+        model: on the meta device.
+        limit_bytes: what there is; by default the memory that is free, or that the process may still take (``ulimit -v``).
+    """
+    needed = int(_ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
+    free = _free_bytes() if limit_bytes is None else limit_bytes
+    if needed <= free:
+        return None
+    return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free"
+
+
+def _free_bytes() -> int:
+    free = int(psutil.virtual_memory().available)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return free
+    for kind, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - int(getattr(psutil.Process().memory_info(), used, 0)))
+    return max(0, free)

@@ -104,10 +104,11 @@ def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
         ModelError: there is none, a shard is missing, or a file is damaged; names the file.
     """
     for single, index, read in ((WEIGHTS_FILE, INDEX_FILE, read_header), (TORCH_FILE, TORCH_INDEX_FILE, _map_torch_file)):
-        if (directory / index).is_file():
-            return _open_shards(directory / index, read)
+        # In the order in which transformers looks for them.
         if (directory / single).is_file():
             return read(directory / single)
+        if (directory / index).is_file():
+            return _open_shards(directory / index, read)
     what = f"the directory holds neither {WEIGHTS_FILE} nor {TORCH_FILE}, nor an index of either"
     raise ModelError(what, where=str(directory), fix="give a directory that save_pretrained wrote")
 

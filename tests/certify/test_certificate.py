@@ -1,0 +1,92 @@
+"""The certificate: planted faults are caught, good merges pass, and the document says what it rests on."""
+
+import json
+
+import pytest
+
+from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
+from lorascope.config import TaskConfig
+from lorascope.errors import CheckFailed
+
+# Warnings of libraries, when PEFT loads what a fault has left.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+FAULTS = [
+    "nothing merged", "half of the modules", "alpha doubled", "fused projection transposed", "one nan", "overflows",
+    "output layer tied", "tie lost", "other base", "base has moved on", "wrong revision", "keys match nothing",
+    "half of the tensors", "merged into packed base", "lost in rounding",
+]  # fmt: skip
+GOOD = [("gpt2", "small", "float32"), ("bert", "large", "bfloat16"), ("t5", "small", "float16"), ("llama", "large", "float32")]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(merge_faults, name, tmp_path):
+    (fault,) = [one for one in merge_faults.FAULTS if one.name == name]
+    certificate = merge_faults.certify_fault(fault, tmp_path)
+    assert not certificate.holds
+    with pytest.raises(CheckFailed, match="the merge does not hold") as raised:
+        certificate.raise_unless_it_holds(tmp_path)
+    assert raised.value.exit_code == 3
+    json.loads(certificate_text(certificate), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(("family", "size", "dtype"), GOOD)
+def test_a_good_merge_of_peft_s_or_ours_holds(merge_faults, scene, family, size, dtype):
+    made = scene(family, size, dtype)
+    by_peft = certify(made.claim())
+    assert by_peft.failures == []
+    merge_faults.merge_with_lorascope(made)
+    ours = certify(made.claim())
+    assert ours.failures == []
+    document = json.loads(certificate_text(ours), parse_constant=pytest.fail)
+    assert document["level"] == "outputs"
+    assert document["effect"]["relative_difference"] > 0
+    assert document["merged"]["dtype"] == dtype
+    assert {"base alone, float32", "merged, reloaded"} <= {row["name"] for row in document["comparisons"]}
+    assert len(document["modules"]) == len(made.deltas())
+
+
+def test_a_task_s_examples_are_the_inputs_and_its_score_is_compared(scene, tmp_path):
+    made = scene("bert")
+    rows = [{"text": f"ba de {word}", "label": label} for word, label in (("fi", "negative"), ("go", "positive")) * 4]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
+    document = certify(made.claim(), task).document
+    assert document["holds"]
+    assert document["inputs"]["rows"] == 8
+    scores = {row["name"]: row["scores"] for row in document["comparisons"]}
+    assert scores["merged, reloaded"]["accuracy"] == scores["adapter, float32"]["accuracy"]
+
+
+def test_a_model_that_may_not_be_loaded_gets_a_certificate_of_its_tensors_that_says_so(scene, monkeypatch):
+    made = scene("qwen2")
+    monkeypatch.setattr("lorascope.certify.certificate.compare_outputs", pytest.fail)
+    certificate = certify(made.claim(tensors_only="the base takes 90 GB"))
+    assert certificate.holds
+    assert (certificate.document["level"], certificate.document["why_level"]) == ("tensors", "the base takes 90 GB")
+    assert certificate.document["inputs"] is None
+    made.reweigh(lambda name: 0.5)
+    assert not certify(made.claim(tensors_only="the base takes 90 GB")).holds
+
+
+def test_memory_and_disk_and_four_bits_are_compared(scene):
+    pytest.importorskip("bitsandbytes")
+    made = scene("llama")
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(made.load(), str(made.adapter)).merge_and_unload()
+    certificate = certify(made.claim(in_memory=lambda: model, quantise=True))
+    assert certificate.failures == []
+    rows = {(row["name"], row["against"]) for row in certificate.document["comparisons"]}
+    assert ("merged, reloaded", "merged in memory") in rows
+    assert ("merged and quantised (nf4)", "adapter, float32") in rows
+    assert "not the nf4 base" in certificate.document["base"]["merged_into"]
+
+
+def test_a_merged_directory_that_cannot_be_read_does_not_hold(scene):
+    made = scene("gpt2")
+    (made.merged / "model.safetensors").unlink()
+    certificate = certify(made.claim())
+    assert not certificate.holds
+    assert "no weights here" in certificate.failures[0]
+    assert CERTIFICATE_FILE == "merge-certificate.json"

@@ -1,0 +1,140 @@
+"""Verdicts follow the figures: tolerances that scale with the adapter, and what is no fault is none."""
+
+import pytest
+
+from lorascope.certify import checks
+from lorascope.certify.inputs import Inputs
+from lorascope.certify.logits import Difference
+from lorascope.certify.outputs import (
+    BASE,
+    IN_MEMORY,
+    QUANTISED,
+    REFERENCE,
+    RELOADED,
+    UNMERGED,
+    UNMERGED_QUANTISED,
+    Compared,
+    Outputs,
+)
+from lorascope.certify.tensors import ModuleFigures, TensorFigures
+
+
+def module(ratio=0.01, **values):
+    figures = {"module": "h.0.q", "update_norm": 1e-6, "weight_norm": 1.0, "arrived": 1.0, "rounding": 0.4, "nonfinite": 0}
+    return ModuleFigures(**{**figures, "ratio": ratio, "overflows": 0, **values})
+
+
+def row(name, kl=0.0, relative=0.0, against=REFERENCE, nonfinite=0, scores=None):
+    if nonfinite:
+        return Compared(name, against, Difference(9, None, None, None, None, None, nonfinite))
+    return Compared(name, against, Difference(9, relative, relative, kl, kl, 1.0), scores or {})
+
+
+def verdicts(found):
+    return {check.name: check.verdict for check in found}
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.29, "holds"), (0.31, "warning"), (0.89, "warning"), (0.91, "fails")])
+def test_an_update_is_measured_by_its_own_size(ratio, verdict):
+    found = checks.tensor_checks(TensorFigures(modules=[module(), module(ratio, update_norm=1e-12)]), (), "float32")
+    assert verdicts(found)["update-arrived"] == verdict
+
+
+def test_an_update_that_rounding_takes_is_told_apart_from_one_that_was_forgotten():
+    rounded = checks.tensor_checks(TensorFigures(modules=[module(0.95, rounding=0.9)]), (), "bfloat16")
+    assert any("bfloat16 is too coarse" in check.says for check in rounded)
+    forgotten = checks.tensor_checks(TensorFigures(modules=[module(1.0, rounding=40.0)]), (), "bfloat16")
+    assert not any("too coarse" in check.says for check in forgotten)
+    assert verdicts(forgotten)["only-rounding"] == "fails"
+
+
+def test_more_than_rounding_fails_however_small():
+    found = checks.tensor_checks(TensorFigures(modules=[module(0.02, rounding=1.5)]), (), "float32")
+    assert verdicts(found)["only-rounding"] == "fails"
+
+
+def test_an_adapter_that_adds_nothing_is_worth_a_warning():
+    found = checks.tensor_checks(TensorFigures(modules=[module(None, update_norm=0.0, rounding=0.0)]), (), "float32")
+    assert verdicts(found)["update-arrived"] == "warning"
+    assert "fails" not in verdicts(found).values()
+
+
+def test_every_kind_of_wrong_tensor_fails():
+    assert not [
+        one for one in checks.tensor_checks(TensorFigures(modules=[module()]), (), "float32") if one.verdict == "fails"
+    ]
+    for name, figures in {
+        "tensors-present": TensorFigures(absent=["a"]),
+        "tensors-finite": TensorFigures(nonfinite={"a": 1}),
+        "dtype": TensorFigures(strays={"bfloat16": 5}),
+        "base-unchanged": TensorFigures(differing=[("a", 1, "the base")]),
+        "tied-embeddings": TensorFigures(tied=["a is tied to b"]),
+    }.items():
+        assert verdicts(checks.tensor_checks(figures, (), "float32"))[name] == "fails"
+    assert verdicts(checks.tensor_checks(TensorFigures(misfits=["a is [1]"]), (), "float32"))["tensors-present"] == "fails"
+    assert verdicts(checks.tensor_checks(TensorFigures(), ("a stale shard",), "float32"))["tensors-present"] == "fails"
+    assert verdicts(checks.tensor_checks(TensorFigures(untied=["a, b"]), (), "float32"))["tied-embeddings"] == "warning"
+
+
+def outputs(*rows, **values):
+    return Outputs(Inputs([], "SEQ_CLS", "drawn", 0), rows=[row(BASE, 0.5, 0.1), *rows], **values)
+
+
+@pytest.mark.parametrize(
+    ("merged", "unmerged", "verdict"),
+    [(1.9e-3, 1e-3, "holds"), (2.1e-3, 1e-3, "fails"), (0.9e-6, 0.0, "holds"), (1.1e-6, 0.0, "fails")],
+)
+def test_divergence_is_measured_by_that_of_the_unmerged_adapter(merged, unmerged, verdict):
+    found = checks.output_checks(outputs(row(UNMERGED, unmerged), row(RELOADED, merged)), "bfloat16")
+    assert verdicts(found)[f"kl ({RELOADED})"] == verdict
+    packed = outputs(row(RELOADED), row(QUANTISED, merged), row(UNMERGED_QUANTISED, unmerged))
+    assert verdicts(checks.output_checks(packed, "bfloat16"))[f"kl ({QUANTISED})"] == verdict
+
+
+def test_float32_logits_may_differ_by_a_hundred_thousandth():
+    for relative, verdict in ((0.9e-5, "holds"), (1.1e-5, "fails")):
+        found = checks.output_checks(outputs(row(RELOADED, 0.0, relative)), "float32")
+        assert verdicts(found)[f"relative-difference ({RELOADED})"] == verdict
+    assert not any("relative-difference" in check.name for check in checks.output_checks(outputs(row(RELOADED)), "bfloat16"))
+
+
+def test_the_disk_must_give_back_what_was_in_memory():
+    for relative, verdict in ((1e-7, "holds"), (1e-4, "fails")):
+        rows = (row(RELOADED), row(IN_MEMORY), row(RELOADED, 0.0, relative, against=IN_MEMORY))
+        assert verdicts(checks.output_checks(outputs(*rows), "float32"))["reloaded-equals-memory"] == verdict
+
+
+def test_models_that_cannot_be_run_or_answer_nan_fail():
+    assert verdicts(checks.output_checks(outputs(unloadable="no config.json"), "float32")) == {"loads": "fails"}
+    assert verdicts(checks.output_checks(outputs(new_parameters=("a",)), "float32")) == {"loads": "fails"}
+    assert verdicts(checks.output_checks(outputs(row(RELOADED, nonfinite=3)), "float32"))["logits-finite"] == "fails"
+
+
+def test_inputs_that_do_not_see_the_adapter_are_told():
+    assert checks.effect_check(outputs(), row(BASE, 1e-3, 1e-2)).verdict == "holds"
+    assert checks.effect_check(outputs(), row(BASE, 0.0, 1e-8)).verdict == "warning"
+
+
+def test_only_what_a_merge_may_change_may_differ_in_the_configuration():
+    base = {"rope_theta": 1e4, "dtype": "float32", "architectures": None}
+    merged = base | {"dtype": "bfloat16", "architectures": ["LlamaForCausalLM"]}
+    assert checks.configuration_check(base, merged, "bfloat16").verdict == "holds"
+    assert "rope_theta" in checks.configuration_check(base, merged | {"rope_theta": 1e5}, "bfloat16").says
+    assert checks.configuration_check(base, merged, "float16").verdict == "fails"
+
+
+def test_classes_must_be_in_the_adapters_order():
+    config = {"id2label": {0: "no", 1: "yes"}}
+    assert checks.labels_check(["no", "yes"], config).verdict == "holds"
+    assert checks.labels_check(["yes", "no"], config).verdict == "fails"
+    assert checks.labels_check([], config) is None
+
+
+def test_another_revision_and_another_checksum_fail():
+    assert checks.revision_check({"revision": "abc"}, "lab/model", None, False).verdict == "fails"
+    assert checks.revision_check({"revision": "abc"}, "lab/model", "abc", False).verdict == "holds"
+    assert checks.revision_check({"revision": "abc"}, "lab/model", None, True).verdict == "not judged"
+    assert checks.revision_check({}, "lab/model", None, False).verdict == "not judged"
+    assert checks.base_check("a", "b", "").verdict == "fails"
+    assert checks.base_check("a", "a", "").verdict == "holds"
+    assert checks.base_check(None, "a", "not told").verdict == "not judged"
