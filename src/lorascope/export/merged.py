@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.certify import CERTIFICATE_FILE, MergeClaim, certify
+from transformers import PreTrainedModel
+
+from lorascope.base_model import label_names
+from lorascope.certify import CERTIFICATE_FILE, MergeClaim, certify, why_tensors_only
 from lorascope.config import BaseModelConfig
 from lorascope.export.adapter import privacy_for, write_papers
 from lorascope.export.described import Wishes, base_place, described
 from lorascope.export.source import Source
 from lorascope.export.vllm import merged_obstacles
+from lorascope.lora.merge import merged_copy
 from lorascope.lora.peft_io import SavedAdapter
-from lorascope.merged_model import open_merge_base, write_merged
+from lorascope.merged_model import MergedModel, open_merge_base, write_merged
 from lorascope.model_card import CardFacts
 from lorascope.store import atomic_directory
 
@@ -39,20 +43,9 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
     privacy = privacy_for(source, saved, wishes)
     with atomic_directory(out) as directory:
         merged = write_merged(saved, source.adapter, base, directory)
-        claim = MergeClaim(
-            base=BaseModelConfig(model=base.name, revision=base.revision),
-            base_directory=base.directory,
-            model=base.model,
-            adapter=source.adapter,
-            merged=directory,
-            dtype=merged.dtype,
-            task_type=base.task_type,
-            labels=saved.labels,
-        )
-        certificate = certify(claim)
+        certificate = certify(_claim(source, saved, merged, directory))
         certificate.raise_unless_it_holds(out)
-        document = _published(certificate.document, out.name)
-        document = privacy.clean_values(document)
+        document = privacy.clean_values(_published(certificate.document, out.name))
         text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         (directory / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
         for path in directory.glob("*config.json"):
@@ -65,6 +58,29 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
         )
         write_papers(directory, source, facts, privacy)
     return facts, document
+
+
+def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path) -> MergeClaim:
+    """What the merge says that it did; the model in memory is made again where there is room for it."""
+    base = merged.base
+    no_room = why_tensors_only(base.model)
+
+    def in_memory() -> PreTrainedModel:
+        loaded = type(base.model).from_pretrained(base.directory, config=base.model.config, dtype="auto")
+        return merged_copy(loaded, saved)
+
+    return MergeClaim(
+        base=BaseModelConfig(model=base.name, revision=base.revision),
+        base_directory=base.directory,
+        model=base.model,
+        adapter=source.adapter,
+        merged=directory,
+        dtype=merged.dtype,
+        task_type=base.task_type,
+        labels=label_names(base.model.config) if base.task_type == "SEQ_CLS" else (),
+        in_memory=in_memory if no_room is None else None,
+        tensors_only=no_room,
+    )
 
 
 def _published(document: dict[str, Any], name: str) -> dict[str, Any]:
