@@ -32,12 +32,12 @@ def chat_base(model_directory, tmp_path):
 
 def test_it_holds_all_that_a_server_needs_and_answers_as_the_adapter_does(peft_adapter, chat_base, tmp_path):
     adapter, theirs = peft_adapter("llama", "CAUSAL_LM", base=chat_base)
-    facts, certificate = export(adapter, tmp_path / "out")
-    out = tmp_path / "out"
+    written = export(adapter, tmp_path / "out")
+    out, certificate = tmp_path / "out", written.certificate
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                  "generation_config.json", "merge-certificate.json", "README.md"):  # fmt: skip
         assert (out / name).is_file(), name
-    assert facts.serving == ()
+    assert written.facts.serving == ()
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.max_new_tokens == 5

@@ -29,6 +29,7 @@ def test_a_directory_is_named_by_its_last_part_and_a_hub_id_as_it_is(tmp_path, m
         ("~/models/tiny is gone", "tiny is gone"),
         ("file:///srv/models/tiny", "tiny"),
         ("in train.jsonl:17 (/data/a/b)", "in train.jsonl:17 (b)"),
+        ("path:/data/a/b and x=/data/a/c", "path:b and x=c"),
         ("--model /mnt/disk/base --out x/y", "--model base --out x/y"),
     ],
 )

@@ -82,14 +82,16 @@ def _described(
     chosen = None if licence is None else chosen_licence(licence)
     wishes = Wishes(out.resolve().name, form, chosen, base, base_name)
     saved = read_adapter(source.adapter)
-    certificate = None
+    certificate: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
     if merged:
         from lorascope.export.merged import write_merged_directory
 
-        facts, certificate = write_merged_directory(source, saved, out, wishes)
+        written = write_merged_directory(source, saved, out, wishes)
+        facts, certificate, warnings = written.facts, written.certificate, written.warnings
     else:
         facts = write_adapter_directory(source, saved, out, wishes)
-    notes = [*_notes(facts), *facts.serving]
+    notes = [*_notes(facts), *warnings, *(f"vLLM: {item}" for item in facts.serving)]
     for note in notes:
         stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     return _document(source, out, form) | {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,27 @@ from lorascope.model_card import CardFacts
 from lorascope.store import atomic_directory
 
 
-def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishes: Wishes) -> tuple[CardFacts, dict[str, Any]]:
+@dataclass(frozen=True)
+class MergedExport:
+    """What was written.
+
+    Attributes:
+        facts: what the card says.
+        certificate: the certificate's document.
+        warnings: what the merge has to tell.
+    """
+
+    facts: CardFacts
+    certificate: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishes: Wishes) -> MergedExport:
     """Merge the adapter into its base, certify the result, and write both with a card.
 
     Args:
         saved: what lies in ``source.adapter``.
         out: does not exist yet.
-
-    Returns:
-        What the card says, and the certificate's document.
 
     Raises:
         CheckFailed: the certificate does not hold.
@@ -50,14 +62,15 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
         (directory / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
         for path in directory.glob("*config.json"):
             privacy.clean_json(path)
+        warnings = (*map(privacy.clean, merged.warnings), *document.get("warnings", ()))
         facts = replace(
             facts,
             certificate=_sentence(document),
             serving=tuple(merged_obstacles(directory)),
-            warnings=(*facts.warnings, *map(privacy.clean, merged.warnings), *document.get("warnings", ())),
+            warnings=(*facts.warnings, *warnings),
         )
         write_papers(directory, source, facts, privacy)
-    return facts, document
+    return MergedExport(facts, document, warnings)
 
 
 def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path) -> MergeClaim:

@@ -44,7 +44,7 @@ def model_card(facts: CardFacts) -> str:
         _training(facts),
         _cost(facts),
         _list("Limitations", facts.limitations),
-        _list("Warnings of the study", facts.warnings),
+        _list("Warnings", facts.warnings),
         _reproduce(facts),
         _licence(facts),
     ]

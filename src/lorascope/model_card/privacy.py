@@ -17,7 +17,7 @@ _IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 _IN_QUERY = re.compile(r"(?<=[?&])((?:access_)?token|key|signature|sig|password)=[^&\s\"'`)]+", re.IGNORECASE)
 _PART = r"/[^\s/'\"`,;:()<>|*\[\]{}]+"
 # Two components at least, so that "</s>" and "1/2" are none. What comes before tells a URL or a hub id.
-_ABSOLUTE = re.compile(rf"(?:file://|(?<![\w./:~\-<])~?){_PART}(?:{_PART})+/?|(?<![\w./~])~(?:{_PART})+/?")
+_ABSOLUTE = re.compile(rf"(?:file://|(?<![\w./~\-<])~?){_PART}(?:{_PART})+/?|(?<![\w./~])~(?:{_PART})+/?")
 
 
 def public_name(place: str) -> str:
