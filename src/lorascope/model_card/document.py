@@ -113,23 +113,22 @@ def _introduction(facts: CardFacts) -> str:
     merged = facts.form == "merged"
     what = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter in PEFT's format"
     if facts.study is None:
-        return (
-            f"{what}, for the base model `{facts.base.name}`. It does not come from a study of Lorascope: what it learned "
-            "from, how, and how good it is, is not known here."
+        origin = (
+            "It does not come from a study of Lorascope: what it learned from, how, and how good it is, is not known here."
         )
-    task = "" if facts.data is None else f" on the task `{facts.data.task}`"
-    text = (
-        f"{what}, for the base model `{facts.base.name}`, trained{task} by Lorascope {facts.version}: trial `{facts.trial}` "
-        f"of the study `{facts.study}`, seed {facts.seed}."
+        text = f"{what}, for the base model `{facts.base.name}`. {origin}"
+    else:
+        task = "" if facts.data is None else f" on the task `{facts.data.task}`"
+        text = (
+            f"{what}, for the base model `{facts.base.name}`, trained{task} by Lorascope {facts.version}: trial "
+            f"`{facts.trial}` of the study `{facts.study}`, seed {facts.seed}."
+        )
+    later = (
+        "Written while the study ran. `lorascope export` writes the whole card: intervals, costs, limitations, licence, how to "
+        "repeat the training."
     )
-    if facts.certificate is not None:
-        text += f"\n\n{facts.certificate}"
-    if not facts.is_whole:
-        text += (
-            "\n\nWritten while the study ran. `lorascope export` writes the whole card: intervals, costs, limitations, "
-            "licence, how to repeat the training."
-        )
-    return text if facts.selection is None else f"{text}\n\n{facts.selection}"
+    paragraphs = [text, facts.certificate, facts.selection, None if facts.is_whole else later]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph is not None)
 
 
 def _base(facts: CardFacts) -> str:
