@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from lorascope.model_card import UNKNOWN_LICENCE, BaseFacts, Licence, MetricFacts, model_card
+from lorascope.model_card import UNKNOWN_LICENCE, BaseFacts, Licence, MetricFacts, SeedFacts, model_card
 
 CHECKSUM = "0123456789abcdef" * 4
 
@@ -82,6 +82,11 @@ def test_an_adapter_from_elsewhere_says_that_nothing_is_known(facts):
     assert "## Results" not in text
     assert "## Repeat the training" not in text
     assert read(text).data.eval_results is None
+
+
+def test_two_seeds_have_a_mean_and_a_range_but_no_interval(facts):
+    metric = MetricFacts("accuracy", 0.9, True, seeds=SeedFacts(2, 0.85, 0.8, 0.9))
+    assert "0.8500 (no interval from 2 seeds); 0.8000 to 0.9000, 2 seeds" in model_card(facts(metrics=(metric,)))
 
 
 def test_a_merged_model_is_one_of_transformers(facts):

@@ -115,6 +115,7 @@ def adapter_facts(source: Source, saved: SavedAdapter) -> AdapterFacts:
     )
 
 
+_FEWEST_SEEDS = 3
 _HEAD_OUTPUTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 _PEFT_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
 
@@ -182,7 +183,7 @@ def _metrics(store: Store, row: TrialRow) -> tuple[MetricFacts, ...]:
                 HIGHER_IS_BETTER.get(name),
                 None if interval is None else interval.low,
                 None if interval is None else interval.high,
-                "none: it is no mean over examples" if interval is None else interval.method,
+                "none: the predictions do not give it example by example" if interval is None else interval.method,
                 _over_seeds(values),
             )
         )
@@ -192,7 +193,8 @@ def _metrics(store: Store, row: TrialRow) -> tuple[MetricFacts, ...]:
 def _over_seeds(values: list[float]) -> SeedFacts | None:
     if len(values) < 2:
         return None
-    low, high = seeds_interval(values) or (None, None)
+    # Student's interval from two seeds is wider than most metrics' whole range.
+    low, high = (seeds_interval(values) if len(values) >= _FEWEST_SEEDS else None) or (None, None)
     return SeedFacts(len(values), sum(values) / len(values), min(values), max(values), low, high)
 
 

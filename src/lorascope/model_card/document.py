@@ -113,9 +113,7 @@ def _introduction(facts: CardFacts) -> str:
     merged = facts.form == "merged"
     what = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter in PEFT's format"
     if facts.study is None:
-        origin = (
-            "It does not come from a study of Lorascope: what it learned from, how, and how good it is, is not known here."
-        )
+        origin = "It does not come from a study of Lorascope: what it learned, how, and how good it is, is not known here."
         text = f"{what}, for the base model `{facts.base.name}`. {origin}"
     else:
         task = "" if facts.data is None else f" on the task `{facts.data.task}`"
@@ -124,7 +122,7 @@ def _introduction(facts: CardFacts) -> str:
             f"`{facts.trial}` of the study `{facts.study}`, seed {facts.seed}."
         )
     later = (
-        "Written while the study ran. `lorascope export` writes the whole card: intervals, costs, limitations, licence, how to "
+        "Written while the study ran. `lorascope export` writes the whole card: intervals, costs, limits, licence, how to "
         "repeat the training."
     )
     paragraphs = [text, facts.certificate, facts.selection, None if facts.is_whole else later]
@@ -187,7 +185,8 @@ def _over_seeds(metric: MetricFacts) -> str:
     seeds = metric.seeds
     if seeds is None:
         return "—"
-    interval = "no interval" if seeds.low is None or seeds.high is None else _interval(seeds.low, seeds.high)
+    none = f"no interval from {seeds.num_seeds} seeds"
+    interval = none if seeds.low is None or seeds.high is None else _interval(seeds.low, seeds.high)
     return f"{number(seeds.mean)} ({interval}); {number(seeds.lowest)} to {number(seeds.highest)}, {seeds.num_seeds} seeds"
 
 
