@@ -55,7 +55,7 @@ def score_interval(ratio: Ratio) -> Interval:
     is_share = not ratio.exponential and bool(np.isin(numerators_E, (0, 1)).all() and (denominators_E == 1).all())
     if is_share and num_groups == num_examples:
         return _wilson(int(numerators_E.sum()), num_examples, ratio.scale, f"Wilson, {num_examples} examples")
-    numerators_G, denominators_G = np.bincount(group_E, numerators_E), np.bincount(group_E, denominators_E)
+    numerators_G, denominators_G = _sums(group_E, numerators_E), _sums(group_E, denominators_E)
     if np.ptp(numerators_E) == 0 and np.ptp(denominators_E) == 0:
         if not is_share:
             return Interval(None, None, "none: every example scores the same")
@@ -100,6 +100,11 @@ def _resampled(numerators_G: NDArray[np.float64], denominators_G: NDArray[np.flo
         counts = totals_B > 0
         ratios.append(numerators_G[chosen_BG].sum(axis=1)[counts] / totals_B[counts])
     return np.concatenate(ratios)
+
+
+def _sums(group_E: NDArray[np.intp], values_E: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values of each group, summed."""
+    return np.asarray(np.bincount(group_E, values_E), dtype=np.float64)
 
 
 def _numbered(groups: Sequence[str]) -> NDArray[np.intp]:

@@ -111,7 +111,7 @@ def best_trial(store: Store) -> Choice:
             lacks = "without a score" if _has_adapter(row) else "without an adapter"
             reason = lacks if row.status == "done" else row.status
             left_out[reason] = left_out.get(reason, 0) + 1
-    choice = {
+    choice: dict[str, Any] = {
         "trial": chosen.trial,
         "metric": metric,
         "value": chosen.metrics[metric],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def _published(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _sentence(document: dict[str, Any]) -> str:
     """What the certificate says, for the card."""
-    held = sum(check.get("verdict") == "holds" for check in document["checks"])
+    verdicts = Counter(check["verdict"] for check in document["checks"])
+    others = "".join(f", {count} {verdict}" for verdict, count in verdicts.items() if verdict != "holds")
     ran = document["level"] == "outputs"
     compared = "tensors and outputs were compared" if ran else "its tensors were compared, no model was run"
-    return f"`{CERTIFICATE_FILE}` certifies the merge: {held} of {len(document['checks'])} checks hold; {compared}."
+    return f"`{CERTIFICATE_FILE}` certifies the merge: {verdicts['holds']} checks hold{others}; {compared}."
