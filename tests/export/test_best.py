@@ -73,7 +73,7 @@ def test_of_equal_trials_the_one_with_fewest_parameters_is_taken_and_that_is_sai
     outcomes = [{"hits": hits(20), "trainable_params": 900}, {"hits": hits(20), "trainable_params": 300}]
     choice, names = choose(scored(outcomes, [{"r": 4}, {"r": 2}], [1]))
     assert (choice.trial, choice.verdict, choice.difference) == (names[1], "equal", 0.0)
-    assert "1 other trials have the same score; this one trains the fewest parameters" in choice.sentence
+    assert "Another trial has the same score; this one trains the fewest parameters" in choice.sentence
 
 
 def test_a_control_that_is_better_is_named_though_it_cannot_be_exported(scored):

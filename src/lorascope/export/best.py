@@ -158,7 +158,7 @@ def _predictions(store: Store, row: TrialRow) -> list[dict[str, Any]] | None:
 
 
 def _of_configurations(store: Store, ranked: Sequence[TrialRow], metric: str) -> str | None:
-    """What seeds say of the chosen configuration and the next other one; None where there is no other."""
+    """What seeds say of the chosen configuration and the next other one; None where there is no other, or too few seeds."""
     chosen = ranked[0]
     other = next((row for row in ranked if row.configuration != chosen.configuration), None)
     if other is None:
@@ -166,6 +166,8 @@ def _of_configurations(store: Store, ranked: Sequence[TrialRow], metric: str) ->
     document = comparisons([store], baseline=chosen.configuration, metrics=[metric])
     row = next(row for row in document["rows"] if row["configuration"] == other.configuration)
     # The row tells how the other stands against the chosen one.
+    if row["verdict"] == "too few seeds":
+        return None
     verdicts = {"better": "worse", "worse": "better"}
     verdict = verdicts.get(row["verdict"], row["verdict"])
     return (
@@ -179,7 +181,8 @@ def _note(chosen: TrialRow, ranked: Sequence[TrialRow], scored: Sequence[TrialRo
     notes = []
     ties = sum(row.metrics[metric] == value for row in ranked) - 1
     if ties:
-        notes.append(f"{ties} other trials have the same score; this one trains the fewest parameters, or comes first")
+        others = "Another trial has" if ties == 1 else f"{ties} other trials have"
+        notes.append(f"{others} the same score; this one trains the fewest parameters, or comes first")
     better = [row for row in scored if (row.metrics[metric] > value) == higher and row.metrics[metric] != value]
     if better:
         methods = ", ".join(f"{row.trial} ({row.config.get('method')})" for row in better)

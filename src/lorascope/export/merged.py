@@ -80,8 +80,11 @@ def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: 
     no_room = why_tensors_only(base.model)
 
     def in_memory() -> PreTrainedModel:
-        loaded = type(base.model).from_pretrained(base.directory, config=base.model.config, dtype="auto")
-        return merged_copy(loaded, saved)
+        loaded: PreTrainedModel = type(base.model).from_pretrained(base.directory, config=base.model.config, dtype="auto")
+        copied = merged_copy(loaded, saved)
+        # A classifier without a pad token was given one, and needs it for batches.
+        copied.config.pad_token_id = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("pad_token_id")
+        return copied
 
     return MergeClaim(
         base=BaseModelConfig(model=base.name, revision=base.revision),
