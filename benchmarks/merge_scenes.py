@@ -315,9 +315,8 @@ def fresh(directory: Path) -> None:
 
 def merge_with_lorascope(scene: Scene) -> None:
     """The merge as ``lorascope merge`` does it."""
-    from lorascope.merged_model import open_merge_base, write_merged
-
     from lorascope.lora.peft_io import read_adapter
+    from lorascope.merged_model import open_merge_base, write_merged
 
     saved = read_adapter(scene.adapter)
     base = open_merge_base(saved, str(scene.adapter), str(scene.base))

@@ -11,7 +11,7 @@ into place: the directory is given, and its owner makes it appear whole (``store
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
 import shutil
 from dataclasses import dataclass
@@ -29,8 +29,9 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
-from lorascope.base_model import head_modules, load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.base_model import load_tokenizer, read_config, skeleton, task_type_of
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
 from lorascope.lora.checkpoint_files import (
@@ -38,11 +39,8 @@ from lorascope.lora.checkpoint_files import (
     TORCH_FILE,
     TORCH_INDEX_FILE,
     WEIGHTS_FILE,
-    open_checkpoint,
-    raw_bytes,
 )
-from lorascope.lora.checkpoint_names import map_names, required_names, sources
-from lorascope.lora.merge import MergeRecord, merge_files
+from lorascope.lora.merge import merge_files, merge_into
 from lorascope.lora.merge_plan import MergeDtype, MergePlan, replacements
 from lorascope.lora.peft_io import SavedAdapter
 
@@ -93,8 +91,7 @@ class MergedModel:
 
     Attributes:
         base: what it was merged into.
-        plan: what was to be written.
-        record: what is on the disk, tensor by tensor.
+        plan: what was written, tensor by tensor.
         dtype: as asked for.
         files: every file of the directory.
         warnings: what a user should know, the base's among them.
@@ -102,7 +99,6 @@ class MergedModel:
 
     base: MergeBase
     plan: MergePlan
-    record: MergeRecord
     dtype: MergeDtype
     files: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -159,7 +155,7 @@ def write_merged(
         ModelError: the base is damaged or holds NaN.
         CheckFailed: a merged number overflows ``dtype``.
     """
-    plan, record = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
     warnings = [*base.warnings, *_notes(plan)]
     _copy(base.directory, directory, _OTHER_FILES)
     changes: dict[str, Any] = {"architectures": [type(base.model).__name__]}
@@ -174,33 +170,21 @@ def write_merged(
     warnings += _write_tokenizer(adapter, base, directory, changes)
     _write_config(base.directory / "config.json", directory / "config.json", changes)
     files = tuple(sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
-    return MergedModel(base, plan, record, dtype, files, tuple(warnings))
+    return MergedModel(base, plan, dtype, files, tuple(warnings))
 
 
-def checkpoint_checksum(base: MergeBase, dtype: torch.dtype) -> str | None:
-    """What ``base_model.weights_checksum`` is of the base loaded in ``dtype``, from its files; a few rows in memory at a time.
+def merged_in_memory(saved: SavedAdapter, base: MergeBase, dtype: MergeDtype = "as-base") -> PreTrainedModel:
+    """The merged model without a detour by the disk, on the CPU; what ``write_merged`` writes has to load as this.
 
-    Returns:
-        The checksum, to be compared with ``SavedAdapter.origin["checksum"]``; None where the loader would make a tensor out of
-        others, or draw one outside the heads.
+    Args:
+        dtype: as given to ``write_merged``; ``as-base`` is the dtype that the base's own configuration or checkpoint names.
+
+    Raises:
+        AdapterError, CheckFailed: as ``lora.merge.merge_into``.
     """
-    checkpoint = open_checkpoint(base.directory)
-    names = map_names(checkpoint, base.model)
-    found = sources(names, base.model)
-    heads = {*head_modules(base.model, base.task_type or "CAUSAL_LM")}
-    heads |= {name.rpartition(".")[0] for name in required_names(base.model) if name not in found}
-    digest = hashlib.sha256()
-    for name in sorted(base.model.state_dict()):
-        if any(name.startswith(f"{head}.") for head in heads):
-            continue
-        if name not in found:
-            return None
-        stored = checkpoint[found[name]]
-        loaded = dtype if stored.dtype.is_floating_point else stored.dtype
-        digest.update(f"{name} {loaded} {stored.shape}".encode())
-        for _, rows in stored.chunks():
-            digest.update(raw_bytes(rows.to(loaded)))
-    return digest.hexdigest()
+    transformers_logging.disable_progress_bar()
+    model = type(base.model).from_pretrained(base.directory, config=copy.deepcopy(base.model.config), dtype="auto")
+    return merge_into(model, saved, None if dtype == "as-base" else getattr(torch, dtype))
 
 
 def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:

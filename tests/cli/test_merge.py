@@ -20,16 +20,9 @@ def test_the_merged_directory_loads_and_the_document_says_what_it_is(cli, adapte
     document = json.loads(ended.out)
     assert document["base"]["name"] == str(model_directory("llama"))
     assert document["class"] == "LlamaForCausalLM"
-    assert "model.safetensors.index.json" in document["files"]
-    assert sorted(document["files"]) == sorted(path.name for path in (tmp_path / "merged").iterdir())
+    assert {"model.safetensors.index.json", "merge-certificate.json"} < set(document["files"])
+    assert document["files"] == sorted(path.name for path in (tmp_path / "merged").iterdir())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
-
-
-def test_a_screen_shows_base_class_size_and_updates(cli, adapter, model_directory, tmp_path):
-    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "bfloat16")
-    assert ended.code == 0, ended.err
-    for text in (str(model_directory("llama")), "LlamaForCausalLM", "4 modules", "bfloat16"):
-        assert text in ended.out
 
 
 def test_a_directory_that_holds_something_is_left_as_it_is(cli, adapter, tmp_path):
@@ -47,6 +40,8 @@ def test_a_directory_that_holds_something_is_left_as_it_is(cli, adapter, tmp_pat
         (["--dtype", "bfloat61"], "--dtype: there is no dtype 'bfloat61'; did you mean 'bfloat16'?"),
         (["--max-shard-size", "much"], "--max-shard-size: 'much' is no amount of memory"),
         (["--base", "/nowhere"], "/nowhere: no such model directory"),
+        (["--task", "sst2"], "a task needs data, and data a task; give both --task and --data, or neither"),
+        (["--quantization", "int8"], "--quantization: there is no quantization 'int8'"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_leaves_nothing(options, message, cli, adapter, tmp_path):
@@ -77,3 +72,69 @@ def test_a_missing_shard_of_the_base_is_named_and_no_directory_remains(cli, adap
     assert ended.code == 2
     assert "the shard 'model-00001-of-00001.safetensors' is missing; download or copy the whole checkpoint" in ended.err
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_certificate_lies_in_the_directory_and_in_the_document(cli, adapter, tmp_path):
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "float32", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out, parse_constant=pytest.fail)
+    written = json.loads((tmp_path / "merged" / "merge-certificate.json").read_text(), parse_constant=pytest.fail)
+    assert written == document["certificate"]
+    assert written["holds"]
+    assert written["level"] == "outputs"
+    assert written["merged"]["directory"] == str(tmp_path / "merged")
+    rows = {(row["name"], row["against"]): row for row in written["comparisons"]}
+    assert rows["merged, reloaded", "merged in memory"]["relative_difference"] <= 1e-6
+    assert rows["merged, reloaded", "adapter, float32"]["relative_difference"] <= 1e-5
+    assert rows["base alone, float32", "adapter, float32"]["kl"] > 1e-4
+
+
+def test_a_screen_shows_what_was_compared_and_which_checks_hold(cli, adapter, tmp_path):
+    ended = cli("merge", adapter, "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    for text in ("the merge holds", "merged, reloaded", "merged in memory", "only-rounding", "texts of 6 to 32 tokens"):
+        assert text in ended.out
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--tensors-only"]])
+def test_a_merge_that_does_nothing_ends_with_three_and_no_directory_remains(options, cli, adapter, tmp_path, monkeypatch):
+    from lorascope.lora import merge_plan
+
+    monkeypatch.setattr(merge_plan.PlannedMerge, "after", lambda self, start, stop: self.before(start, stop).to(self.dtype))
+    before = set(tmp_path.iterdir())
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", *options)
+    assert ended.code == 3
+    assert "the merge does not hold" in ended.err
+    assert "the update is not in the weights" in ended.err
+    assert set(tmp_path.iterdir()) == before
+    if "--json" in options:
+        assert json.loads(ended.out)["certificate"]["holds"] is False
+
+
+def test_a_base_beyond_memory_gets_a_certificate_of_its_tensors(cli, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("lorascope.certify.claim._free_bytes", lambda: 1000)
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
+    assert ended.code == 0, ended.err
+    certificate = json.loads(ended.out)["certificate"]
+    assert certificate["level"] == "tensors"
+    assert "GB are free" in certificate["why_level"]
+    assert certificate["comparisons"] == []
+    assert len(certificate["modules"]) == 4
+
+
+def test_a_task_gives_inputs_and_scores(cli, peft_adapter, data, tmp_path):
+    adapter = peft_adapter("bert", modules_to_save=["classifier"])[0]
+    rows = [{"text": f"the film is {word}", "label": label} for word, label in (("warm", "a"), ("slow", "b"), ("long", "c"))]
+    (data / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = ["--task", "file", "--data", data, "--labels", "a,b,c"]
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", *given, "--json")
+    assert ended.code == 0, ended.err
+    certificate = json.loads(ended.out)["certificate"]
+    assert certificate["inputs"]["from"] == "task file, validation"
+    assert all("accuracy" in row["scores"] for row in certificate["comparisons"] if row["name"] == "merged, reloaded"
+               and row["against"] == "adapter, float32")  # fmt: skip
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["a", "b", "c"]
+    ended = cli("merge", adapter, "--out", tmp_path / "other", "--task", "file")
+    assert ended.code == 2
+    assert "give both --task and --data" in ended.err

@@ -30,6 +30,10 @@ def logits_of(model):
         return model(**inputs).logits
 
 
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
 def merged_directory(adapter, tmp_path, **options):
     out = tmp_path / "merged"
     out.mkdir()
@@ -52,7 +56,7 @@ def assert_merged_equals(adapter, wrapped, task_type, tmp_path):
     assert theirs.keys() == loaded.state_dict().keys()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
-    torch.testing.assert_close(logits_of(loaded.eval()), unmerged, rtol=1e-4, atol=1e-4)
+    assert relative(logits_of(loaded.eval()), unmerged) < 1e-5
     return out, merged, loaded
 
 
@@ -61,11 +65,7 @@ def assert_merged_equals(adapter, wrapped, task_type, tmp_path):
 def test_a_merged_directory_holds_what_peft_merges(family, task_type, bias, peft_adapter, tmp_path):
     adapter, wrapped = peft_adapter(family, task_type, bias=bias, use_rslora=bias == "all")
     _, merged, _ = assert_merged_equals(adapter, wrapped, task_type, tmp_path)
-    assert len(merged.record.modules) == len(read_adapter(adapter).slot.placements) > 0
-    assert max(one.error for one in merged.record.tensors) < 1e-5
-    assert all(one.finite and one.dtype == "float32" for one in merged.record.tensors)
-    assert not merged.record.missing
-    assert not merged.record.unexpected
+    assert sum(one.update is not None for one in merged.plan.tensors) == len(read_adapter(adapter).slot.placements) > 0
 
 
 @pytest.mark.parametrize(("family", "task_type"), [("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS")])
@@ -106,10 +106,12 @@ def test_updates_are_pefts_delta_weights(family, dtype, peft_adapter, model_dire
         torch.testing.assert_close(delta, theirs.to(dtype), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning", "ignore:.*no longer tied:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_adapter_on_a_tied_head_is_merged_into_the_head_alone(family, peft_adapter, tmp_path, tied_base):
     base = tied_base(family)
-    adapter, wrapped = peft_adapter(family, "CAUSAL_LM", base=base, target_modules=["lm_head"], ensure_weight_tying=False)
+    adapter, wrapped = peft_adapter(family, "CAUSAL_LM", base=base, target_modules=["lm_head"], fan_in_fan_out=False)
     unmerged = logits_of(wrapped)
     out, merged = merged_directory(adapter, tmp_path)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
@@ -118,11 +120,11 @@ def test_an_adapter_on_a_tied_head_is_merged_into_the_head_alone(family, peft_ad
     untouched = AutoModelForCausalLM.from_pretrained(base)
     assert torch.equal(embedding, untouched.get_input_embeddings().weight)
     assert not torch.equal(embedding, head)
-    torch.testing.assert_close(logits_of(loaded), unmerged, rtol=1e-4, atol=1e-4)
-    assert "lm_head.weight" in merged.record.untied
+    assert relative(logits_of(loaded), unmerged) < 1e-5
+    assert "lm_head.weight" in merged.plan.untied
     assert any("lm_head.weight" in warning for warning in merged.warnings)
     # PEFT itself adds the update to the matrix that both share.
-    assert torch.equal(wrapped.merge_and_unload().get_input_embeddings().weight, loaded.get_input_embeddings().weight) is False
+    assert not torch.equal(wrapped.merge_and_unload().get_input_embeddings().weight, embedding)
 
 
 @pytest.fixture

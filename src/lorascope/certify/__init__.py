@@ -2,7 +2,7 @@
 
 ``claim`` is what is checked; ``checkpoint`` reads model files, ``update`` an adapter's, ``tensors`` compares them;
 ``inputs``, ``logits`` and ``outputs`` compare what the models answer; ``checks`` judges, ``certificate`` puts it together.
-Floor: above ``evaluate``. Nothing here is shared with the code that merges.
+Floor: above ``evaluate``. The code that merges is not used here, so that an error in it cannot cancel out.
 """
 
 from lorascope.certify.certificate import CERTIFICATE_FILE, Certificate, certificate_text, certify

@@ -3,7 +3,7 @@
 Before: a directory that is said to hold base + adapter.
 After: a ``Certificate``, whose document is ``merge-certificate.json``.
 The certificate looks at the result alone: files are read by its own reader, ΔW comes from the adapter's own files, and models
-are loaded from their directories. It shares no code with the merge.
+are loaded from their directories. Nothing that merges is called.
 
 A model that does not fit into memory gets a certificate of its tensors, which says so. Floor: ``certify``.
 """
@@ -80,7 +80,7 @@ def certify(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
             in the certificate instead.
     """
     adapter, base = read_updates(claim.adapter), open_checkpoint(claim.base_directory)
-    dtype = base.main_dtype if claim.dtype == "as-base" else claim.dtype
+    dtype = claim.stored_dtype
     try:
         merged, merged_config = open_checkpoint(claim.merged), AutoConfig.from_pretrained(claim.merged)
         with torch.device("meta"):
@@ -242,7 +242,11 @@ def _adapter_record(adapter: AdapterFiles) -> dict[str, Any]:
 
 
 def _merged_record(claim: MergeClaim, merged: Checkpoint | None, figures: TensorFigures | None) -> dict[str, Any]:
-    record: dict[str, Any] = {"directory": str(claim.merged), "dtype": claim.dtype}
+    record: dict[str, Any] = {
+        "directory": str(claim.shown_as or claim.merged),
+        "class": type(claim.model).__name__,
+        "dtype": claim.dtype,
+    }
     if merged is not None and figures is not None:
         record |= {
             "checksum": merged.checksum(),

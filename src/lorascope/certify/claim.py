@@ -10,6 +10,7 @@ import psutil
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskType
 
 
@@ -29,6 +30,7 @@ class MergeClaim:
         in_memory: hands over the merged model as it was before it was written; None where there never was one.
         quantise: compare in four bits (NF4) too.
         tensors_only: why no model may be loaded; None to run them all.
+        shown_as: where the merged directory will be; None where it is there already.
     """
 
     base: BaseModelConfig
@@ -42,20 +44,27 @@ class MergeClaim:
     in_memory: Callable[[], nn.Module] | None = None
     quantise: bool = False
     tensors_only: str | None = None
+    shown_as: Path | None = None
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype in which the merged model is loaded: the base's own for ``as-base``."""
+        return open_checkpoint(self.base_directory).main_dtype if self.dtype == "as-base" else self.dtype
 
 
 # Of a model in float32: itself, activations and logits, and an adapter's small change.
 _ROOM = 1.3
 
 
-def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None) -> str | None:
+def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None, copies: float = 1.0) -> str | None:
     """Why outputs should not be compared: the model in float32, as the adapter's reference needs it, has no room.
 
     Args:
         model: on the meta device.
+        copies: of the model that are in memory at once.
         limit_bytes: what there is; by default the memory that is free, or that the process may still take (``ulimit -v``).
     """
-    needed = int(_ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
+    needed = int(copies * _ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
     free = _free_bytes() if limit_bytes is None else limit_bytes
     if needed <= free:
         return None

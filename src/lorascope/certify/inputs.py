@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from lorascope.config import TaskConfig, TaskType
 from lorascope.data.packing import Batch, collate, evaluation_batches
 from lorascope.data.task import Example, Task, encode_task, read_task
+from lorascope.errors import UsageError
 
 # Drawn where there is no task.
 NUM_DRAWN = 96
@@ -91,8 +92,12 @@ def task_inputs(config: TaskConfig, split: str, task_type: TaskType, tokenizer: 
 
     Raises:
         DataError: they cannot be read.
+        UsageError: the task is of another type than the adapter.
     """
     raw = read_task(config, split, with_train=False)
+    if (raw.task_type == "SEQ_CLS") != (task_type == "SEQ_CLS"):
+        fix = "give a task of the kind that the adapter was trained for"
+        raise UsageError(f"{raw.name} is a {raw.task_type} task, the adapter a {task_type} one", where="--task", fix=fix)
     task = encode_task(replace(raw, task_type=task_type), tokenizer, config.max_length)
     examples = [example for example in task.eval if task_type == "SEQ_CLS" or example.num_targets]
     origin = f"task {task.name}, {task.eval_split}"

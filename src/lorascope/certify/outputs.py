@@ -25,7 +25,7 @@ from lorascope.certify.claim import MergeClaim
 from lorascope.certify.inputs import Inputs, compared_positions, drawn_inputs, limited, task_inputs
 from lorascope.certify.logits import Difference, difference
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import LorascopeError
+from lorascope.errors import LorascopeError, UsageError
 from lorascope.evaluate import Evaluation, evaluate
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
@@ -82,6 +82,9 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
         if task is None
         else task_inputs(task, settings.split, base.task_type, base.tokenizer)
     )
+    if inputs.task is not None and len(inputs.task.labels) != len(claim.labels):
+        counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
+        raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")
     num_logits = base.model.config.num_labels if base.task_type == "SEQ_CLS" else base.model.config.vocab_size
     inputs = limited(inputs, num_logits, num_positions(base.model.config))
     outputs = Outputs(inputs, base_checksums={"float32": base.checksum}, warnings=list(inputs.warnings))
@@ -93,12 +96,10 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
     gc.collect()
     if claim.dtype != "float32":
         run.unmerged(saved, reference, claim.dtype, UNMERGED)
+    if claim.quantise:
+        run.unmerged(saved, reference, "nf4", UNMERGED_QUANTISED)
     try:
         run.merged(reference)
-        if claim.quantise:
-            run.unmerged(saved, reference, "nf4", UNMERGED_QUANTISED)
-            packed = _load(claim, str(claim.merged), claim.dtype, None, "nf4")
-            run.row(QUANTISED, reference, run.logits(packed.model, packed), run.score(packed, None))
     except (LorascopeError, RuntimeError, ValueError) as error:
         outputs.unloadable = str(error).splitlines()[0][:300]
     return outputs
@@ -125,6 +126,9 @@ class _Run:
             before = self.logits(claim.in_memory(), like)
             self.row(IN_MEMORY, reference, before, {})
             self.outputs.rows.append(Compared(RELOADED, IN_MEMORY, difference(before, reloaded)))
+        if claim.quantise:
+            packed = _load(claim, str(claim.merged), claim.dtype, None, "nf4")
+            self.row(QUANTISED, reference, self.logits(packed.model, packed), self.score(packed, None))
 
     def unmerged(self, saved: SavedAdapter, reference: Sequence[Tensor], kind: str, name: str) -> None:
         """The adapter on the base in the merged model's dtype, or in four bits: what merging has to be measured by."""

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,19 +33,22 @@ class Layout:
         prefix: of the body within a model with a head; files may or may not carry it.
         tied: by name, the name whose tensor it shares.
         transposed: modules whose weight is stored as ``[D, O]``.
+        optional: expressions for names that transformers computes where a file lacks them.
     """
 
     names: frozenset[str]
     prefix: str
     tied: Mapping[str, str]
     transposed: frozenset[str]
+    optional: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
         """The layout of a model, which may be on the meta device."""
         transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
         tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed)
+        optional = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
+        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional)
 
     def name_of(self, key: str) -> str | None:
         """The model's name for a tensor of a file; None where it has none."""
@@ -98,10 +101,10 @@ def place(layout: Layout, checkpoint: Checkpoint) -> Placed:
     shared, absent = {}, []
     for name in sorted(layout.names - set(held)):
         partner = next((other for other in layout.partners(name) if other in held), None)
-        if partner is None:
-            absent.append(name)
-        else:
+        if partner is not None:
             shared[name] = partner
+        elif not any(re.search(pattern, name) for pattern in layout.optional):
+            absent.append(name)
     return Placed(held, shared, tuple(absent), tuple(sorted(unused)))
 
 
@@ -168,7 +171,7 @@ def compare_tensors(
         merged_ties: what the merged model's own configuration ties.
         dtype: what every floating-point tensor should be in; ``as-base`` for each the base's.
     """
-    written = Layout(layout.names, layout.prefix, merged_ties, layout.transposed)
+    written = replace(layout, tied=merged_ties)
     before, after = place(layout, base), place(written, merged)
     figures = TensorFigures(absent=list(after.absent))
     weights = {f"{module}.weight": update for module, update in adapter.updates.items()}

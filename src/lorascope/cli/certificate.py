@@ -33,7 +33,7 @@ def _print_facts(console: Console, document: Mapping[str, Any]) -> None:
     facts = {
         "base": base["merged_into"],
         "adapter": f"{adapter['directory']}: {adapter['modules']} modules, scaling {scalings or '–'}",
-        "merged": f"{merged['directory']}: {merged['dtype']}{size}",
+        "merged": f"{merged['directory']}: {merged['class']}, {merged['dtype']}{size}",
         "effect": _effect_text(document["effect"]),
     }
     if inputs is None:
@@ -95,7 +95,7 @@ def _print_modules(console: Console, modules: Sequence[Mapping[str, Any]]) -> No
         share = one["update_norm"] / one["weight_norm"] if one["weight_norm"] else None
         arrived = one["arrived"]
         table.add_row(
-            one["module"],
+            Text(one["module"]),
             "–" if share is None else f"{share:.1e}",
             "–" if one["ratio"] is None else f"{one['ratio']:.1e}",
             "–" if arrived is None else f"{arrived:.1%}",

@@ -87,6 +87,7 @@ def _described(
     if merged:
         from lorascope.export.merged import write_merged_directory
 
+        stderr().print("merging, and comparing the result with base and adapter", markup=False, highlight=False)
         written = write_merged_directory(source, saved, out, wishes)
         facts, certificate, warnings = written.facts, written.certificate, written.warnings
     else:

@@ -1,19 +1,23 @@
-"""``lorascope merge``: an adapter and its base become one model, which is checked before it appears. Floor: cli."""
+"""``lorascope merge``: an adapter and its base become one model, which is certified before it appears. Floor: cli."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
+from lorascope.cli.certificate import print_certificate
 from lorascope.cli.console import AsJson, print_json, stderr, stdout
-from lorascope.config import parse_memory
-from lorascope.errors import CheckFailed, UsageError, did_you_mean
+from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, parse_memory, validate
+from lorascope.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from lorascope.merged_model import MergedModel
+    from lorascope.certify import Certificate, MergeClaim
+    from lorascope.lora.merge_plan import MergeDtype
+    from lorascope.lora.peft_io import SavedAdapter
+    from lorascope.merged_model import MergeBase, MergedModel
 
 
 def merge(
@@ -22,52 +26,119 @@ def merge(
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or as-base: each tensor as it is.")] = "as-base",
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Where a file of weights ends.")] = "5GB",
+    task: Annotated[str | None, typer.Option(help="Compare outputs and score on this task's examples.")] = None,
+    data: Annotated[str | None, typer.Option(help="The task's data: a file, a directory or a hub id.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    labels: Annotated[
+        str | None, typer.Option(help="The classes in the adapter's order, where it does not name them.")
+    ] = None,
+    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
+    max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
+    quantization: Annotated[str | None, typer.Option(help="nf4: compare the merged model in 4 bits too.")] = None,
+    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Certify the tensors; run no model.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base: a directory that transformers loads as it is."""
+    """Merge an adapter into its base: a directory that transformers loads as it is, with a certificate that it is the same."""
     max_shard_bytes = parse_memory(max_shard_size, "--max-shard-size")
+    if (task is None) != (data is None):
+        raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
+    if quantization not in (None, "nf4"):
+        raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
+    settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
+    from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
     from lorascope.lora.merge_plan import MERGE_DTYPES
     from lorascope.lora.peft_io import read_adapter
     from lorascope.merged_model import open_merge_base, write_merged
-    from lorascope.store import atomic_directory
+    from lorascope.store import atomic_directory, write_atomically
 
     if dtype not in MERGE_DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
-    saved = read_adapter(adapter)
+    chosen: MergeDtype = dtype  # type: ignore[assignment]
+    saved = _labelled(read_adapter(adapter, str(adapter)), labels)
+    values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
+    task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
     with atomic_directory(out) as directory:
-        merged = write_merged(
-            saved,
-            adapter,
-            found,
-            directory,
-            dtype=dtype,  # type: ignore[arg-type]
-            max_shard_bytes=max_shard_bytes,
-        )
-        _check(merged)
+        _say(f"merging into {found.name}")
+        merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
+        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
+        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
+        certificate = certify(claim, task_config, settings)
+        if not certificate.holds:  # what failed is worth more than that it did
+            _show(adapter, out, merged, certificate, as_json)
+        certificate.raise_unless_it_holds(out)
+        write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
+    _show(adapter, out, merged, certificate, as_json)
+
+
+def _say(text: str) -> None:
+    """A line of progress: each step takes minutes on a large base."""
+    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
+    """The adapter, with class names where it has none of its own."""
+    if labels is None:
+        return saved
+    names = tuple(name.strip() for name in labels.split(","))
+    if saved.labels not in ((), names):
+        has = ", ".join(saved.labels)
+        raise UsageError("the adapter names its classes otherwise", where="--labels", fix=f"leave it out: {has}")
+    return replace(saved, labels=names)
+
+
+def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path, out: Path, dtype: MergeDtype) -> MergeClaim:
+    """What the merge says of itself."""
+    from lorascope.base_model import label_names
+    from lorascope.certify import MergeClaim
+    from lorascope.merged_model import merged_in_memory
+
+    return MergeClaim(
+        base=BaseModelConfig(model=found.name, revision=found.revision),
+        base_directory=found.directory,
+        model=found.model,
+        adapter=adapter,
+        merged=directory,
+        dtype=dtype,
+        task_type=found.task_type,
+        labels=label_names(found.model.config) if found.task_type == "SEQ_CLS" else (),
+        in_memory=lambda: merged_in_memory(saved, found, dtype),
+        shown_as=out,
+    )
+
+
+def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantization: str | None) -> MergeClaim:
+    """The claim, with what can be compared within the memory that there is."""
+    from importlib.util import find_spec
+
+    from lorascope.certify import why_tensors_only
+    from lorascope.lora.quantised import check_installed
+
+    if quantization == "nf4":
+        check_installed()
+    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
+    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
+    return replace(
+        claim,
+        quantise=quantization == "nf4" or packed,
+        tensors_only="only the tensors were asked for" if tensors_only else why_tensors_only(claim.model),
+    )
+
+
+def _show(adapter: Path, out: Path, merged: MergedModel, certificate: Certificate, as_json: bool) -> None:
     document = _document(adapter, out, merged)
     if as_json:
-        print_json(document)
+        print_json({**document, "certificate": certificate.document})
         return
-    for warning in merged.warnings:
+    for warning in [*merged.warnings, *certificate.document["warnings"]]:
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    _print(document)
+    print_certificate(stdout(), certificate.document)
 
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("something is there already", where=str(out), fix="give a new directory")
-
-
-def _check(merged: MergedModel) -> None:
-    """Raise a CheckFailed unless every tensor on the disk is what it should be."""
-    record = merged.record
-    if record.missing:
-        raise CheckFailed(f"{len(record.missing)} tensors are missing in the merged files", where=record.missing[0])
-    wrong = next((one for one in record.tensors if not one.finite or one.error is None), None)
-    if wrong is not None:
-        raise CheckFailed("the merged tensor holds NaN or infinite numbers", where=wrong.name)
 
 
 def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
@@ -82,27 +153,6 @@ def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
         },
         "class": type(merged.base.model).__name__,
         "dtype": merged.dtype,
-        "files": list(merged.files),
+        "files": sorted([*merged.files, "merge-certificate.json"]),
         "warnings": list(merged.warnings),
-        "tensors": merged.record.document(),
     }
-
-
-def _print(document: dict[str, Any]) -> None:
-    record = document["tensors"]
-    merged = [one for one in record["tensors"] if one["kind"] == "merged"]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    worst = max(merged, key=lambda one: one["error"], default=None)
-    rows = {
-        "merged": document["out"],
-        "base": document["base"]["name"],
-        "class": document["class"],
-        "weights": f"{record['num_bytes'] / 1e9:.3g} GB in {len(record['files'])} file(s), {document['dtype']}",
-        "updates": f"{len(merged)} modules",
-        "replaced": f"{sum(one['kind'] == 'replaced' for one in record['tensors'])} tensors (heads and biases)",
-    }
-    if worst is not None:
-        rows["largest error"] = f"{worst['error']:.2g} of the update, {worst['module']}"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    stdout().print(table)

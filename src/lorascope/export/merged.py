@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from lorascope.base_model import label_names
 from lorascope.certify import CERTIFICATE_FILE, MergeClaim, certify, why_tensors_only
@@ -17,9 +16,8 @@ from lorascope.export.adapter import privacy_for, write_papers
 from lorascope.export.described import Wishes, base_place, described
 from lorascope.export.source import Source
 from lorascope.export.vllm import merged_obstacles
-from lorascope.lora.merge import merged_copy
 from lorascope.lora.peft_io import SavedAdapter
-from lorascope.merged_model import MergedModel, open_merge_base, write_merged
+from lorascope.merged_model import MergedModel, merged_in_memory, open_merge_base, write_merged
 from lorascope.model_card import CardFacts
 from lorascope.store import atomic_directory
 
@@ -56,9 +54,9 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
     privacy = privacy_for(source, saved, wishes)
     with atomic_directory(out) as directory:
         merged = write_merged(saved, source.adapter, base, directory)
-        certificate = certify(_claim(source, saved, merged, directory))
+        certificate = certify(_claim(source, saved, merged, directory, out))
         certificate.raise_unless_it_holds(out)
-        document = privacy.clean_values(_published(certificate.document, out.name))
+        document = privacy.clean_values(certificate.document)
         text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         (directory / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
         for path in directory.glob("*config.json"):
@@ -74,18 +72,11 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
     return MergedExport(facts, document, warnings)
 
 
-def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path) -> MergeClaim:
-    """What the merge says that it did; the model in memory is made again where there is room for it."""
+def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path, out: Path) -> MergeClaim:
+    """What the merge says that it did, with what can be compared within the memory that there is."""
     base = merged.base
-    no_room = why_tensors_only(base.model)
-
-    def in_memory() -> PreTrainedModel:
-        loaded: PreTrainedModel = type(base.model).from_pretrained(base.directory, config=base.model.config, dtype="auto")
-        copied = merged_copy(loaded, saved)
-        # A classifier without a pad token was given one, and needs it for batches.
-        copied.config.pad_token_id = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("pad_token_id")
-        return copied
-
+    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
+    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
     return MergeClaim(
         base=BaseModelConfig(model=base.name, revision=base.revision),
         base_directory=base.directory,
@@ -95,15 +86,11 @@ def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: 
         dtype=merged.dtype,
         task_type=base.task_type,
         labels=label_names(base.model.config) if base.task_type == "SEQ_CLS" else (),
-        in_memory=in_memory if no_room is None else None,
-        tensors_only=no_room,
+        in_memory=lambda: merged_in_memory(saved, base, merged.dtype),
+        quantise=packed,
+        tensors_only=why_tensors_only(base.model),
+        shown_as=out,
     )
-
-
-def _published(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """The certificate with the directory's own name in the place of the one that it was written under."""
-    merged = {**document.get("merged", {}), "directory": name}
-    return {**document, "merged": merged}
 
 
 def _sentence(document: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ Source: the safetensors format, https://github.com/huggingface/safetensors#forma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -84,18 +83,6 @@ class StoredTensor:
             return torch.empty(wanted, dtype=self.dtype)
         return torch.frombuffer(buffer, dtype=self.dtype).reshape(wanted)
 
-    def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """The whole tensor, ``CHUNK_NUMBERS`` numbers or one row at a time, each with its first row's number."""
-        for start, stop in row_ranges(self.shape):
-            yield start, self.rows(start, stop)
-
-    def sha256(self) -> str:
-        """Of its bytes."""
-        digest = hashlib.sha256()
-        for _, rows in self.chunks():
-            digest.update(raw_bytes(rows))
-        return digest.hexdigest()
-
 
 def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint by their names in it; one file or shards, safetensors before ``.bin``.
@@ -158,15 +145,12 @@ class PlannedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_checkpoint(directory: Path, tensors: Mapping[str, PlannedTensor], max_shard_bytes: int) -> tuple[str, ...]:
+def write_checkpoint(directory: Path, tensors: Mapping[str, PlannedTensor], max_shard_bytes: int) -> None:
     """Write ``model.safetensors``, or shards and their index, as ``save_pretrained`` cuts and names them.
 
     Args:
         directory: exists; what fails leaves unfinished files in it, for its owner to remove.
         max_shard_bytes: a tensor that is larger has a shard of its own.
-
-    Returns:
-        The names of the files.
     """
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -176,13 +160,11 @@ def write_checkpoint(directory: Path, tensors: Mapping[str, PlannedTensor], max_
     )
     for name, members in split.filename_to_tensors.items():
         _write_file(directory / name, {member: tensors[member] for member in members})
-    files = tuple(split.filename_to_tensors)
     if not split.is_sharded:
-        return files
+        return
     total = sum(math.prod(tensor.shape) for tensor in tensors.values())
     index = {"metadata": {"total_parameters": total, **split.metadata}, "weight_map": split.tensor_to_filename}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return (*files, INDEX_FILE)
 
 
 def shape_of_rows(shape: Sequence[int]) -> tuple[int, ...]:

@@ -29,7 +29,6 @@ from lorascope.lora.peft_io import SavedAdapter, check_fits
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "as-base"]
 MERGE_DTYPES: tuple[str, ...] = get_args(MergeDtype)
-Kind = Literal["kept", "cast", "merged", "replaced"]
 # Families that declare themselves tied whatever their file says, and read off the same key whether to scale their logits.
 ALWAYS_TIED = ("t5", "mt5", "umt5")
 
@@ -89,15 +88,6 @@ class PlannedMerge:
         assert self.source is not None
         return self.source.shape
 
-    @property
-    def kind(self) -> Kind:
-        """``merged`` with an update, ``replaced`` by the adapter's numbers, ``cast`` to another dtype, or ``kept``."""
-        if self.update is not None:
-            return "merged"
-        if self.replacement is not None:
-            return "replaced"
-        return "kept" if self.source is not None and self.source.dtype == self.dtype else "cast"
-
     def before(self, start: int, stop: int) -> Tensor:
         """Rows of the tensor that the update is added to."""
         if self.replacement is not None:
@@ -127,6 +117,11 @@ class MergePlan:
     untied: tuple[str, ...]
     tie_word_embeddings: bool | None
     unused: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors on disk."""
+        return sum(math.prod(one.shape) * one.dtype.itemsize for one in self.tensors)
 
 
 def module_updates(saved: SavedAdapter, model: nn.Module) -> dict[str, Update]:
@@ -173,13 +168,11 @@ def plan_merge(
     """
     changes, replaced = module_updates(saved, model), replacements(saved)
     names = map_names(checkpoint, model)
-    updated = {f"{module}.weight" for module in changes}
-    touched = {*replaced, *updated}
+    touched = {*replaced, *(f"{module}.weight" for module in changes)}
     found = sources(names, model)
-    _check_complete(names, model, found, touched, replaced)
+    _check_complete(names, model, found, touched, saved)
     _check_shapes(checkpoint, found, model, replaced)
-    whole = {name: value for name, value in replaced.items() if name not in updated}
-    written, untied, tie = _written(model, names, touched, whole)
+    written, untied, tie = _written(model, names, changes, replaced)
     parameters = set(required_names(model))
     default = _main_dtype(checkpoint)
     planned = []
@@ -204,9 +197,10 @@ def plan_merge(
 
 
 def _check_complete(
-    names: NameMap, model: PreTrainedModel, found: Mapping[str, str], touched: set[str], replaced: Mapping[str, Tensor]
+    names: NameMap, model: PreTrainedModel, found: Mapping[str, str], touched: set[str], saved: SavedAdapter
 ) -> None:
     """Raise unless every parameter has a source, or is the adapter's own."""
+    replaced = replacements(saved)
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     for name in required_names(model):
         if name in found:
@@ -219,17 +213,19 @@ def _check_complete(
         elif name not in replaced and not any(re.search(pattern, name) for pattern in ignored):
             raise AdapterError(
                 f"the adapter holds no {name!r}, which the base's checkpoint does not have either",
+                where=saved.slot.name,
                 fix="use the base that it was trained on, or save the adapter with modules_to_save",
             )
 
 
 def _written(
-    model: PreTrainedModel, names: NameMap, touched: set[str], replaced: Mapping[str, Tensor]
+    model: PreTrainedModel, names: NameMap, changes: Mapping[str, Update], replaced: Mapping[str, Tensor]
 ) -> tuple[set[str], tuple[str, ...], bool | None]:
     """Which names get a tensor of their own, which were tied and are no longer, and what the configuration must say."""
-    written = {*names.keys, *names.converted, *(touched & set(required_names(model)))}
+    touched = {*replaced, *(f"{module}.weight" for module in changes)}
+    written = {*names.keys, *names.converted, *touched}
     groups = tied_groups(model)
-    broken = [group for group in groups if breaks_tie(group, touched, replaced)]
+    broken = [group for group in groups if breaks_tie(group, changes, replaced)]
     for group in groups:
         if group not in broken and touched.intersection(group):
             written -= set(group[1:])
@@ -245,14 +241,12 @@ def _written(
     return written, tuple(name for group in broken for name in group), False
 
 
-def breaks_tie(group: list[str], touched: set[str], replaced: Mapping[str, Tensor]) -> bool:
+def breaks_tie(group: list[str], changes: Mapping[str, Update], replaced: Mapping[str, Tensor]) -> bool:
     """Whether names that share a parameter no longer hold the same numbers."""
-    changed = touched.intersection(group)
-    if not changed:
-        return False
-    first = replaced.get(group[0])
-    same = first is not None and all(name in replaced and torch.equal(replaced[name], first) for name in group)
-    return not same
+    if any(name.removesuffix(".weight") in changes for name in group):
+        return True
+    own = [replaced[name] for name in group if name in replaced]
+    return bool(own) and not (len(own) == len(group) and all(torch.equal(value, own[0]) for value in own))
 
 
 def _check_shapes(

@@ -370,9 +370,8 @@ def _sort_tensors(
             raise AdapterError(f"{key!r} is no adapter of a linear layer", where=str(path), fix="only those are supported")
         elif name.endswith(".base_layer.bias"):
             biases[name.replace(".base_layer.bias", ".bias")] = value
-        elif name.endswith(".base_layer.weight"):  # PEFT's copy of an adapted embedding's or head's own weight
-            heads[name.replace(".base_layer.weight", ".weight")] = value
-        elif ".original_module." not in name:
+        # PEFT writes a copy of an adapted head's own, frozen weight: the base has it.
+        elif ".original_module." not in name and not name.endswith(".base_layer.weight"):
             heads[re.sub(r"\.modules_to_save\.(default\.)?", ".", name)] = value
     unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])
     if unpaired or not lora["lora_A"]:
