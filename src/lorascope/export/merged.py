@@ -89,7 +89,7 @@ def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: 
         in_memory=lambda: merged_in_memory(saved, base, merged.dtype),
         quantise=packed,
         tensors_only=why_tensors_only(base.model),
-        shown_as=out,
+        shown_as=Path(out.name),
     )
 
 
