@@ -113,6 +113,7 @@ def test_models_that_cannot_be_run_or_answer_nan_fail():
 def test_inputs_that_do_not_see_the_adapter_are_told():
     assert checks.effect_check(outputs(), row(BASE, 1e-3, 1e-2)).verdict == "holds"
     assert checks.effect_check(outputs(), row(BASE, 0.0, 1e-8)).verdict == "warning"
+    assert checks.effect_check(outputs(row(UNMERGED, 0.0, 2e-2)), row(BASE, 1e-3, 1e-2)).verdict == "warning"
 
 
 def test_only_what_a_merge_may_change_may_differ_in_the_configuration():
@@ -131,9 +132,11 @@ def test_classes_must_be_in_the_adapters_order():
 
 
 def test_another_revision_and_another_checksum_fail():
-    assert checks.revision_check({"revision": "abc"}, "lab/model", None, False).verdict == "fails"
-    assert checks.revision_check({"revision": "abc"}, "lab/model", "abc", False).verdict == "holds"
-    assert checks.revision_check({"revision": "abc"}, "lab/model", None, True).verdict == "not judged"
+    adapter = {"revision": "abc", "base_model_name_or_path": "lab/model"}
+    assert checks.revision_check(adapter, "lab/model", None, False).verdict == "fails"
+    assert checks.revision_check(adapter, "lab/model", "abc", False).verdict == "holds"
+    assert checks.revision_check(adapter, "lab/model", None, True).verdict == "not judged"
+    assert checks.revision_check(adapter, "lab/mirror", None, False).verdict == "not judged"
     assert checks.revision_check({}, "lab/model", None, False).verdict == "not judged"
     assert checks.base_check("a", "b", "").verdict == "fails"
     assert checks.base_check("a", "a", "").verdict == "holds"

@@ -45,7 +45,7 @@ def test_special_tokens_are_those_that_the_tokenizer_adds(tokenizer):
 def test_a_tasks_examples_are_its_evaluation_split(tokenizer, tmp_path):
     rows = [{"text": f"the acting is {word}", "label": label} for word, label in (("wooden", "no"), ("bright", "yes"))]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = TaskConfig(name="file", data=str(tmp_path), max_length=32)
+    config = TaskConfig(name="file", data=str(tmp_path), labels=["no", "yes"], max_length=32)
     found = task_inputs(config, "validation", "SEQ_CLS", tokenizer("bert"))
     assert found.task.labels == ("no", "yes")
     assert found.record() | {"checksum": "", "tokens": 0} == {

@@ -89,6 +89,16 @@ def test_the_certificate_lies_in_the_directory_and_in_the_document(cli, adapter,
     assert rows["base alone, float32", "adapter, float32"]["kl"] > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("family", "task_type"), [("gpt2", "SEQ_CLS"), ("distilbert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM"), ("phi3", "CAUSAL_LM")]
+)
+def test_merges_of_every_kind_are_certified(family, task_type, cli, peft_adapter, tmp_path):
+    ended = cli("merge", peft_adapter(family, task_type)[0], "--out", tmp_path / "merged", "--dtype", "float32", "--json")
+    certificate = json.loads(ended.out)["certificate"]
+    assert [one for one in certificate["checks"] if one["verdict"] == "fails"] == []
+    assert (ended.code, certificate["level"]) == (0, "outputs")
+
+
 def test_a_screen_shows_what_was_compared_and_which_checks_hold(cli, adapter, tmp_path):
     ended = cli("merge", adapter, "--out", tmp_path / "merged")
     assert ended.code == 0, ended.err

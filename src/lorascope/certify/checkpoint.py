@@ -84,7 +84,7 @@ class StoredTensor:
         digest.update(f"{name} {self.dtype} {self.shape}".encode())
         for first, stop in self.chunks():
             part = self.read(first, stop).contiguous()
-            digest.update(memoryview(part.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Check:
 def adapter_checks(problems: Sequence[str], figures: TensorFigures) -> list[Check]:
     """The adapter's own files, and that everything in them has a place in the base."""
     homeless = figures.homeless
-    total = len(figures.modules)
+    total = figures.num_placed
     if homeless:
         what = f"{len(homeless)} of the adapter's tensors match nothing in the base: {_few(homeless)}"
         place = Check("adapter-fits", "fails", what)
@@ -191,16 +191,16 @@ def effect_check(outputs: Outputs, effect: Compared) -> Check:
     figures = effect.difference
     if figures.nonfinite or figures.relative_difference is None:
         return Check("adapter-has-effect", "fails", "the base's logits are NaN or infinite")
-    agreement, kl = 1.0 - _value(figures.top1_agreement), _value(figures.kl)
-    says = (
-        f"it moves logits by {figures.relative_difference:.1e} (relative), KL {kl:.1e}, and {agreement:.1%} of top-1 answers"
-    )
-    seen = figures.relative_difference > MOST_RELATIVE_FLOAT32
-    if seen:
-        return Check("adapter-has-effect", "holds", says, figures.relative_difference)
-    return Check(
-        "adapter-has-effect", "warning", f"{says}: too little for outputs to show; tensors decide", figures.relative_difference
-    )
+    relative, kl, moved = figures.relative_difference, _value(figures.kl), 1.0 - _value(figures.top1_agreement)
+    says = f"it moves logits by {relative:.1e} (relative), KL {kl:.1e}, {moved:.1%} of the likeliest answers"
+    unmerged = outputs.find(UNMERGED)
+    noise = MOST_RELATIVE_FLOAT32
+    if unmerged is not None:
+        noise = max(noise, unmerged.difference.relative_difference or 0.0)
+    if relative > noise:
+        return Check("adapter-has-effect", "holds", says, relative)
+    says += f"; rounding alone moves them by {noise:.1e}, so outputs show little, and the tensors decide"
+    return Check("adapter-has-effect", "warning", says, relative)
 
 
 def configuration_check(base: Mapping[str, Any], merged: Mapping[str, Any], dtype: str) -> Check:
@@ -232,8 +232,10 @@ def revision_check(adapter: Mapping[str, Any], model: str, revision: str | None,
     trained = adapter.get("revision")
     if trained is None:
         return Check("base-revision", "not judged", "the adapter names no revision of its base")
-    if local:
-        return Check("base-revision", "not judged", f"the adapter names revision {trained}; a directory does not tell its own")
+    named = adapter.get("base_model_name_or_path")
+    if local or named != model:
+        what = "a directory does not tell its own" if local else f"that is of {named}, and {model} was given"
+        return Check("base-revision", "not judged", f"the adapter names revision {trained}; {what}")
     if str(trained) == str(revision):
         return Check("base-revision", "holds", f"{model} at {revision}")
     return Check("base-revision", "fails", f"trained on {model} at {trained}, merged into {revision or 'the newest'}")

@@ -140,7 +140,8 @@ def limited(inputs: Inputs, num_logits: int, num_positions: int | None) -> Input
     """
     longest = [max(len(one.input_ids), len(one.target_ids or ())) for one in inputs.examples]
     fitting = [one for one, length in zip(inputs.examples, longest, strict=True) if length <= (num_positions or length)]
-    kept, total = [], 0
+    kept: list[Example] = []
+    total = 0
     for example in fitting:
         total += num_logits * (1 if inputs.task_type == "SEQ_CLS" else example.num_targets)
         if kept and total > _MOST_LOGITS:

@@ -27,13 +27,14 @@ from lorascope.certify.logits import Difference, difference
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import LorascopeError, UsageError
 from lorascope.evaluate import Evaluation, evaluate
+from lorascope.lora.frozen import install, slow_bfloat16
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import model_inputs
 
 REFERENCE, UNMERGED = "adapter, float32", "adapter, unmerged"
 BASE, IN_MEMORY, RELOADED = "base alone, float32", "merged in memory", "merged, reloaded"
-QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the quantised base (nf4)"
+QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the nf4 base"
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,12 @@ class Outputs:
 
     Attributes:
         scores: of the reference.
-        base_checksums: by dtype (``nf4`` for the packed base), of the bases that were loaded.
         unloadable: why the merged model cannot be loaded or run; None where it can.
     """
 
     inputs: Inputs
     rows: list[Compared] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
-    base_checksums: dict[str, str] = field(default_factory=dict)
     unloadable: str | None = None
     new_parameters: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
@@ -85,10 +84,9 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
     if inputs.task is not None and len(inputs.task.labels) != len(claim.labels):
         counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
         raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")
-    num_logits = base.model.config.num_labels if base.task_type == "SEQ_CLS" else base.model.config.vocab_size
-    inputs = limited(inputs, num_logits, num_positions(base.model.config))
-    outputs = Outputs(inputs, base_checksums={"float32": base.checksum}, warnings=list(inputs.warnings))
-    run = _Run(claim, settings, inputs, outputs, int(num_logits))
+    inputs = limited(inputs, _num_logits(base), num_positions(base.model.config))
+    outputs = Outputs(inputs, warnings=list(inputs.warnings))
+    run = _Run(claim, settings, inputs, outputs, base)
     alone, _ = run.with_adapter(base, _without_update(saved), scored=False)
     reference, outputs.scores = run.with_adapter(base, saved)
     outputs.rows.append(Compared(BASE, REFERENCE, difference(reference, alone)))
@@ -108,34 +106,41 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
 class _Run:
     """The comparison under way."""
 
-    def __init__(self, claim: MergeClaim, settings: EvaluateConfig, inputs: Inputs, outputs: Outputs, num_logits: int) -> None:
+    def __init__(self, claim: MergeClaim, settings: EvaluateConfig, inputs: Inputs, outputs: Outputs, base: BaseModel) -> None:
         self.claim = claim
         self.settings = settings
         self.inputs = inputs
         self.outputs = outputs
-        self.num_logits = num_logits
+        self.num_logits = _num_logits(base)
+        self.task_type = base.task_type
+        self.pad_id = base.pad_id
+        self.start_id = base.start_id if base.task_type == "SEQ_2_SEQ_LM" else 0
 
     def merged(self, reference: Sequence[Tensor]) -> None:
         """The merged model as it was in memory, and as it comes back from the disk."""
         claim = self.claim
+        before = None
+        if claim.in_memory is not None:
+            before = self.logits(_prepared(claim.in_memory(), self.pad_id))
+            gc.collect()
+            self.row(IN_MEMORY, reference, before, {})
         like = _load(claim, str(claim.merged), claim.dtype, None)
         self.outputs.new_parameters = like.new_parameters
-        reloaded = self.logits(like.model, like)
+        reloaded = self.logits(like.model)
         self.row(RELOADED, reference, reloaded, self.score(like, None))
-        if claim.in_memory is not None:
-            before = self.logits(claim.in_memory(), like)
-            self.row(IN_MEMORY, reference, before, {})
+        if before is not None:
             self.outputs.rows.append(Compared(RELOADED, IN_MEMORY, difference(before, reloaded)))
+        del like, before, reloaded
+        gc.collect()
         if claim.quantise:
             packed = _load(claim, str(claim.merged), claim.dtype, None, "nf4")
-            self.row(QUANTISED, reference, self.logits(packed.model, packed), self.score(packed, None))
+            self.row(QUANTISED, reference, self.logits(packed.model), self.score(packed, None))
 
     def unmerged(self, saved: SavedAdapter, reference: Sequence[Tensor], kind: str, name: str) -> None:
         """The adapter on the base in the merged model's dtype, or in four bits: what merging has to be measured by."""
         claim = self.claim
         quantization = "nf4" if kind == "nf4" else None
         base = _load(claim, claim.base.model, claim.dtype, claim.base.revision, quantization)
-        self.outputs.base_checksums[kind] = base.checksum
         logits, scores = self.with_adapter(base, saved)
         self.row(name, reference, logits, scores)
 
@@ -145,7 +150,7 @@ class _Run:
         """Logits and scores of the adapter on this base."""
         stack = stack_saved(base, saved, str(self.claim.adapter))
         try:
-            return self.logits(base.model, base), self.score(base, stack) if scored else {}
+            return self.logits(base.model), self.score(base, stack) if scored else {}
         finally:
             stack.detach()
 
@@ -154,19 +159,19 @@ class _Run:
         self.outputs.rows.append(Compared(name, REFERENCE, difference(list(reference), list(logits)), scores))
 
     @torch.no_grad()
-    def logits(self, model: nn.Module, base: BaseModel) -> list[Tensor]:
-        """Logits ``[K, V]`` of every batch, at least in float32, on the CPU; the model computes as it does for anyone."""
+    def logits(self, model: nn.Module) -> list[Tensor]:
+        """Logits ``[K, V]`` of every batch, at least in float32, on the CPU."""
         model.eval()
         device = next(model.parameters()).device
         found = []
-        for batch in self.inputs.batches(base.pad_id, self.num_logits):
+        for batch in self.inputs.batches(self.pad_id, self.num_logits):
             inputs = model_inputs(batch, device)
-            if base.task_type == "SEQ_2_SEQ_LM":
+            if self.task_type == "SEQ_2_SEQ_LM":
                 assert batch.target_ids_BS is not None
-                inputs["decoder_input_ids"] = F.pad(batch.target_ids_BS[:, :-1], (1, 0), value=base.start_id).to(device)
-            extra = {} if base.task_type == "SEQ_CLS" else {"use_cache": False}
+                inputs["decoder_input_ids"] = F.pad(batch.target_ids_BS[:, :-1], (1, 0), value=self.start_id).to(device)
+            extra = {} if self.task_type == "SEQ_CLS" else {"use_cache": False}
             logits = cast(Any, model)(**inputs, **extra).logits
-            places = compared_positions(batch, base.task_type)
+            places = compared_positions(batch, self.task_type)
             chosen = logits if places is None else logits[places[0].to(device), places[1].to(device)]
             found.append(chosen.to(torch.promote_types(chosen.dtype, torch.float32)).cpu())
         return found
@@ -184,6 +189,28 @@ class _Run:
         return dict(evaluation.metrics) if evaluation.finite else {}
 
 
+def _num_logits(base: BaseModel) -> int:
+    """Classes, or the vocabulary."""
+    config: Any = base.model.config
+    return int(config.num_labels if base.task_type == "SEQ_CLS" else config.vocab_size)
+
+
+def _prepared(model: nn.Module, pad_id: int) -> nn.Module:
+    """The model as ``_load`` would have it: told what fills short rows, for a classifier looks for a row's last token."""
+    config: Any = model.config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_id
+    _hasten(model, ())
+    return model
+
+
+def _hasten(model: nn.Module, heads: Sequence[str]) -> None:
+    """Products in 16 bits that the processor would emulate: summed in float32 and rounded once, as those that need not do."""
+    weight = next(model.parameters())
+    if weight.device.type == "cpu" and (weight.dtype == torch.float16 or slow_bfloat16(weight)):
+        install(model, "float32", heads)
+
+
 def _without_update(saved: SavedAdapter) -> SavedAdapter:
     """The adapter's heads and no more: a head that the base lacks would otherwise be a random one."""
     zeros = {key: torch.zeros_like(value) for key, value in saved.weights.lora_B.items()}
@@ -194,7 +221,9 @@ def _load(claim: MergeClaim, model: str, dtype: str, revision: str | None, quant
     # Copied, not validated: a merged model may be in float16, in which nothing is trained.
     values = {"model": model, "dtype": dtype, "revision": revision, "quantization": quantization}
     assert claim.task_type is not None
-    return load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
+    base = load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
+    _hasten(base.model, base.heads)
+    return base
 
 
 def _finished(run: Any) -> Evaluation:

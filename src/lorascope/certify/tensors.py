@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -137,7 +137,8 @@ class TensorFigures:
     """What the files show.
 
     Attributes:
-        modules: those that the adapter has an update for, and the model a place.
+        modules: those that the adapter has an update for, and both models' files a tensor.
+        num_placed: those that the adapter has an update for, and the model a place.
         num_equal: tensors that no update concerns, and are the base's (or the adapter's, where that replaced them).
         differing: those that should be and are not, with the count of numbers that differ and whose they should be.
         nonfinite: counts of NaN or infinite numbers, by name.
@@ -150,6 +151,7 @@ class TensorFigures:
     """
 
     modules: list[ModuleFigures] = field(default_factory=list)
+    num_placed: int = 0
     num_equal: int = 0
     differing: list[tuple[str, int, str]] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -175,11 +177,12 @@ def compare_tensors(
     before, after = place(layout, base), place(written, merged)
     figures = TensorFigures(absent=list(after.absent))
     weights = {f"{module}.weight": update for module, update in adapter.updates.items()}
+    figures.num_placed = sum(name in layout.names for name in weights)
     figures.homeless += sorted(name for name in (*weights, *adapter.replaced) if name not in layout.names)
     for name, tensor in after.held.items():
         if tensor.dtype.is_floating_point:
-            own = before.get(name)
-            kept = base.main_dtype if own is None or name in adapter.replaced else dtype_name(own.dtype)
+            source = before.get(name)
+            kept = base.main_dtype if source is None or name in adapter.replaced else dtype_name(source.dtype)
             if dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
                 figures.strays[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
     for name in sorted(layout.names):
@@ -190,7 +193,7 @@ def compare_tensors(
         if name in after.shared and name in before.shared and not special:
             continue  # looked at under its other name
         replaced = name in adapter.replaced
-        own = _Held(adapter.replaced[name]) if replaced else before.get(name)
+        own: StoredTensor | _Held | None = _Held(adapter.replaced[name]) if replaced else before.get(name)
         if own is None:
             figures.misfits.append(f"{name} is neither in the base's files nor in the adapter's")
         elif name in weights:
@@ -214,7 +217,7 @@ def base_weights_checksum(layout: Layout, base: Checkpoint, heads: Sequence[str]
         digest.update(f"{name} {held} {tensor.shape}".encode())
         for rows in tensor.chunks():
             value = tensor.read(*rows).to(held).contiguous()
-            digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -263,7 +266,7 @@ def _compare_updated(
     wide = torch.float64 if found.dtype in (torch.float32, torch.float64) else torch.float32
     limits = torch.finfo(found.dtype)
     of_products = 4.0 if wide == torch.float64 else 2.0
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     rounding, nonfinite, overflows = 0.0, 0, 0
     for first, stop in found.chunks():
         stored, M = own.read(first, stop), found.read(first, stop).to(wide)

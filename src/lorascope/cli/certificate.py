@@ -11,8 +11,9 @@ from rich.text import Text
 
 from lorascope.cli.tables import bytes_text
 
-_STYLES = {"holds": "green", "warning": "yellow", "fails": "bold red", "not judged": "dim"}
-_WORST_MODULES = 5
+# In the order of how much they matter, least first.
+_STYLES = {"holds": "green", "not judged": "dim", "warning": "yellow", "fails": "bold red"}
+_WORST_MODULES = 3
 
 
 def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
@@ -65,16 +66,18 @@ def _effect_text(effect: Mapping[str, Any]) -> str:
 
 
 def _print_comparisons(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    reference = next(row["name"] for row in rows if row["against"] is None)
     scores = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("model", "against", "max difference", "relative", "KL", "largest KL", "same top-1", *scores):
-        table.add_column(name, justify="left" if name in ("model", "against") else "right")
+    table.add_column(f"against: {reference}")
+    for name in ("max difference", "relative", "KL", "largest KL", "same top-1", *scores):
+        table.add_column(name, justify="right")
     for row in rows:
         figures = [row.get(key) for key in ("max_difference", "relative_difference", "kl", "kl_max")]
         same = row.get("top1_agreement")
+        other = "" if row["against"] in (None, reference) else f" (against: {row['against']})"
         table.add_row(
-            row["name"],
-            row["against"] or "–",
+            Text(row["name"] + other),
             *("–" if figure is None else f"{figure:.1e}" for figure in figures),
             "–" if same is None else f"{same:.2%}",
             *(f"{row['scores'][name]:.4f}" if name in row["scores"] else "–" for name in scores),
@@ -104,10 +107,15 @@ def _print_modules(console: Console, modules: Sequence[Mapping[str, Any]]) -> No
 
 
 def _print_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
+    """Whatever does not simply hold, and what holds by a figure; of the others the names."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("says", overflow="fold")
-    for check in checks:
-        table.add_row(check["name"], Text(check["verdict"], style=_STYLES[check["verdict"]]), Text(check["says"]))
+    plain = [check["name"] for check in checks if check["verdict"] == "holds" and check["value"] is None]
+    for check in sorted(checks, key=lambda check: list(_STYLES).index(check["verdict"]), reverse=True):
+        if check["name"] not in plain:
+            table.add_row(check["name"], Text(check["verdict"], style=_STYLES[check["verdict"]]), Text(check["says"]))
     console.print(table)
+    if plain:
+        console.print(f"these hold too: {', '.join(plain)}", markup=False, highlight=False)
