@@ -48,6 +48,8 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
         CheckFailed: the certificate does not hold.
         LorascopeError: base or adapter cannot be used, or the directory cannot be written.
     """
+    if source.trial is not None:  # an adapter of an earlier version does not say what its base was packed as
+        saved = replace(saved, origin={"quantization": source.trial.config.get("quantization"), **saved.origin})
     place = base_place(source, saved, wishes)
     base = open_merge_base(saved, str(source.adapter), place if place != saved.base_model else None)
     facts = described(source, saved, wishes)
