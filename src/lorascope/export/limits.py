@@ -34,8 +34,9 @@ def limitations(facts: CardFacts, source: Source) -> Iterator[str]:
     if without:
         yield f"No interval over examples for {', '.join(without)}."
     if facts.base.quantization is not None:
-        full = "" if facts.form == "merged" else " On the base in full precision it was not scored."
-        yield f"Trained and scored on a base packed as {facts.base.quantization}.{full}"
+        packed = f"Packed as {facts.base.quantization} again, the merged model was not compared."
+        full = packed if facts.form == "merged" else "On the base in full precision it was not scored."
+        yield f"Trained and scored on a base packed as {facts.base.quantization}. {full}"
     if facts.form == "merged":
         yield "The scores are the adapter's on its base; the certificate says how near the merged weights come to that."
     unfinished = decodings[0].get("unfinished", 0) if decodings else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,11 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
 
 
 def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path, out: Path) -> MergeClaim:
-    """What the merge says that it did, with what can be compared within the memory that there is."""
+    """What the merge says that it did, with what can be compared within the memory that there is.
+
+    What ships is the merged model in full; how it would do packed in four bits is a question for `lorascope merge --quantization nf4`.
+    """
     base = merged.base
-    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
-    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
     return MergeClaim(
         base=BaseModelConfig(model=base.name, revision=base.revision),
         base_directory=base.directory,
@@ -89,7 +89,6 @@ def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: 
         task_type=base.task_type,
         labels=label_names(base.model.config) if base.task_type == "SEQ_CLS" else (),
         in_memory=lambda: merged_in_memory(saved, base, merged.dtype),
-        quantise=packed,
         tensors_only=why_tensors_only(base.model),
         shown_as=Path(out.name),
     )
