@@ -76,7 +76,7 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
 def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path, out: Path) -> MergeClaim:
     """What the merge says that it did, with what can be compared within the memory that there is.
 
-    What ships is the merged model in full; how it would do packed in four bits is a question for `lorascope merge --quantization nf4`.
+    What ships is the merged model in full; how it does packed in four bits again, `lorascope merge --quantization nf4` tells.
     """
     base = merged.base
     return MergeClaim(
