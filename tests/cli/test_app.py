@@ -314,8 +314,8 @@ def test_wrong_usage_is_one_line(cli, finished, study_file, data, tmp_path):
         ("results", tmp_path): "no study in this directory",
         ("results", tmp_path / "file"): "no study in this directory",
         ("results", finished, tmp_path): "no study in this directory",
-        ("export", finished, "--out", tmp_path / "x", "--script"): "no such trial",
-        ("export", finished / "trials" / "x", "--out", tmp_path / "x"): "nothing to export; add --script",
+        ("export", finished, "--out", tmp_path / "x", "--script"): "add --best, or --trial NAME",
+        ("export", finished / "trials" / "x", "--out", tmp_path / "x"): "no such trial as 'x'",
         ("evaluate", tmp_path, "--task", "file", "--data", data): "no PEFT adapter here",
         ("evaluate", tmp_path, "--task", "file"): "Missing option '--data'",
         (

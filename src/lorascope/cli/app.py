@@ -28,6 +28,7 @@ from lorascope.cli import merge as merge_command
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.cli.doctor import doctor
+from lorascope.cli.export import export
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
 from lorascope.cli.study import interrupt, results_of, run_and_report
@@ -56,6 +57,7 @@ _INTERRUPTED = 130
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
 app.command()(recommend)
+app.command()(export)
 app.command()(merge_command.merge)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
@@ -321,23 +323,6 @@ def _decoding(text: str) -> dict[str, Any]:
     if bare is not None:
         raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
     return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
-
-
-@app.command()
-def export(
-    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's directory, runs/<study>/trials/<trial>.")],
-    out: Annotated[Path, typer.Option(help="A new directory for the script and its inputs.")],
-    script: Annotated[
-        bool, typer.Option("--script", help="Write a standalone PEFT + Trainer script that reproduces the trial.")
-    ] = False,
-) -> None:
-    """Hand a trial to other tools."""
-    from lorascope.cohort.script import write_script
-
-    if not script:
-        raise UsageError("nothing to export", where="export", fix="add --script; the adapter itself is TRIAL/adapter")
-    write_script(trial, out)
-    typer.echo(f"{out / 'train_peft.py'}")
 
 
 @app.command()

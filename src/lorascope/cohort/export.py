@@ -9,7 +9,6 @@ import json
 
 from safetensors import SafetensorError
 
-from lorascope import __version__
 from lorascope.base_model import BaseModel
 from lorascope.cohort.events import TrialEnded
 from lorascope.cohort.single import base_path
@@ -18,6 +17,7 @@ from lorascope.errors import StoreError
 from lorascope.evaluate import Evaluation
 from lorascope.lora.peft_io import HEAD_FILE, write_adapter, write_record
 from lorascope.lora.stack import AdapterWeights, Slot
+from lorascope.model_card import trial_card
 from lorascope.store import Store, atomic_directory, write_atomically
 
 
@@ -64,25 +64,19 @@ def _write_adapter(
         if weights.placements:
             origin = {"checksum": base.checksum, "dtype": trial.base.dtype, "quantization": trial.base.quantization}
             write_record(directory, base.labels, origin)
-            (directory / "README.md").write_text(_card(store, trial, model, evaluation), encoding="utf-8")
+            card = trial_card(
+                store,
+                trial,
+                evaluation.metrics,
+                task_type=base.task_type,
+                labels=base.labels,
+                heads=base.heads,
+                num_modules=len({placement.target.module for placement in weights.placements}),
+                base_checksum=base.checksum,
+            )
+            (directory / "README.md").write_text(card, encoding="utf-8")
     if weights.placements:
         return str(place.relative_to(store.directory))
     (place / HEAD_FILE).replace(home / HEAD_FILE)
     place.rmdir()
     return None
-
-
-def _card(store: Store, trial: TrialConfig, model: str, evaluation: Evaluation) -> str:
-    """A short model card in the hub's form."""
-    config = trial.flat()
-    rows = "\n".join(f"| {name} | {value} |" for name, value in config.items())
-    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items())
-    task = store.study.task
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {model}\ntags: [lora, lorascope]\n---\n\n"
-        f"# {store.study.name}: {trial.trial}\n\n"
-        f"LoRA adapter for `{model}`, trained on {task.name} by Lorascope {__version__}.\n\n"
-        f"| metric ({store.study.evaluate.split}) | value |\n|---|---|\n{scores}\n\n"
-        f"| setting | value |\n|---|---|\n| seed | {trial.seed} |\n{rows}\n\n"
-        '```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, "this directory")\n```\n'
-    )

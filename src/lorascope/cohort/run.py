@@ -356,6 +356,15 @@ def _describe(store: Store, task: Task, base: BaseModel, judge: Judge | None) ->
     store.set_info("versions", versions)
     store.set_info("hardware", hardware())
     store.set_info("base_checksum", base.checksum)
-    store.set_info("data", {"checksum": task.checksum, "shape": task.shape, "split": task.eval_split})
+    places = [store.study.task.data] if isinstance(store.study.task.data, str) else list(store.study.task.data.values())
+    data = {
+        "checksum": task.checksum,
+        "shape": task.shape,
+        "split": task.eval_split,
+        "num_train": len(task.train),
+        "num_eval": len(task.eval),
+        "hub_ids": [place for place in places if not Path(place).expanduser().exists()],
+    }
+    store.set_info("data", data)
     if judge is not None:
         store.set_info("judge", judge.facts)

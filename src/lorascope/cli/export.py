@@ -1,0 +1,128 @@
+"""``lorascope export``: a trained adapter for other tools, with its model card. Floor: cli."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorascope.cli.console import AsJson, print_json, stderr
+from lorascope.errors import UsageError
+
+if TYPE_CHECKING:
+    from lorascope.export import Source
+    from lorascope.model_card import CardFacts
+
+
+def export(
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="TRIAL|ADAPTER|STUDY", help="runs/<study>/trials/<trial>, a PEFT adapter, or runs/<study>."),
+    ],
+    out: Annotated[Path, typer.Option(help="A new directory.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model for transformers and vLLM, with a merge certificate.")
+    ] = False,
+    script: Annotated[
+        bool, typer.Option("--script", help="A standalone PEFT + Trainer script that reproduces the trial.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option(metavar="SPDX", help="The licence that the card states; by default the base's is quoted.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Of a study: the best trial by its results.")] = False,
+    trial: Annotated[str | None, typer.Option(metavar="NAME", help="Of a study: this trial.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, where it does not lie where the adapter says.")] = None,
+    base_name: Annotated[
+        str | None, typer.Option(metavar="ID", help="What others know the base by, e.g. its hub id, where yours is a copy.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hand a trained adapter to other tools: for PEFT with a model card, merged, or as a script."""
+    if merged and script:
+        raise UsageError("--merged and --script exclude each other", where="export", fix="give one of them")
+    given = {"--licence": licence, "--base": base, "--base-name": base_name}
+    idle = next((name for name, value in given.items() if script and value is not None), None)
+    if idle is not None:
+        raise UsageError(f"{idle} has no effect with --script", where="export", fix="leave it out")
+    if out.exists() or out.is_symlink():
+        raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
+    from lorascope.export import find_source
+
+    source = find_source(place, best=best, trial=trial)
+    if source.choice is not None:
+        stderr().print(source.choice.sentence, markup=False, highlight=False, soft_wrap=True)
+    document = _script(source, place, out) if script else _described(source, out, merged, licence, base, base_name)
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(str(out / "train_peft.py") if script else str(out))
+
+
+def _script(source: Source, place: Path, out: Path) -> dict[str, Any]:
+    from lorascope.cohort.script import write_script
+
+    directory = source.trial_directory
+    if directory is None:
+        fix = "give runs/<study>/trials/<trial>"
+        raise UsageError("no such trial: an adapter alone does not say how it was trained", where=str(place), fix=fix)
+    write_script(directory, out)
+    return _document(source, out, "script")
+
+
+def _described(
+    source: Source, out: Path, merged: bool, licence: str | None, base: str | None, base_name: str | None
+) -> dict[str, Any]:
+    """Write the adapter, or the merged model; the command's document."""
+    from lorascope.export import Wishes, write_adapter_directory
+    from lorascope.lora.peft_io import read_adapter
+    from lorascope.model_card import chosen_licence
+
+    form: Any = "merged" if merged else "adapter"
+    chosen = None if licence is None else chosen_licence(licence)
+    wishes = Wishes(out.resolve().name, form, chosen, base, base_name)
+    saved = read_adapter(source.adapter)
+    certificate: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    if merged:
+        from lorascope.export.merged import write_merged_directory
+
+        stderr().print("merging, and comparing the result with base and adapter", markup=False, highlight=False)
+        written = write_merged_directory(source, saved, out, wishes)
+        facts, certificate, warnings = written.facts, written.certificate, written.warnings
+    else:
+        facts = write_adapter_directory(source, saved, out, wishes)
+    notes = [*_notes(facts), *warnings, *(f"vLLM: {item}" for item in facts.serving)]
+    for note in notes:
+        stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    return _document(source, out, form) | {
+        "base": {"name": facts.base.name, "revision": facts.base.revision, "checksum": facts.base.checksum},
+        "licence": None if facts.licence is None else {"name": facts.licence.shown, "source": facts.licence.source},
+        "certificate": certificate,
+        "notes": notes,
+    }
+
+
+def _notes(facts: CardFacts) -> list[str]:
+    """What the card cannot say for certain, for who exports."""
+    notes = []
+    if facts.base.is_local:
+        notes.append(
+            f"the base is a local directory, and the export names it {facts.base.name!r} alone; --base-name gives the name "
+            "that others know it by"
+        )
+    if facts.licence is not None and facts.licence.identifier == "unknown":
+        notes.append("no licence is stated for the base; --licence sets the export's")
+    return notes
+
+
+def _document(source: Source, out: Path, form: str) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "form": form,
+        "adapter": str(source.adapter),
+        "study": None if source.study is None else str(source.study),
+        "trial": None if source.trial is None else source.trial.trial,
+        "choice": None if source.choice is None else source.choice.document(),
+        "files": sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()),
+    }

@@ -1,0 +1,36 @@
+"""Model cards: what ships with an adapter, as the Hub reads it and as people do.
+
+``facts`` is what a card may say, ``recorded`` reads it from a store, ``document`` and ``usage`` write it, ``licence`` knows
+whose terms are quoted, ``privacy`` what of this machine must not be told. The one writer of cards: a study writes short ones
+while it runs, an export whole ones. Knows no statistics. Floor: above ``store``, below ``cohort``, which writes cards too.
+"""
+
+from lorascope.model_card.document import model_card
+from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, Cost, DataFacts, MetricFacts, SeedFacts
+from lorascope.model_card.licence import UNKNOWN_LICENCE, Licence, chosen_licence, readme_licence, stated_licence
+from lorascope.model_card.privacy import Privacy, is_local, public_name
+from lorascope.model_card.recorded import data_facts, privacy_of, settings_of, study_places, trial_card
+
+__all__ = [
+    "UNKNOWN_LICENCE",
+    "AdapterFacts",
+    "BaseFacts",
+    "CardFacts",
+    "Cost",
+    "DataFacts",
+    "Licence",
+    "MetricFacts",
+    "Privacy",
+    "SeedFacts",
+    "chosen_licence",
+    "data_facts",
+    "is_local",
+    "model_card",
+    "privacy_of",
+    "public_name",
+    "readme_licence",
+    "settings_of",
+    "stated_licence",
+    "study_places",
+    "trial_card",
+]

@@ -1,0 +1,88 @@
+"""A merged export: transformers loads it as it is, a certificate lies beside it, and what does not hold leaves nothing."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lorascope.errors import CheckFailed
+from lorascope.export import Wishes, find_source, merged
+from lorascope.export.merged import write_merged_directory
+from lorascope.lora.peft_io import read_adapter
+
+
+def export(place, out, **options):
+    source = find_source(place, best=options.pop("best", False))
+    return write_merged_directory(source, read_adapter(source.adapter), out, Wishes(out.name, "merged", **options))
+
+
+@pytest.fixture
+def chat_base(model_directory, tmp_path):
+    """A base with everything that a chat needs: a template, generation settings, a licence."""
+    base = shutil.copytree(model_directory("llama"), tmp_path / "bases" / "chatty")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8")
+    GenerationConfig(max_new_tokens=5, do_sample=False).save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+    return base
+
+
+def test_it_holds_all_that_a_server_needs_and_answers_as_the_adapter_does(peft_adapter, chat_base, tmp_path):
+    adapter, theirs = peft_adapter("llama", "CAUSAL_LM", base=chat_base)
+    written = export(adapter, tmp_path / "out")
+    out, certificate = tmp_path / "out", written.certificate
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                 "generation_config.json", "merge-certificate.json", "README.md"):  # fmt: skip
+        assert (out / name).is_file(), name
+    assert written.facts.serving == ()
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
+    assert model.generation_config.max_new_tokens == 5
+    conversation = [{"role": "user", "content": "the acting"}]
+    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**ids).logits, theirs(**ids).logits, rtol=1e-4, atol=1e-5)
+    assert certificate["holds"] is True
+    assert json.loads((out / "merge-certificate.json").read_text()) == certificate
+    assert certificate["merged"]["directory"] == "out"
+
+
+def test_its_card_is_that_of_a_model_of_transformers_and_the_code_in_it_runs(
+    peft_adapter, chat_base, tmp_path, monkeypatch, capsys
+):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=chat_base)
+    export(adapter, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    data = ModelCard(text).data
+    assert (data.library_name, data["base_model_relation"], data.license) == ("transformers", "finetune", "apache-2.0")
+    assert "`merge-certificate.json` certifies the merge" in text
+    monkeypatch.chdir(tmp_path)
+    exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_nothing_of_this_machine_leaves_it(finished, tmp_path):
+    export(finished, tmp_path / "out", best=True)
+    for path in (tmp_path / "out").iterdir():
+        if path.suffix != ".safetensors":
+            text = path.read_text(encoding="utf-8")
+            assert str(tmp_path.parent) not in text, path.name
+            assert str(finished.parent) not in text, path.name
+
+
+def test_a_merge_that_does_not_hold_leaves_nothing(peft_adapter, tmp_path, monkeypatch):
+    adapter, _ = peft_adapter("bert")
+    write = merged.write_merged
+
+    def no_merge(saved, adapter, base, directory, **options):
+        found = write(saved, adapter, base, directory, **options)
+        shutil.copyfile(base.directory / "model.safetensors", directory / "model.safetensors")
+        return found
+
+    monkeypatch.setattr(merged, "write_merged", no_merge)
+    with pytest.raises(CheckFailed, match="the merge does not hold"):
+        export(adapter, tmp_path / "exports" / "out")
+    assert list((tmp_path / "exports").iterdir()) == []
