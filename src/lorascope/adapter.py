@@ -1,10 +1,12 @@
-"""A saved adapter on a base: what both of them must hold, and the stack of one that results.
+"""Saved adapters on a base: what both sides must hold, and the stack that results.
 
-Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what the adapter is wanted for.
+Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what adapters are wanted for.
 Floor: above ``base_model``, below ``judge`` and ``evaluate``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from lorascope.base_model import BaseModel
 from lorascope.errors import AdapterError
@@ -18,19 +20,35 @@ def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
     Raises:
         AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in the adapter.
     """
-    check_fits(saved, base.model, where)
-    absent = [name for name in base.new_parameters if name not in saved.weights.heads]
-    if absent:
-        raise AdapterError(
-            f"the adapter holds no {absent[0]!r}, which the base model does not have either",
-            where=where,
-            fix="save it with modules_to_save, or use the base it was trained on",
-        )
-    inside = tuple(f"{head}." for head in base.heads)
-    more = dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
-    stack = Stack(base.model, [saved.slot], (*base.heads, *more))
+    return stack_together(base, [saved], [where])
+
+
+def stack_together(base: BaseModel, adapters: Sequence[SavedAdapter], places: Sequence[str]) -> Stack:
+    """One stack of several adapters from disk, a slot each, in their order. Where one brings a head that another lacks, the
+    other's slot has the base's own.
+
+    Args:
+        places: where each came from, for messages.
+
+    Raises:
+        AdapterError: as ``stack_saved``, of any of them.
+    """
+    more: dict[str, None] = {}
+    for saved, where in zip(adapters, places, strict=True):
+        check_fits(saved, base.model, where)
+        absent = [name for name in base.new_parameters if name not in saved.weights.heads]
+        if absent:
+            raise AdapterError(
+                f"the adapter holds no {absent[0]!r}, which the base model does not have either",
+                where=where,
+                fix="save it with modules_to_save, or use the base it was trained on",
+            )
+        inside = tuple(f"{head}." for head in base.heads)
+        more |= dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
+    stack = Stack(base.model, [saved.slot for saved in adapters], (*base.heads, *more))
     try:
-        stack.write(0, saved.weights)
+        for number, saved in enumerate(adapters):
+            stack.write(number, saved.weights)
     except BaseException:
         stack.detach()
         raise
