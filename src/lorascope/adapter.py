@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lorascope.base_model import BaseModel
 from lorascope.errors import AdapterError
 from lorascope.lora.peft_io import SavedAdapter, check_fits
-from lorascope.lora.stack import Stack
+from lorascope.lora.stack import Slot, Stack
 
 
 def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
@@ -49,6 +49,31 @@ def stack_together(base: BaseModel, adapters: Sequence[SavedAdapter], places: Se
     try:
         for number, saved in enumerate(adapters):
             stack.write(number, saved.weights)
+    except BaseException:
+        stack.detach()
+        raise
+    return stack
+
+
+def stack_beside_base(base: BaseModel, adapters: Mapping[str, SavedAdapter]) -> Stack:
+    """A stack that holds adapters from disk and, in its last slot, the base alone; each slot by its adapter's name.
+
+    A head that an adapter does not hold is the base's own, newly initialised or not: what lies below the heads is the same.
+
+    Raises:
+        AdapterError: a tensor has no place in the base.
+    """
+    for name, saved in adapters.items():
+        check_fits(saved, base.model, name)
+    inside = tuple(f"{head}." for head in base.heads)
+    held = (tensor for saved in adapters.values() for tensor in saved.weights.heads)
+    more = dict.fromkeys(tensor.rpartition(".")[0] for tensor in held if not tensor.startswith(inside))
+    # Nothing is drawn here, so no dropout needs a place.
+    slots = [replace(saved.slot, name=name, dropout=0.0) for name, saved in adapters.items()]
+    stack = Stack(base.model, [*slots, Slot("base", 0, ())], (*base.heads, *more))
+    try:
+        for index, saved in enumerate(adapters.values()):
+            stack.write(index, saved.weights)
     except BaseException:
         stack.detach()
         raise
