@@ -1,12 +1,13 @@
-"""Saved adapters on a base: what both sides must hold, and the stack that results.
+"""Saved adapters on their base: what both must hold, and the stack that results.
 
-Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what adapters are wanted for.
+Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what the adapters are wanted for.
 Floor: above ``base_model``, below ``judge`` and ``evaluate``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lorascope.base_model import BaseModel
 from lorascope.errors import AdapterError
@@ -20,21 +21,20 @@ def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
     Raises:
         AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in the adapter.
     """
-    return stack_together(base, [saved], [where])
+    return stack_several(base, {where: saved})
 
 
-def stack_together(base: BaseModel, adapters: Sequence[SavedAdapter], places: Sequence[str]) -> Stack:
-    """One stack of several adapters from disk, a slot each, in their order. Where one brings a head that another lacks, the
-    other's slot has the base's own.
+def stack_several(base: BaseModel, adapters: Mapping[str, SavedAdapter], alone: Sequence[Slot] = ()) -> Stack:
+    """A stack with a slot for each adapter from disk, in this order, and before them those of ``alone``.
 
     Args:
-        places: where each came from, for messages.
+        adapters: by the place that an error names.
+        alone: slots without an adapter: the base as it is, beside those that have one.
 
     Raises:
-        AdapterError: as ``stack_saved``, of any of them.
+        AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in an adapter.
     """
-    more: dict[str, None] = {}
-    for saved, where in zip(adapters, places, strict=True):
+    for where, saved in adapters.items():
         check_fits(saved, base.model, where)
         absent = [name for name in base.new_parameters if name not in saved.weights.heads]
         if absent:
@@ -43,12 +43,13 @@ def stack_together(base: BaseModel, adapters: Sequence[SavedAdapter], places: Se
                 where=where,
                 fix="save it with modules_to_save, or use the base it was trained on",
             )
-        inside = tuple(f"{head}." for head in base.heads)
-        more |= dict.fromkeys(name.rpartition(".")[0] for name in saved.weights.heads if not name.startswith(inside))
-    stack = Stack(base.model, [saved.slot for saved in adapters], (*base.heads, *more))
+    inside = tuple(f"{head}." for head in base.heads)
+    names = [name for saved in adapters.values() for name in saved.weights.heads if not name.startswith(inside)]
+    more = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    stack = Stack(base.model, [*alone, *(saved.slot for saved in adapters.values())], (*base.heads, *more))
     try:
-        for number, saved in enumerate(adapters):
-            stack.write(number, saved.weights)
+        for index, saved in enumerate(adapters.values(), len(alone)):
+            stack.write(index, saved.weights)
     except BaseException:
         stack.detach()
         raise

@@ -1,9 +1,9 @@
 """How fast adapters are: merged or not, one or several on one base, and with how many adapted modules.
 
 Each configuration is a handful of modules that take the place of the base's: a merged copy of each layer, or the stack's
-layers with N adapters. They are made once and swapped in and out, so that all configurations share the other weights and can be
-measured in turns, A B C A B C. What the machine does meanwhile then falls on all of them alike, and a ratio is the median over
-rounds of two measurements that lie close together. Every time a configuration is put in, one pass goes untimed.
+layers with N adapters. They are made once and swapped in and out, so that all configurations share the other weights and are
+measured in turns, A B C A B C. What else the machine does meanwhile falls on all of them alike, and a ratio is the median
+over rounds of two measurements that lie close together. Every time a configuration is put in, one pass goes untimed.
 
 A fast pass that computes something else is no result: the logits of a merged adapter are compared with those of the same
 adapter unmerged.
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.adapter import stack_together
+from lorascope.adapter import stack_several
 from lorascope.base_model import BaseModel, num_positions
 from lorascope.data.tokens import special_ids
 from lorascope.errors import UsageError
@@ -105,7 +105,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest difference of a merged adapter's logits from those of the stack, and how far the adapter moves the base's."""
+    """By how much a merged adapter's logits differ at most from those of the stack, and how far it moves the base's."""
 
     difference: float
     effect: float
@@ -121,9 +121,7 @@ class Speed:
 
     def ratio(self, one: Measured, other: Measured, phase: str) -> float:
         """The median over rounds of what ``one`` took over what ``other`` took."""
-        return median(
-            a / b for a, b in zip(one.phases[phase].seconds, other.phases[phase].seconds, strict=True)
-        )
+        return median(a / b for a, b in zip(one.phases[phase].seconds, other.phases[phase].seconds, strict=True))
 
 
 @dataclass
@@ -208,9 +206,10 @@ def _configurations(
 ) -> Iterator[_Configuration]:
     yield _Configuration("base alone", "base", 0, 0, 1, {})
     for index, (saved, name) in enumerate(zip(adapters, names, strict=True)):
-        num_modules = len(saved.slot.placements)
-        yield _Configuration(f"{name}, merged", "merged", 0, num_modules, 1, _merged(base, saved, name), index)
-        yield _Configuration(f"{name}, unmerged", "adapter", 1, num_modules, 1, _stacked(base, [saved], [name]), index)
+        number = len(saved.slot.placements)
+        unmerged = _stacked(base, [saved], [name])  # first, for it is refused where it does not fit
+        yield _Configuration(f"{name}, merged", "merged", 0, number, 1, _merged(base, saved), index)
+        yield _Configuration(f"{name}, unmerged", "adapter", 1, number, 1, unmerged, index)
     first = adapters[0]
     for share in _SHARES:
         part = _some_modules(first, share)
@@ -247,7 +246,9 @@ def _some_modules(saved: SavedAdapter, share: float) -> SavedAdapter:
 
 def _stacked(base: BaseModel, adapters: Sequence[SavedAdapter], names: Sequence[str]) -> dict[str, nn.Module]:
     """The layers of a stack, taken out of the model again; they go on working wherever they are put in."""
-    stack = stack_together(base, adapters, names)
+    stack = stack_several(
+        base, {f"{name} ({slot})": one for slot, (name, one) in enumerate(zip(names, adapters, strict=True))}
+    )
     try:
         kinds = (StackedLinear, StackedLayerNorm)
         return {name: module for name, module in base.model.named_modules() if isinstance(module, kinds)}
@@ -256,9 +257,8 @@ def _stacked(base: BaseModel, adapters: Sequence[SavedAdapter], names: Sequence[
 
 
 @torch.no_grad()
-def _merged(base: BaseModel, saved: SavedAdapter, where: str) -> dict[str, nn.Module]:
+def _merged(base: BaseModel, saved: SavedAdapter) -> dict[str, nn.Module]:
     """A copy of every layer that the adapter changes, with the update, heads and biases in its weights."""
-    stack_together(base, [saved], [where]).detach()  # raises where it does not fit
     swaps: dict[str, nn.Module] = {}
     for placement in saved.slot.placements:
         key, module = placement.target.key, placement.target.module
@@ -279,7 +279,9 @@ def _plain_copy(layer: nn.Module) -> nn.Module:
     """A copy of its own; of a packed layer the layer in full, as nothing can be merged into four bits."""
     if not isinstance(layer, NF4Linear):
         return copy.deepcopy(layer)
-    full = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.dtype, device=layer.packed.device)
+    full = nn.Linear(
+        layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.dtype, device=layer.packed.device
+    )
     full.weight.copy_(layer.weight)
     if layer.bias is not None:
         full.bias.copy_(layer.bias)

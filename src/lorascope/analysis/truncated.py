@@ -11,7 +11,8 @@ Where a task is given, the fewest directions whose score stays within ε are sea
 at once as slots of one stack. It takes for granted that fewer directions score no better; each cut that was tried is told, and
 a score that breaks the rule is named.
 
-Knows adapters, evaluations and thresholds. Does not know which metric matters, nor where results are shown. Floor: ``analysis``.
+Knows adapters, evaluations and thresholds. Does not know which metric matters, nor where results are shown. Floor:
+``analysis``.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from lorascope.base_model import BaseModel
 from lorascope.cohort.single import Prepared, evaluate_together
 from lorascope.errors import AdapterError, CheckFailed, UsageError, did_you_mean
 from lorascope.evaluate import Evaluation
+from lorascope.lora.diagnostics import Decomposition
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
-from lorascope.lora.truncate import Directions, directions_of, truncated, write_truncated
+from lorascope.lora.truncate import directions_of, truncated, write_truncated
 from lorascope.metrics import HIGHER_IS_BETTER
 
 # Slots that are evaluated together.
@@ -48,7 +50,7 @@ class Line:
     """
 
     saved: SavedAdapter
-    directions: Mapping[str, Directions]
+    directions: Mapping[str, Decomposition]
     keys: tuple[str, ...]
     least: Mapping[str, int]
     energies: tuple[float, ...]
@@ -122,7 +124,7 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
     strengths = [
         (float(value) / (sizes[key] if sizes else 1.0), key, float(value) ** 2)
         for key, its in directions.items()
-        for value in its.values_S[: its.rank]
+        for value in its.values_S[: its.numerical_rank]
     ]
     if not strengths:
         raise AdapterError("the adapter changes nothing: every update is zero", where=where, fix="use the base model alone")
@@ -133,9 +135,7 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
         if saved.slot.bias == "lora_only" and f"{placement.target.module}.bias" in saved.weights.biases
     }
     least = {key: int(key in held) for key in directions}
-    return Line(
-        saved, directions, tuple(key for _, key, _ in strengths), least, tuple(energy for _, _, energy in strengths)
-    )
+    return Line(saved, directions, tuple(key for _, key, _ in strengths), least, tuple(energy for _, _, energy in strengths))
 
 
 @torch.no_grad()
@@ -189,9 +189,10 @@ def search(
 
     def score(counts: Sequence[int]) -> Iterable[Tried]:
         adapters = [line.cut(count) for count in counts]
-        alone = [] if whole else [line.saved]
-        evaluations = evaluate_together(prepared, [*alone, *adapters], [where] * (len(alone) + len(counts)))
-        if alone:
+        first = {} if whole else {where: line.saved}
+        cuts = {f"{where}, {count} directions": adapter for count, adapter in zip(counts, adapters, strict=True)}
+        evaluations = evaluate_together(prepared, {**first, **cuts})
+        if first:
             whole.append(_checked(evaluations.pop(0), metric, where))
         for count, adapter, evaluation in zip(counts, adapters, evaluations, strict=True):
             yield _tried(line, count, adapter, evaluation, whole[0], metric, epsilon)
@@ -224,7 +225,7 @@ def write_and_verify(
     """
     write_truncated(source, directory, line.cut(found.smallest.directions))
     again = read_adapter(directory, "truncated")
-    whole, written = evaluate_together(prepared, [line.saved, again], [str(source), str(directory)])
+    whole, written = evaluate_together(prepared, {str(source): line.saved, str(directory): again})
     loss = loss_of(whole, written, found.metric)
     if loss > found.epsilon + _tolerance(whole, found.metric):
         raise CheckFailed(

@@ -19,7 +19,7 @@ from lorascope.errors import UsageError
 from lorascope.metrics import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
-    from lorascope.analysis.truncated import Found, Line, Tried
+    from lorascope.analysis.truncated import Line, Tried
     from lorascope.cohort.single import Prepared
     from lorascope.lora.peft_io import SavedAdapter
 
@@ -58,10 +58,9 @@ def truncate_adapter(adapter: Path, epsilon: float, out: Path, scored: Scored | 
         raise UsageError(f"{epsilon:g} is no loss that can be kept to", where="--truncate", fix=fix)
     started = time.monotonic()
     saved = read_adapter(adapter, "whole")
-    document = _by_energy(adapter, saved, epsilon, out) if scored is None else _by_score(
-        adapter, saved, epsilon, out, scored, num_slots, started
-    )  # fmt: skip
-    return document
+    if scored is None:
+        return _by_energy(adapter, saved, epsilon, out)
+    return {**_by_score(adapter, saved, epsilon, out, scored, num_slots), "seconds": time.monotonic() - started}
 
 
 def _by_energy(adapter: Path, saved: SavedAdapter, epsilon: float, out: Path) -> dict[str, Any]:
@@ -86,16 +85,12 @@ def _by_energy(adapter: Path, saved: SavedAdapter, epsilon: float, out: Path) ->
     return document
 
 
-def _by_score(
-    adapter: Path, saved: SavedAdapter, epsilon: float, out: Path, scored: Scored, num_slots: int, started: float
-) -> dict[str, Any]:
+def _by_score(adapter: Path, saved: SavedAdapter, epsilon: float, out: Path, scored: Scored, num_slots: int) -> dict[str, Any]:
     from lorascope.analysis.truncated import line_up, run_to_end, search, weight_norms, write_and_verify
-    from lorascope.cohort.single import base_config_of, prepare
+    from lorascope.cohort.single import base_of_adapter, prepare
     from lorascope.store import atomic_directory
 
-    base = base_config_of(
-        saved, str(adapter), base_model=scored.base, dtype=scored.dtype, quantization=scored.quantization
-    )
+    base = base_of_adapter(saved, str(adapter), scored.base, scored.dtype, scored.quantization)
     prepared = prepare(base, scored.task, scored.settings)
     metric = _metric(prepared, scored.metric)
     line = line_up(saved, str(adapter), weight_norms(prepared.base, saved))
@@ -115,13 +110,13 @@ def _by_score(
             "original": {"score": whole.metrics[metric], "metrics": whole.metrics},
             "truncated": {"score": written.metrics[metric], "metrics": written.metrics},
             "paired": _paired(metric, epsilon, whole, written),
-            "tried": [_record(one) for one in found.tried],
+            "tried": [asdict(one) for one in found.tried],
             "notes": list(found.notes),
             **prepared.facts,
-            "seconds": time.monotonic() - started,
         }
-        _write_beside(directory, _strict(document), saved)
-    return _strict(document)  # type: ignore[no-any-return]
+        document = _strict(document)
+        _write_beside(directory, document, saved)
+    return document
 
 
 def _metric(prepared: Prepared, asked: str | None) -> str:
@@ -149,12 +144,12 @@ def _ranks(adapter: Path, out: Path, line: Line, count: int) -> dict[str, Any]:
         "adapter": str(adapter),
         "out": str(out),
         "directions": count,
-        "directions_before": sum(one.r for one in line.directions.values()),
+        "directions_before": sum(placement.r for placement in line.saved.slot.placements),
         "parameters": num_parameters(line.cut(count)),
         "parameters_before": num_parameters(line.saved),
         "energy_kept": line.energy_kept(count),
         "ranks": ranks,
-        "ranks_before": {key: one.r for key, one in line.directions.items()},
+        "ranks_before": {placement.target.key: placement.r for placement in line.saved.slot.placements},
         "left_out": [key for key, rank in ranks.items() if rank == 0],
     }
 
@@ -179,10 +174,6 @@ def _paired(metric: str, epsilon: float, whole: Any, written: Any) -> dict[str, 
     return {"loss": record.pop("difference"), **record, "verdict": verdict}
 
 
-def _record(one: Tried) -> dict[str, Any]:
-    return asdict(one)
-
-
 def _write_beside(directory: Path, document: Mapping[str, Any], saved: SavedAdapter) -> None:
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     (directory / REPORT_FILE).write_text(text, encoding="utf-8")
@@ -197,7 +188,9 @@ def _card(document: Mapping[str, Any], saved: SavedAdapter) -> str:
     else:
         one, other = document["original"]["score"], document["truncated"]["score"]
         task = f"{document['task']} ({document['split']}, {document['num_examples']} examples)"
-        scores = f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
+        scores = (
+            f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
+        )
     return (
         f"---\nlibrary_name: peft\n{base}tags: [lora, lorascope]\n---\n\n# {Path(document['adapter']).name}, truncated\n\n"
         f"The adapter `{document['adapter']}` cut from {document['directions_before']} to {document['directions']} "
@@ -262,6 +255,8 @@ def _ranks_table(after: Mapping[str, int], before: Mapping[str, int]) -> Table:
     kinds = list(dict.fromkeys(kind for _, kind in places.values()))
     layers = list(dict.fromkeys(layer for layer, _ in places.values()))
     found = {place: key for key, place in places.items()}
+    # One run of layers needs no name.
+    one_run = len({layer.rpartition(".")[0] for layer in layers}) == 1
     given = set(before.values())
     whole = f" of r = {given.pop()}" if len(given) == 1 else ""
     table = Table(title=f"rank kept{whole}", title_justify="left")
@@ -274,11 +269,11 @@ def _ranks_table(after: Mapping[str, int], before: Mapping[str, int]) -> Table:
             key = found.get((layer, kind))
             one = "" if key is None else str(after[key] or "–")
             cells.append(one if key is None or whole else f"{one}/{before[key]}")
-        table.add_row(layer, *cells)
+        table.add_row(layer.rpartition(".")[2] if one_run else layer, *cells)
     return table
 
 
 def _place(module: str) -> tuple[str, str]:
-    """The layer, by what comes before it and its number, and the kind of module in it."""
-    matched = re.match(r"(?P<layer>(?:.*?\.)??\d+)\.(?P<kind>.+)", module)
-    return ("", module) if matched is None else (matched["layer"], matched["kind"])
+    """The layer, by what stands before its number (``encoder.block``) and the number, and the kind of module in it."""
+    matched = re.match(r"(?P<before>(?:.*?\.)??)(?P<layer>\d+)\.(?P<kind>.+)", module)
+    return ("", module) if matched is None else (matched["before"] + matched["layer"], matched["kind"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from lorascope.adapter import stack_together
+from lorascope.adapter import stack_several
 from lorascope.base_model import BaseModel, load_base
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
@@ -53,20 +53,20 @@ class Prepared:
         }
 
 
-def base_config_of(
-    saved: SavedAdapter, where: str, *, base_model: str | None, dtype: str, quantization: str | None = None
+def base_of_adapter(
+    saved: SavedAdapter, where: str, base_model: str | None, dtype: str, quantization: str | None
 ) -> BaseModelConfig:
-    """The base that an adapter belongs on: ``base_model``, or the one that its own file names, at its revision.
+    """The base to load for an adapter: ``base_model``, or by default the one that the adapter names.
 
     Raises:
-        UsageError: neither says.
+        UsageError: neither names one, or the dtype or quantisation is unknown.
     """
     model = base_model or saved.base_model
     if model is None:
         raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
     revision = None if base_model else saved.config.get("revision")
     values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    return validate(BaseModelConfig, values, "evaluate")
+    return validate(BaseModelConfig, values, "--base")
 
 
 def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig) -> Prepared:
@@ -80,16 +80,16 @@ def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig)
     return Prepared(config, base, task, encoded, settings, judge, tuple(foreseen_metrics(raw, settings)))
 
 
-def evaluate_together(prepared: Prepared, adapters: Sequence[SavedAdapter], places: Sequence[str]) -> list[Evaluation]:
+def evaluate_together(prepared: Prepared, adapters: Mapping[str, SavedAdapter]) -> list[Evaluation]:
     """Score adapters in one stack, in their order; one whose outputs are not finite has no metrics.
 
     Args:
-        places: where each came from, for messages.
+        adapters: by the place that an error names.
 
     Raises:
         AdapterError: one does not fit the base.
     """
-    stack = stack_together(prepared.base, adapters, places)
+    stack = stack_several(prepared.base, adapters)
     try:
         return _finished(evaluate(stack, prepared.base, prepared.task, prepared.settings, prepared.judge))
     finally:
@@ -118,9 +118,9 @@ def evaluate_adapter(
         AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
     """
     saved = read_adapter(directory)
-    config = base_config_of(saved, str(directory), base_model=base_model, dtype=dtype, quantization=quantization)
+    config = base_of_adapter(saved, str(directory), base_model, dtype, quantization)
     prepared = prepare(config, task, settings)
-    evaluation = evaluate_together(prepared, [saved], [str(directory)])[0]
+    evaluation = evaluate_together(prepared, {str(directory): saved})[0]
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
     facts = prepared.facts
