@@ -263,11 +263,10 @@ def _merged(base: BaseModel, saved: SavedAdapter) -> dict[str, nn.Module]:
     for placement in saved.slot.placements:
         key, module = placement.target.key, placement.target.module
         layer = swaps.setdefault(module, _plain_copy(base.model.get_submodule(module)))
-        weight = cast(Tensor, layer.weight)
-        update_OD = placement.scaling * (saved.weights.lora_B[key].float() @ saved.weights.lora_A[key].float())
-        update = update_OD.T if isinstance(layer, Conv1D) else update_OD
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        weight.copy_((weight.to(wide) + update.to(weight.device, wide)).to(weight.dtype))
+        weight, lora_A, lora_B = cast(Tensor, layer.weight), saved.weights.lora_A[key], saved.weights.lora_B[key]
+        wide = torch.promote_types(torch.promote_types(weight.dtype, lora_A.dtype), torch.float32)
+        update_OD = placement.scaling * (lora_B.to(weight.device, wide) @ lora_A.to(weight.device, wide))
+        weight.copy_(weight.to(wide) + (update_OD.T if isinstance(layer, Conv1D) else update_OD))
     for name, value in {**saved.weights.biases, **saved.weights.heads}.items():
         owner, _, kind = name.rpartition(".")
         layer = swaps.setdefault(owner, copy.deepcopy(base.model.get_submodule(owner)))
