@@ -16,7 +16,7 @@ from lorascope.data.task import encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
 from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
 from lorascope.judge import load_judge
-from lorascope.lora.peft_io import read_adapter
+from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.plan import check_lengths
 
 
@@ -42,12 +42,7 @@ def evaluate_adapter(
         AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
     """
     saved = read_adapter(directory)
-    model = base_model or saved.base_model
-    if model is None:
-        raise UsageError("the adapter names no base model", where=str(directory), fix="give it with --base")
-    revision = None if base_model else saved.config.get("revision")
-    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    base_config = validate(BaseModelConfig, values, "evaluate")
+    base_config = base_of_adapter(saved, str(directory), base_model, dtype, quantization)
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, base_config, generates=raw.generates)
     base = load_base(base_config, raw.task_type, raw.labels)
@@ -62,7 +57,7 @@ def evaluate_adapter(
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
     facts: dict[str, Any] = {
-        "base": model,
+        "base": base_config.model,
         "task": task.name,
         "split": encoded.eval_split,
         "num_examples": len(encoded.eval),
@@ -75,6 +70,22 @@ def evaluate_adapter(
     facts["warnings"] += [*evaluation.warnings, *(judge.warnings if judge is not None else [])]
     facts["warnings"] += [f"{one.decoding.label}: {one.unfinished_message}" for one in evaluation.decoded if one.unfinished]
     return evaluation, facts
+
+
+def base_of_adapter(
+    saved: SavedAdapter, where: str, base_model: str | None, dtype: str, quantization: str | None
+) -> BaseModelConfig:
+    """The base to load for an adapter: ``base_model``, or by default the one that the adapter names.
+
+    Raises:
+        UsageError: neither names one, or the dtype or quantisation is unknown.
+    """
+    model = base_model or saved.base_model
+    if model is None:
+        raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
+    revision = None if base_model else saved.config.get("revision")
+    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
+    return validate(BaseModelConfig, values, "base")
 
 
 def base_path(base: BaseModelConfig) -> str:
