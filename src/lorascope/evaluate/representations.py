@@ -102,7 +102,7 @@ class _Products:
         spread = float(self._centred(self.own_NDD[slot], slot, slot) * self._centred(self.own_NDD[-1], -1, -1))
         return LayerDrift(
             layer,
-            float(cross.square()) / spread if spread > 0.0 else None,
+            min(1.0, float(cross.square()) / spread) if spread > 0.0 else None,
             float(self.ratios_N[slot]) / self.num_tokens,
             float((self.squares_N[slot] / self.base_square).sqrt()),
             self.num_tokens,
@@ -168,7 +168,7 @@ def _states(stack: Stack, base: BaseModel, examples: Sequence[Example], rows: Se
     inputs = {**model_inputs(batch, base.device), "output_hidden_states": True}
     if base.task_type == "SEQ_2_SEQ_LM":
         return _of_both_sides(base, batch, inputs, stack.num_slots, is_token_BT)
-    output = base.model.base_model(**inputs)
+    output = base.model.base_model(**inputs, **({"use_cache": False} if base.task_type == "CAUSAL_LM" else {}))
     if getattr(output, "decoder_hidden_states", None) is not None:  # a classifier gives its decoder the same tokens
         sides = {"encoder ": output.encoder_hidden_states, "decoder ": output.decoder_hidden_states}
         return {
