@@ -246,9 +246,9 @@ def _some_modules(saved: SavedAdapter, share: float) -> SavedAdapter:
 
 def _stacked(base: BaseModel, adapters: Sequence[SavedAdapter], names: Sequence[str]) -> dict[str, nn.Module]:
     """The layers of a stack, taken out of the model again; they go on working wherever they are put in."""
-    stack = stack_several(
-        base, {f"{name} ({slot})": one for slot, (name, one) in enumerate(zip(names, adapters, strict=True))}
-    )
+    # One adapter may take several slots, and errors name it as the user did.
+    places = [name if name not in names[:slot] else f"{name} in slot {slot}" for slot, name in enumerate(names)]
+    stack = stack_several(base, dict(zip(places, adapters, strict=True)))
     try:
         kinds = (StackedLinear, StackedLayerNorm)
         return {name: module for name, module in base.model.named_modules() if isinstance(module, kinds)}
@@ -331,7 +331,7 @@ def _run_generator(base: BaseModel, ids_MT: Tensor, new_tokens: int) -> tuple[di
         cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
         name, next_M1 = "decoder_input_ids", torch.full_like(ids_MT[:, :1], base.start_id)
     else:
-        given, cache, name, next_M1 = {}, DynamicCache(), "input_ids", ids_MT
+        given, cache, name, next_M1 = {}, DynamicCache(config=model.config), "input_ids", ids_MT
     logits = model(**given, **{name: next_M1}, past_key_values=cache, use_cache=True, **last).logits[:, -1]
     prefilled = _now(base)
     first_MV = logits

@@ -101,7 +101,7 @@ def test_a_cut_module_keeps_its_scaling_so_alpha_falls_with_the_rank(use_rslora,
         module = placement.target.module
         assert placement.r == (4 if module == first else 3)
         assert placement.scaling == pytest.approx(saved.slot.placements[0].scaling, rel=1e-11)
-        torch.testing.assert_close(update_of(again, module), update_of(saved, module), rtol=0, atol=1e-12)
+        torch.testing.assert_close(update_of(again, module), update_of(saved, module), rtol=0, atol=1e-10)
 
 
 def test_rank_zero_leaves_a_module_out_and_everything_else_as_it_was(tiny_model, tmp_path):

@@ -11,6 +11,8 @@ from lorascope.analysis.figures import FIGURES
 from lorascope.cli import inspection
 from lorascope.cli.console import AsJson, print_json, stderr, stdout
 from lorascope.cli.progress import StudyProgress
+from lorascope.cli.speed import OnBase, print_speed, speed_of
+from lorascope.cli.truncate import Scored, print_truncation, truncate_adapter
 from lorascope.config import EvaluateConfig, TaskConfig, validate
 from lorascope.errors import UsageError, did_you_mean
 
@@ -45,6 +47,30 @@ def inspect(
     max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
     max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
     speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None,
+    truncate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPS",
+            min=0.0,
+            help="Write the adapter with the fewest ranks that lose at most EPS of the task's score to --out; without a task, "
+            "of the updates' energy.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="With --truncate: a new directory.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="With --truncate: the score; by default the task's primary metric.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="With --truncate: cuts that are scored together.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --truncate: most tokens of an answer.")] = 32,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Measure latency and throughput: merged, unmerged, several on one base.")
+    ] = False,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="With --speed: tokens of a prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="With --speed: tokens generated after it.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="With --speed: rows of each adapter.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="With --speed: rounds over all configurations.")] = 5,
+    tenants: Annotated[int, typer.Option(min=1, help="With --speed: the most adapters on one base at once.")] = 4,
+    device: Annotated[str | None, typer.Option(help="With --speed: cpu or cuda; a GPU by default where there is one.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sizes, ranks and directions of adapters' updates, layer by module, from their files alone; several are compared."""
@@ -52,7 +78,8 @@ def inspect(
     _check_plot(plot)
     options = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
     options |= {"--max-eval": max_eval, "--speaker": speaker}
-    _check_task(task, options)
+    _check_task(task, options if not speed else {**options, "--base": None, "--quantization": None})
+    _check_acting(truncate, out, metric, adapters)
     from lorascope.analysis.overlap import overlap_document
     from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 
@@ -63,21 +90,33 @@ def inspect(
         "overlap": overlap_document(read, places),
         "representations": None,
     }
+    scored: Scored | None = None
     if task is not None:
         names = None if labels is None else [name.strip() for name in labels.split(",")]
         values = {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length}
         task_config = validate(TaskConfig, {**values, "speaker": speaker}, "inspect")
-        settings = validate(EvaluateConfig, {"split": split}, "inspect")
-        chosen = {"base_model": base, "dtype": dtype, "quantization": quantization}
-        document["representations"] = _drift(read, task_config, settings, chosen)
-    # What acts on an adapter instead of looking at it (a smaller rank) comes here, and adds its own key to the document.
+        settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "inspect")
+        scored = Scored(task_config, settings, metric, base, dtype, quantization)
+        if truncate is None:
+            chosen = {"base_model": base, "dtype": dtype, "quantization": quantization}
+            document["representations"] = _drift(read, task_config, settings, chosen)
+    if truncate is not None and out is not None:
+        document["truncation"] = truncate_adapter(read[0], truncate, out, scored, slots)
+    if speed:
+        workload = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
+        document["speed"] = speed_of(read, OnBase(base, dtype, quantization, device), {**workload, "tenants": tenants})
     document["warnings"] = _warnings(document)
     if plot is not None:
         _draw(document, wanted, plot)
     if as_json:
         print_json(document)
         return
-    inspection.print_inspection(stdout(), document, wanted)
+    if "truncation" in document:
+        print_truncation(stdout(), document["truncation"])
+    if "speed" in document:
+        print_speed(stdout(), document["speed"])
+    if truncate is None and not speed:
+        inspection.print_inspection(stdout(), document, wanted)
     for warning in document["warnings"]:
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
@@ -101,6 +140,19 @@ def _check_task(task: str | None, options: dict[str, Any]) -> None:
     idle = next((name for name, value in options.items() if value is not None), None)
     if task is None and idle is not None:
         raise UsageError("it says how to compare hidden states, which needs a task", where=idle, fix="give one with --task")
+
+
+def _check_acting(truncate: float | None, out: Path | None, metric: str | None, adapters: list[Path]) -> None:
+    """``--truncate`` has one adapter and a place to write to; what belongs to it means nothing without."""
+    if truncate is None:
+        idle = next((name for name, value in (("--out", out), ("--metric", metric)) if value is not None), None)
+        if idle is not None:
+            raise UsageError("it belongs to --truncate", where=idle, fix="add --truncate EPS")
+        return
+    if out is None:
+        raise UsageError("the truncated adapter has no place", where="--truncate", fix="give a new directory with --out")
+    if len(adapters) > 1:
+        raise UsageError("one adapter is truncated at a time", where="--truncate", fix="give one")
 
 
 def _drift(read: list[Inspected], task: TaskConfig, settings: EvaluateConfig, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -127,4 +179,5 @@ def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:
 
 def _warnings(document: dict[str, Any]) -> list[str]:
     parts = [*document["adapters"], document["overlap"], document["representations"]]
+    parts += [document.get(name) for name in ("truncation", "speed")]
     return [warning for part in parts if part is not None for warning in part["warnings"]]

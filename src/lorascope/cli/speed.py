@@ -15,9 +15,10 @@ from lorascope.cli.planning import chosen_device
 from lorascope.errors import AdapterError, UsageError
 
 if TYPE_CHECKING:
+    from lorascope.analysis.updates import Inspected
     from lorascope.config import TaskType
     from lorascope.lora.peft_io import SavedAdapter
-    from lorascope.speed import Measured, Speed, Workload
+    from lorascope.speed import Measured, Speed
 
 _PHASES = {"prefill": "prefill", "per_token": "per token", "forward": "one pass"}
 
@@ -32,8 +33,11 @@ class OnBase:
     device: str | None = None
 
 
-def speed_of(adapters: Sequence[Path], on: OnBase, workload: Workload) -> dict[str, Any]:
+def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, int]) -> dict[str, Any]:
     """Measure, with progress on stderr; the document that ``--json`` prints.
+
+    Args:
+        workload: the fields of ``speed.Workload``.
 
     Raises:
         UsageError: the adapters name different bases, or rows are too long for the base.
@@ -43,20 +47,16 @@ def speed_of(adapters: Sequence[Path], on: OnBase, workload: Workload) -> dict[s
 
     from lorascope.base_model import hardware, load_base
     from lorascope.cohort.single import base_of_adapter
-    from lorascope.lora.peft_io import read_adapter
-    from lorascope.speed import measure, phases_of
+    from lorascope.speed import Workload, measure, phases_of
 
-    names = _short_names(adapters)
-    saved = [read_adapter(path, name) for path, name in zip(adapters, names, strict=True)]
-    configs = [
-        base_of_adapter(one, str(path), on.base, on.dtype, on.quantization) for one, path in zip(saved, adapters, strict=True)
-    ]
+    names, saved = [one.label for one in adapters], [one.saved for one in adapters]
+    configs = [base_of_adapter(one.saved, str(one.directory), on.base, on.dtype, on.quantization) for one in adapters]
     if any(config.model != configs[0].model for config in configs):
         told = " and ".join(sorted({config.model for config in configs}))
         raise UsageError(f"the adapters name different bases, {told}", where="--speed", fix="give one with --base")
-    task_type = _task_type(saved[0], str(adapters[0]))
+    task_type = _task_type(saved[0], str(adapters[0].directory))
     base = load_base(configs[0], task_type, _labels(saved[0]), chosen_device(on.device))
-    running = measure(base, saved, names, workload)
+    running = measure(base, saved, names, Workload(**workload))
     while True:
         try:
             done, total = next(running)
@@ -67,7 +67,7 @@ def speed_of(adapters: Sequence[Path], on: OnBase, workload: Workload) -> dict[s
     machine = hardware()
     device = machine["cuda"] if base.device.type == "cuda" else machine["processor"]
     return {
-        "adapters": dict(zip(names, map(str, adapters), strict=True)),
+        "adapters": {one.label: str(one.directory) for one in adapters},
         "base": configs[0].model,
         "device": device,
         "device_type": base.device.type,
@@ -76,7 +76,7 @@ def speed_of(adapters: Sequence[Path], on: OnBase, workload: Workload) -> dict[s
         "quantization": on.quantization,
         "torch": torch.__version__,
         "task_type": base.task_type,
-        **asdict(workload),
+        **workload,
         "phases": list(phases_of(base)),
         "configurations": [_record(speed, row) for row in speed.rows],
         "agreement": [{"adapter": name, **asdict(one)} for name, one in zip(names, speed.agreements, strict=True)],
@@ -115,18 +115,6 @@ def _phase(speed: Speed, row: Measured, phase: str) -> dict[str, Any]:
         "times_merged": against,
         "times_merged_one_after_another": against / row.adapters if row.kind == "together" else None,
     }
-
-
-def _short_names(adapters: Sequence[Path]) -> list[str]:
-    """The directory's name, or as much of its path as tells the adapters apart; ``<trial>/adapter`` is the trial."""
-    parts = [[part for part in path.resolve().parts if part != "adapter"] for path in adapters]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UsageError(
-        "an adapter is named twice", where="--speed", fix="give each once; --tenants puts more copies on the base"
-    )
 
 
 def _task_type(saved: SavedAdapter, where: str) -> TaskType:
