@@ -76,7 +76,7 @@ def study_file(tmp_path: Path, data: Path, model_directory: Callable[[str], Path
 
 @pytest.fixture
 def small_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
-    """``small_adapter(name="adapter", family="bert")``: random updates of rank 3 inside r = 8; a classifier's head with BERT."""
+    """``small_adapter(name="adapter", family="bert")``: updates of rank 3 inside r = 8, and BERT a head."""
 
     def write(name: str = "adapter", family: str = "bert") -> Path:
         import torch
