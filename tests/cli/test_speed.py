@@ -42,10 +42,16 @@ def test_a_classifier_is_timed_in_one_pass_and_the_table_says_on_what(cli, small
     assert "logits merged and unmerged differ by" in ended.out
 
 
-def test_adapters_of_different_bases_and_rows_too_long_are_refused(cli, small_adapter):
-    ended = cli("inspect", small_adapter("one"), small_adapter("two", "llama"), "--speed", *QUICK)
-    assert (ended.code, ended.out) == (2, "")
-    assert "the adapters name different bases" in ended.err
-    ended = cli("inspect", small_adapter("three", "llama"), "--speed", "--prompt-tokens", 120, "--new-tokens", 20)
-    assert (ended.code, ended.out) == (2, "")
-    assert "120 prompt tokens + 20 new tokens exceed the model's 128 positions; ask for fewer" in ended.err
+def test_adapters_of_different_bases_rows_too_long_and_idle_options_are_refused(cli, small_adapter):
+    one, other = small_adapter("one"), small_adapter("two", "llama")
+    cases = [
+        ((one, other, "--speed", *QUICK), "the adapters name different bases"),
+        ((other, "--speed", "--prompt-tokens", 120, "--new-tokens", 20),
+         "120 prompt tokens + 20 new tokens exceed the model's 128 positions; ask for fewer"),
+        ((one, "--batch", 2), "--batch: it belongs to --speed; add --speed"),
+        ((one, "--speed", "--task", "sst2", "--data", "x"), "--task: it has no effect with --speed"),
+    ]  # fmt: skip
+    for options, message in cases:
+        ended = cli("inspect", *options)
+        assert (ended.code, ended.out) == (2, ""), options
+        assert message in ended.err

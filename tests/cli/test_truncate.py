@@ -87,6 +87,8 @@ def test_wrong_options_are_refused_before_anything_is_read(cli, small_adapter, d
         (("--truncate", 0.1), "give a new directory with --out"),
         (("--out", out), "--out: it belongs to --truncate"),
         (("--metric", "accuracy"), "--metric: it belongs to --truncate"),
+        (("--slots", 2), "--slots: it belongs to --truncate"),
+        (("--truncate", 0.1, "--out", out, "--metric", "accuracy"), "--metric: it says how to score, which needs a task"),
         (("--truncate", 1, "--out", out), "without a task it is the share of energy"),
         (("--truncate", 0.1, "--out", tmp_path / "full"), "it exists already; give --out a new directory"),
         (("--truncate", 0.1, "--out", out, *scored(data), "--metric", "acuracy"), "gives no acuracy; did you mean 'accuracy'"),

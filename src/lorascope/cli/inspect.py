@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,16 +61,16 @@ def inspect(
     metric: Annotated[
         str | None, typer.Option(help="With --truncate: the score; by default the task's primary metric.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="With --truncate: cuts that are scored together.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --truncate: most tokens of an answer.")] = 32,
+    slots: Annotated[int | None, typer.Option(min=1, help="With --truncate: cuts that are scored together; 4.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="With --truncate: most tokens of an answer; 32.")] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure latency and throughput: merged, unmerged, several on one base.")
     ] = False,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="With --speed: tokens of a prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=1, help="With --speed: tokens generated after it.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="With --speed: rows of each adapter.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="With --speed: rounds over all configurations.")] = 5,
-    tenants: Annotated[int, typer.Option(min=1, help="With --speed: the most adapters on one base at once.")] = 4,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens of a prompt; 128.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens generated after it; 32.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="With --speed: rows of each adapter; 1.")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="With --speed: rounds over all configurations; 5.")] = None,
+    tenants: Annotated[int | None, typer.Option(min=1, help="With --speed: the most adapters on one base at once; 4.")] = None,
     device: Annotated[str | None, typer.Option(help="With --speed: cpu or cuda; a GPU by default where there is one.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -79,7 +80,10 @@ def inspect(
     options = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
     options |= {"--max-eval": max_eval, "--speaker": speaker}
     _check_task(task, options if not speed else {**options, "--base": None, "--quantization": None})
-    _check_acting(truncate, out, metric, adapters)
+    cutting = {"--out": out, "--metric": metric, "--slots": slots, "--max-new-tokens": max_new_tokens}
+    _check_truncation(truncate, task, cutting, adapters)
+    timing = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats, "tenants": tenants}
+    _check_speed(speed, truncate is None and task is not None, {**timing, "device": device})
     from lorascope.analysis.overlap import overlap_document
     from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 
@@ -95,7 +99,8 @@ def inspect(
         names = None if labels is None else [name.strip() for name in labels.split(",")]
         values = {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length}
         task_config = validate(TaskConfig, {**values, "speaker": speaker}, "inspect")
-        settings = validate(EvaluateConfig, {"split": split, "decoding": [{"max_new_tokens": max_new_tokens}]}, "inspect")
+        decoding = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        settings = validate(EvaluateConfig, {"split": split, "decoding": [decoding]}, "inspect")
         scored = Scored(task_config, settings, metric, base, dtype, quantization)
         if truncate is None:
             chosen = {"base_model": base, "dtype": dtype, "quantization": quantization}
@@ -103,8 +108,8 @@ def inspect(
     if truncate is not None and out is not None:
         document["truncation"] = truncate_adapter(read[0], truncate, out, scored, slots)
     if speed:
-        workload = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
-        document["speed"] = speed_of(read, OnBase(base, dtype, quantization, device), {**workload, "tenants": tenants})
+        workload = {name: value for name, value in timing.items() if value is not None}
+        document["speed"] = speed_of(read, OnBase(base, dtype, quantization, device), workload)
     document["warnings"] = _warnings(document)
     if plot is not None:
         _draw(document, wanted, plot)
@@ -115,7 +120,7 @@ def inspect(
         print_truncation(stdout(), document["truncation"])
     if "speed" in document:
         print_speed(stdout(), document["speed"])
-    if truncate is None and not speed:
+    if figure or (truncate is None and not speed):
         inspection.print_inspection(stdout(), document, wanted)
     for warning in document["warnings"]:
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
@@ -142,17 +147,28 @@ def _check_task(task: str | None, options: dict[str, Any]) -> None:
         raise UsageError("it says how to compare hidden states, which needs a task", where=idle, fix="give one with --task")
 
 
-def _check_acting(truncate: float | None, out: Path | None, metric: str | None, adapters: list[Path]) -> None:
-    """``--truncate`` has one adapter and a place to write to; what belongs to it means nothing without."""
+def _check_truncation(truncate: float | None, task: str | None, options: Mapping[str, Any], adapters: Sequence[Path]) -> None:
+    """``--truncate`` has one adapter and a place to write to; what belongs to it means nothing without, or without a task."""
+    idle = {name: value for name, value in options.items() if value is not None and (truncate is None or name != "--out")}
+    if truncate is None and idle:
+        raise UsageError("it belongs to --truncate", where=min(idle), fix="add --truncate EPS")
     if truncate is None:
-        idle = next((name for name, value in (("--out", out), ("--metric", metric)) if value is not None), None)
-        if idle is not None:
-            raise UsageError("it belongs to --truncate", where=idle, fix="add --truncate EPS")
         return
-    if out is None:
+    if options["--out"] is None:
         raise UsageError("the truncated adapter has no place", where="--truncate", fix="give a new directory with --out")
     if len(adapters) > 1:
         raise UsageError("one adapter is truncated at a time", where="--truncate", fix="give one")
+    if task is None and idle:
+        raise UsageError("it says how to score, which needs a task", where=min(idle), fix="give one with --task and --data")
+
+
+def _check_speed(speed: bool, has_idle_task: bool, options: Mapping[str, Any]) -> None:
+    """What belongs to ``--speed`` means nothing without; and it needs no task."""
+    idle = next((name for name, value in options.items() if value is not None), None)
+    if not speed and idle is not None:
+        raise UsageError("it belongs to --speed", where=f"--{idle.replace('_', '-')}", fix="add --speed")
+    if speed and has_idle_task:
+        raise UsageError("it has no effect with --speed", where="--task", fix="measure speed and hidden states one by one")
 
 
 def _drift(read: list[Inspected], task: TaskConfig, settings: EvaluateConfig, chosen: dict[str, Any]) -> dict[str, Any]:

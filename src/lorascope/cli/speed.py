@@ -76,7 +76,7 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
         "quantization": on.quantization,
         "torch": torch.__version__,
         "task_type": base.task_type,
-        **workload,
+        **asdict(speed.workload),
         "phases": list(phases_of(base)),
         "configurations": [_record(speed, row) for row in speed.rows],
         "agreement": [{"adapter": name, **asdict(one)} for name, one in zip(names, speed.agreements, strict=True)],

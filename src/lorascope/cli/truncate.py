@@ -39,13 +39,15 @@ class Scored:
     quantization: str | None = None
 
 
-def truncate_adapter(one: Inspected, epsilon: float, out: Path, scored: Scored | None, num_slots: int) -> dict[str, Any]:
+def truncate_adapter(
+    one: Inspected, epsilon: float, out: Path, scored: Scored | None, num_slots: int | None
+) -> dict[str, Any]:
     """Cut, write and verify; the document that is printed and that lies beside the adapter.
 
     Args:
         epsilon: the loss of score that is allowed, or without a task that of energy, as a share.
         scored: None without a task.
-        num_slots: cuts evaluated in one stack.
+        num_slots: cuts evaluated in one stack; None for the usual number.
     """
     if out.exists():
         raise UsageError("it exists already", where=str(out), fix="give --out a new directory")
@@ -81,8 +83,8 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
     return document
 
 
-def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int) -> dict[str, Any]:
-    from lorascope.analysis.truncated import line_up, run_to_end, search, weight_norms, write_and_verify
+def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
+    from lorascope.analysis.truncated import NUM_SLOTS, line_up, run_to_end, search, weight_norms, write_and_verify
     from lorascope.cohort.single import base_of_adapter, prepare
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
@@ -94,7 +96,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
     _tell(f"{len(line.keys)} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
     found = run_to_end(
-        search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots),
+        search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
         lambda tried: _tell(_tried_line(tried, metric)),
     )
     with atomic_directory(out) as directory:
