@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorascope.analysis import truncated
 from lorascope.analysis.truncated import (
@@ -80,10 +81,16 @@ def prepared(make_adapter, model_directory, tmp_path):
         task = TaskConfig(name="file", data=str(path), labels=["no", "yes"], max_length=32)
         return prepare(BaseModelConfig(model=str(model_directory("bert"))), task, EvaluateConfig())
 
-    first = write(["no", "yes"] * 20)
-    (evaluation,) = evaluate_together(first, {"a": read_adapter(make_adapter())})
+    first, source = write(["no", "yes"] * 20), make_adapter()
+    (evaluation,) = evaluate_together(first, {"a": read_adapter(source)})
+    margins = torch.tensor([row["logits"][1] - row["logits"][0] for row in evaluation.predictions])
+    tensors = load_file(source / "adapter_model.safetensors")
+    # Half of the sentences on either side.
+    tensors["base_model.model.classifier.bias"][1] -= margins.median() + 1e-3
+    save_file(tensors, source / "adapter_model.safetensors")
+    (evaluation,) = evaluate_together(first, {"a": read_adapter(source)})
     labels = [row["prediction"] for row in evaluation.predictions]
-    assert len(set(labels)) == 2
+    assert 15 < labels.count("yes") < 25
     return write(labels)
 
 
