@@ -43,7 +43,7 @@ def test_seeds_that_share_the_inputs_read_overlap_there_alone(adapter, random_fa
 
 def test_adapters_of_different_ranks_are_compared_over_a_grid_of_ranks(adapter, random_factors):
     tensors = random_factors(r=4)
-    wide = {key: torch.cat([value, torch.randn_like(value)], dim="lora_B" in key) for key, value in tensors.items()}
+    wide = {key: torch.cat([value, torch.randn_like(value)], dim=int("lora_B" in key)) for key, value in tensors.items()}
     (pair,) = overlap_of(adapter("one", tensors), adapter("two", wide, r=8, lora_alpha=16))["pairs"]
     row = next(row for row in pair["modules"] if row["kind"] == "q_proj")
     assert (len(row["left"]["similarity"]), len(row["left"]["similarity"][0])) == (4, 8)
