@@ -178,9 +178,9 @@ def rounding_level(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> floa
     """How far the rounding of the stored numbers moves a singular value of ``scaling · B A``.
 
     No singular value moves farther than the matrix does (Weyl). A matrix whose numbers are rounded independently, each by
-    up to half of its dtype's ε, moves by about half of ``ε · (largest row norm + largest column norm)`` at most (Bandeira and van
-    Handel 2016); the other half is for factors that were themselves computed in that dtype. Each factor's error counts times
-    the other's largest singular value.
+    up to half of its dtype's ε, moves by about half of ``ε · (largest row norm + largest column norm)`` at most (Bandeira and
+    van Handel 2016); the other half is for factors that were themselves computed in that dtype. Each factor's error counts
+    times the other's largest singular value.
     """
     level = 0.0
     for one, other in ((lora_A_RD, lora_B_OR), (lora_B_OR, lora_A_RD)):
