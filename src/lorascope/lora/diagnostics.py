@@ -297,10 +297,11 @@ def _on_cpu(stored: Tensor) -> Tensor:
 
 
 def _spectral_norm(factor: Tensor) -> float:
-    """The largest singular value of a long and thin factor, from its QR."""
-    numbers = _on_cpu(factor)
-    tall = numbers if numbers.shape[0] >= numbers.shape[1] else numbers.T
-    return float(torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R).max())
+    """The largest singular value of a long and thin factor, from its Gram matrix."""
+    size = _largest(factor)
+    numbers = _on_cpu(factor) / size
+    gram = numbers @ numbers.T if numbers.shape[0] < numbers.shape[1] else numbers.T @ numbers
+    return size * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0)))
 
 
 def _largest(factor: Tensor) -> float:
