@@ -175,16 +175,19 @@ def decompose(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Decomposi
 
 
 def rounding_level(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> float:
-    """How far the rounding of the stored numbers can move a singular value of ``scaling · B A``.
+    """How far the rounding of the stored numbers moves a singular value of ``scaling · B A``.
 
-    ``ε_B ‖B‖_F ‖A‖_2 + ε_A ‖B‖_2 ‖A‖_F``, scaled, with each dtype's own ε. Rounding moves a number by half of ε at most, hence
-    the factors by half of ``ε ‖·‖_F``, and no singular value moves farther than the matrix does (Weyl); the other half is
-    for factors that were themselves computed in that dtype.
+    No singular value moves farther than the matrix does (Weyl). A matrix whose numbers are rounded independently, each by
+    up to half of its dtype's ε, moves by about half of ``ε · (largest row norm + largest column norm)`` at most (Bandeira and
+    van Handel 2016); the other half is for factors that were themselves computed in that dtype. Each factor's error counts
+    times the other's largest singular value.
     """
     level = 0.0
     for one, other in ((lora_A_RD, lora_B_OR), (lora_B_OR, lora_A_RD)):
         epsilon = max(torch.finfo(one.dtype).eps, _COMPUTING_EPSILON)
-        level += epsilon * float(torch.linalg.vector_norm(_on_cpu(one))) * _spectral_norm(other)
+        numbers = _on_cpu(one)
+        largest = sum(float(torch.linalg.vector_norm(numbers, dim=dim).max()) for dim in (0, 1))
+        level += epsilon * largest * _spectral_norm(other)
     return abs(scaling) * level
 
 
@@ -294,10 +297,11 @@ def _on_cpu(stored: Tensor) -> Tensor:
 
 
 def _spectral_norm(factor: Tensor) -> float:
-    """The largest singular value of a long and thin factor, from its QR."""
-    numbers = _on_cpu(factor)
-    tall = numbers if numbers.shape[0] >= numbers.shape[1] else numbers.T
-    return float(torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R).max())
+    """The largest singular value of a long and thin factor, from its Gram matrix."""
+    size = _largest(factor)
+    numbers = _on_cpu(factor) / size
+    gram = numbers @ numbers.T if numbers.shape[0] < numbers.shape[1] else numbers.T @ numbers
+    return size * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0)))
 
 
 def _largest(factor: Tensor) -> float:
