@@ -206,23 +206,24 @@ def test_an_adapter_that_changes_nothing_is_refused(make_adapter):
         line_up(read_adapter(make_adapter(zero=True)), "a")
 
 
-def test_the_cut_that_is_found_classifies_as_the_whole_adapter_does(prepared, tmp_path):
+def test_the_cut_that_is_found_classifies_all_but_the_allowed_as_the_whole_adapter_does(prepared, tmp_path):
     source = tmp_path / "adapter"
     line = line_up(read_adapter(source), str(source), weight_norms(prepared.base, read_adapter(source)))
-    running = search(prepared, line, str(source), epsilon=0.0, metric="accuracy", num_slots=3)
+    running = search(prepared, line, str(source), epsilon=0.1, metric="accuracy", num_slots=3)
     found = run_to_end(running)
     assert found.whole.metrics["accuracy"] == 1.0
     assert 1 < found.smallest.directions < len(line.keys)
     (tmp_path / "cut").mkdir()
     whole, written = write_and_verify(prepared, line, found, source, tmp_path / "cut")
-    assert [row["prediction"] for row in written.predictions] == [row["prediction"] for row in whole.predictions]
+    pairs = zip(written.predictions, whole.predictions, strict=True)
+    assert sum(one["prediction"] != other["prediction"] for one, other in pairs) <= 4  # of forty
     again = read_adapter(tmp_path / "cut")
     assert num_parameters(again) == found.smallest.parameters < num_parameters(line.saved)
     assert sum(one.r for one in again.slot.placements) == found.smallest.directions
     # One direction fewer was tried, and does not do.
     fewer = next(one for one in found.tried if one.directions == found.smallest.directions - 1)
     (evaluation,) = evaluate_together(prepared, {"fewer": line.cut(fewer.directions)})
-    assert evaluation.metrics["accuracy"] == fewer.score < 1.0
+    assert evaluation.metrics["accuracy"] == fewer.score < 0.9
 
 
 def test_a_written_adapter_that_lost_its_score_is_not_passed(prepared, tmp_path, monkeypatch):
