@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SHOWN = ("effective_rank", "norm")
 _SUFFIXES = (".svg", ".png")
+_ACTING = ("truncation", "speed")
+_PARTS = ("adapters", "overlap", "representations", *_ACTING)
 
 
 def inspect(
@@ -120,9 +122,11 @@ def inspect(
         print_truncation(stdout(), document["truncation"])
     if "speed" in document:
         print_speed(stdout(), document["speed"])
-    if figure or (truncate is None and not speed):
+    looks = bool(figure) or (truncate is None and not speed)
+    if looks:
         inspection.print_inspection(stdout(), document, wanted)
-    for warning in document["warnings"]:
+    # Of what is not shown, nothing is told.
+    for warning in document["warnings"] if looks else _warnings(document, _ACTING):
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -193,7 +197,8 @@ def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:
     stderr().print(f"picture: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _warnings(document: dict[str, Any]) -> list[str]:
-    parts = [*document["adapters"], document["overlap"], document["representations"]]
-    parts += [document.get(name) for name in ("truncation", "speed")]
-    return [warning for part in parts if part is not None for warning in part["warnings"]]
+def _warnings(document: Mapping[str, Any], parts: Sequence[str] = _PARTS) -> list[str]:
+    """What the document's parts warn of."""
+    found = [document[name] for name in parts if document.get(name) is not None]
+    listed = [one for part in found for one in (part if isinstance(part, list) else [part])]
+    return [warning for part in listed for warning in part["warnings"]]

@@ -158,13 +158,14 @@ def print_speed(console: Console, document: Mapping[str, Any]) -> None:
 
 
 def _cells(phase: Mapping[str, Any], name: str) -> list[str]:
-    seconds, low, high = (1e3 * phase[key] for key in ("seconds", "low", "high"))
+    seconds, low, high = (_three_digits(1e3 * phase[key]) for key in ("seconds", "low", "high"))
     rate = phase["rows_per_second" if name == "forward" else "tokens_per_second"]
-    return [
-        f"{seconds:.3g} [{low:.3g}, {high:.3g}]",
-        f"{phase['times_merged']:.2f}",
-        f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
-    ]
+    return [f"{seconds} [{low}, {high}]", f"{phase['times_merged']:.2f}", _three_digits(rate)]
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, and all that stand before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _title(document: Mapping[str, Any]) -> str:
