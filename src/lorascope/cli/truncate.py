@@ -152,6 +152,7 @@ def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
         for module in one.modules
     ]
     return {
+        "label": one.label,
         "adapter": str(one.directory),
         "out": str(out),
         "directions": sum(ranks.values()),
@@ -203,7 +204,7 @@ def _card(document: Mapping[str, Any], base: str | None) -> str:
             f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
         )
     return (
-        f"---\nlibrary_name: peft\n{named}tags: [lora, lorascope]\n---\n\n# {Path(document['adapter']).name}, truncated\n\n"
+        f"---\nlibrary_name: peft\n{named}tags: [lora, lorascope]\n---\n\n# {document['label']}, truncated\n\n"
         f"The adapter `{document['adapter']}` cut from {document['directions_before']} to {document['directions']} "
         f"directions ({document['parameters_before']:,} to {document['parameters']:,} numbers). {scores}.\n"
         f"Each module's rank and every cut that was tried: `{REPORT_FILE}`.\n"

@@ -21,7 +21,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, Saved
 from lorascope.lora.stack import AdapterWeights, Placement
 
 _LORA_KEY = re.compile(r"(?P<prefix>(?:base_model\.model\.)?)(?P<module>.+)\.(?P<factor>lora_[AB])\.weight")
-_BASE_BIAS = ".base_layer.bias"
 
 
 def directions_of(weights: AdapterWeights) -> dict[str, Decomposition]:
@@ -137,10 +136,10 @@ def write_truncated(source: Path, directory: Path, cut: SavedAdapter) -> None:
         shutil.copyfile(source / RECORD_FILE, directory / RECORD_FILE)
 
 
-def _outside(key: str, kept: Any) -> str:
+def _outside(key: str, kept: Collection[str]) -> str:
     """A bias of a module that carries no adapter any more has its plain name again."""
-    module = key.removesuffix(_BASE_BIAS).removeprefix("base_model.model.")
-    return key if not key.endswith(_BASE_BIAS) or module in kept else key.replace(_BASE_BIAS, ".bias")
+    module, wrapper, kind = key.rpartition(".base_layer.")
+    return f"{module}.{kind}" if wrapper and module.removeprefix("base_model.model.") not in kept else key
 
 
 def _number(value: float) -> int | float:
