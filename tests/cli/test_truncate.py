@@ -100,3 +100,19 @@ def test_wrong_options_are_refused_before_anything_is_read(cli, small_adapter, d
     other = small_adapter("other")
     assert "one adapter is truncated at a time" in cli("inspect", source, other, "--truncate", 0.1, "--out", out).err
     assert not out.exists()
+
+
+def test_a_text_model_is_held_to_what_its_answers_score(cli, small_adapter, tmp_path):
+    turns = [(f"the {word} film", f"is {word}") for word in ("warm", "slow", "long", "bright", "funny")]
+    rows = [{"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}]} for ask, reply in turns]
+    path = tmp_path / "validation.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, out = small_adapter(family="llama"), tmp_path / "cut"
+    options = ("--task", "file", "--data", path, "--max-length", 32, "--max-new-tokens", 4)
+    ended = cli("inspect", source, "--truncate", 0.2, "--out", out, *options, "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)["truncation"]
+    assert (document["metric"], document["higher_is_better"]) == ("rouge_l", True)
+    again = json.loads(cli("evaluate", out, *options, "--json").out)["metrics"]
+    assert again["rouge_l"] == pytest.approx(document["truncated"]["score"], abs=1e-6)
+    assert document["paired"]["groups"] == 5
