@@ -84,7 +84,7 @@ def test_a_picture_is_written_beside_the_document(name, start, cli, adapter, tmp
 
 
 def test_hidden_states_of_an_adapter_that_peft_made_are_compared(cli, by_peft, data):
-    options = ["--task", "file", "--data", data, "--labels", "no,yes", "--max-eval", "4"]
+    options = ["--task", "file", "--data", data, "--labels", "no,yes", "--max-eval", "4", "--max-length", "32"]
     ended = cli("inspect", by_peft, *options, "--json")
     assert ended.code == 0
     found = json.loads(ended.out)["representations"]
