@@ -209,8 +209,10 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
             columns[" "] = ["█" * round(_BAR * drift["relative_norm"] / most) for drift in drifts]
     tokens = max(drift["num_tokens"] for drift in adapters[0]["layers"])
     examples = counted(found["num_examples"], "example")
-    title = f"hidden states against the base's, {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}"
     dispensable = [name for name in columns if name.startswith("CKA ")] if len(adapters) > 1 else []
-    print_table(console, title, columns, {"layer", " "}, dispensable)
-    told = "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    print_table(console, "hidden states against the base's", columns, {"layer", " "}, dispensable)
+    for told in (
+        f"of {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}",
+        "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
+    ):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
