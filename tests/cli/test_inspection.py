@@ -49,8 +49,8 @@ def test_the_lowest_value_is_dark_the_highest_light_and_one_value_of_two_maps_ha
 def test_tables_stay_whole_on_a_narrow_terminal():
     module = {
         "layer": 0, "kind": "query", "r": 4, "scaling": 2.0, "dtype": "float32", "norm": 1.0, "spectral_norm": 0.5,
-        "mean": 0.0, "std": 0.1, "effective_rank": 3.0, "stable_rank": 2.0, "utilisation": 0.75, "numerical_rank": 4, "rank_for_90": 2,
-        "rank_for_99": 3, "slices": [],
+        "mean": 0.0, "std": 0.1, "effective_rank": 3.0, "stable_rank": 2.0, "utilisation": 0.75, "numerical_rank": 4,
+        "rank_for_90": 2, "rank_for_99": 3, "slices": [],
     }  # fmt: skip
     overall = {"norm": 1.0, "effective_rank": 3.0, "stable_rank": 2.0, "utilisation": 0.75, "numerical_rank": 4}
     adapter = {

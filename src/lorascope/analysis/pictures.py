@@ -22,7 +22,13 @@ _MOST_NUMBERS = 400
 _CELL_INCHES = 0.24
 _DPI = 150
 # The same document gives the same bytes.
-_SETTINGS = {"svg.hashsalt": "lorascope", "svg.fonttype": "none", "font.size": 8.0, "axes.titlesize": 9.0}
+_SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "lorascope",
+    "svg.fonttype": "none",
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "text.parse_math": False,
+}
 
 Panel = Callable[[Axes], None]
 
@@ -131,7 +137,7 @@ def _overlap_row(overlap: Mapping[str, Any], labels: Sequence[str]) -> tuple[flo
         else:
             grids[side] = _pair_grid(pairs, labels, side)
     panels: list[Panel] = [
-        lambda axes, side=side, grid=grid: _draw_overlap(axes, grid, f"overlap of leading directions, {SIDE_TITLES[side]}")
+        partial(_draw_overlap, grid=grid, title=f"overlap of leading directions, {SIDE_TITLES[side]}")
         for side, grid in grids.items()
     ]
     if len(pairs) == 1:

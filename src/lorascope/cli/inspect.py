@@ -50,9 +50,8 @@ def inspect(
     """Sizes, ranks and directions of adapters' updates, layer by module, from their files alone; several are compared."""
     wanted = _figures(figure)
     _check_plot(plot)
-    options = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
-    options |= {"--max-eval": max_eval, "--speaker": speaker}
-    _check_task(task, options)
+    options = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels, "--speaker": speaker}
+    _check_task(task, {**options, "--max-eval": max_eval})
     from lorascope.analysis.overlap import overlap_document
     from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 
