@@ -1,6 +1,6 @@
 """Figures by layer and module."""
 
-from lorascope.analysis.figures import FIGURES, Grid, grid_of, leading_of
+from lorascope.analysis.figures import FIGURES, Grid, grid_of, leading_of, span_of
 from lorascope.analysis.updates import update_record
 
 ROWS = [
@@ -15,8 +15,8 @@ def test_a_map_has_layers_down_and_modules_across():
     grid = grid_of(ROWS, lambda row: row["norm"])
     assert (grid.rows, grid.columns) == (["0", "1", "other"], ["query", "lm_head", "value"])
     assert grid.values == [[1.0, None, None], [3.0, None, None], [None, 2.0, None]]
-    assert grid.span == (1.0, 3.0)
-    assert Grid([], [], []).span == (0.0, 0.0)
+    assert span_of([grid, Grid(["0"], ["query"], [[5.0]])]) == (1.0, 5.0)
+    assert span_of([Grid([], [], [])]) == (0.0, 0.0)
 
 
 def test_every_figure_is_in_the_record_of_an_update_and_can_be_written():

@@ -5,7 +5,7 @@ Needs neither torch nor adapters, only their documents. Floor: ``analysis``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,9 @@ SIMILARITY = Figure("similarity", ".2f")
 SIDE_TITLES = {"left": "outputs written", "right": "inputs read"}
 
 
+Span = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Grid:
     """A map: ``values[i][j]`` belongs to row i, a layer, and column j, a module; None where there is none."""
@@ -48,12 +51,6 @@ class Grid:
     rows: list[str]
     columns: list[str]
     values: list[list[float | None]]
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The smallest and the largest value; zeros where there is none."""
-        known = [value for row in self.values for value in row if value is not None]
-        return (min(known), max(known)) if known else (0.0, 0.0)
 
 
 def grid_of(records: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]) -> Grid:
@@ -63,6 +60,12 @@ def grid_of(records: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, 
     values = {(row["layer"], row["kind"]): value(row) for row in records}
     names = ["other" if layer is None else str(layer) for layer in layers]
     return Grid(names, kinds, [[values.get((layer, kind)) for kind in kinds] for layer in layers])
+
+
+def span_of(grids: Iterable[Grid]) -> Span:
+    """The smallest and the largest value of maps that share a scale; zeros where there is none."""
+    known = [value for grid in grids for row in grid.values for value in row if value is not None]
+    return (min(known), max(known)) if known else (0.0, 0.0)
 
 
 def leading_of(side: str) -> Callable[[Mapping[str, Any]], float | None]:

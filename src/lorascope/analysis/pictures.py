@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
+from operator import itemgetter
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
-from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, grid_of, leading_of
+from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, Span, grid_of, leading_of, span_of
 
 # Beyond so many cells a map carries colours alone.
 _MOST_NUMBERS = 400
 _CELL_INCHES = 0.24
 _DPI = 150
 # The same document gives the same bytes.
-_SETTINGS = {"svg.hashsalt": "lorascope", "svg.fonttype": "none", "font.size": 8.0, "axes.titlesize": 9.0}
+_SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "lorascope",
+    "svg.fonttype": "none",
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "text.parse_math": False,
+}
 
 Panel = Callable[[Axes], None]
 
@@ -34,7 +43,9 @@ def picture(document: Mapping[str, Any], figures: Sequence[str], form: str) -> b
     Returns:
         The file's bytes.
     """
-    rows = [_adapter_row(adapter, figures) for adapter in document["adapters"]]
+    adapters = document["adapters"]
+    grids = {name: [grid_of(adapter["modules"], itemgetter(name)) for adapter in adapters] for name in figures}
+    rows = [_adapter_row(adapter, {name: grids[name][i] for name in figures}, grids) for i, adapter in enumerate(adapters)]
     if document["overlap"] is not None:
         rows.append(_overlap_row(document["overlap"], [adapter["label"] for adapter in document["adapters"]]))
     if document["representations"] is not None:
@@ -61,22 +72,25 @@ def _width(document: Mapping[str, Any]) -> float:
     return max(4.2, 0.5 * most + 1.4)
 
 
-def _adapter_row(adapter: Mapping[str, Any], figures: Sequence[str]) -> tuple[float, list[Panel]]:
-    grids = {name: grid_of(adapter["modules"], lambda row, name=name: row[name]) for name in figures}
-    panels: list[Panel] = [
-        lambda axes, name=name, grid=grid: _draw_map(axes, grid, FIGURES[name], f"{adapter['label']}: {FIGURES[name].title}")
-        for name, grid in grids.items()
-    ]
-    num_layers = max(len(grid.rows) for grid in grids.values())
-    return _height(num_layers), [*panels, lambda axes: _draw_energy(axes, adapter)]
+def _adapter_row(
+    adapter: Mapping[str, Any], own: Mapping[str, Grid], all_grids: Mapping[str, Sequence[Grid]]
+) -> tuple[float, list[Panel]]:
+    """An adapter's maps, in the colours of all adapters', and its energy."""
+
+    def draw(axes: Axes, name: str) -> None:
+        title = f"{adapter['label']}: {FIGURES[name].title}"
+        _draw_map(axes, own[name], FIGURES[name], title, span_of(all_grids[name]))
+
+    panels: list[Panel] = [partial(draw, name=name) for name in own]
+    return _height(max(len(grid.rows) for grid in own.values())), [*panels, lambda axes: _draw_energy(axes, adapter)]
 
 
 def _height(num_layers: int) -> float:
     return max(2.6, _CELL_INCHES * num_layers + 1.3)
 
 
-def _draw_map(axes: Axes, grid: Grid, figure: Figure, title: str, span: tuple[float, float] | None = None) -> None:
-    low, high = grid.span if span is None else span
+def _draw_map(axes: Axes, grid: Grid, figure: Figure, title: str, span: Span) -> None:
+    low, high = span
     # NaN marks a module that a layer does not have: it stays blank.
     values = np.array([[math.nan if value is None else value for value in row] for row in grid.values], dtype=float)
     image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high if high > low else low + 1.0, aspect="auto")
@@ -104,6 +118,7 @@ def _draw_energy(axes: Axes, adapter: Mapping[str, Any]) -> None:
         padded = np.array([[*curve, *[1.0] * (longest - len(curve))] for curve in curves])
         axes.plot(range(1, longest + 1), padded.mean(axis=0), marker=".", linewidth=1.0, label=kind)
     axes.set_xlabel("rank kept")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("share of ‖ΔW‖²")
     axes.set_ylim(0.0, 1.03)
     axes.set_title(f"{adapter['label']}: energy kept at each rank")
@@ -122,7 +137,7 @@ def _overlap_row(overlap: Mapping[str, Any], labels: Sequence[str]) -> tuple[flo
         else:
             grids[side] = _pair_grid(pairs, labels, side)
     panels: list[Panel] = [
-        lambda axes, side=side, grid=grid: _draw_overlap(axes, grid, f"overlap of leading directions, {SIDE_TITLES[side]}")
+        partial(_draw_overlap, grid=grid, title=f"overlap of leading directions, {SIDE_TITLES[side]}")
         for side, grid in grids.items()
     ]
     if len(pairs) == 1:

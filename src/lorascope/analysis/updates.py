@@ -262,8 +262,8 @@ def _short_names(patterns: Sequence[str]) -> dict[str, str]:
     """The shortest telling end of what follows the layer, after a word for the part of the model where there are several."""
     groups: dict[str | None, list[str]] = {}
     for pattern in patterns:
-        prefix, star, _ = pattern.partition("*")
-        groups.setdefault(prefix if star else None, []).append(pattern)
+        before, star, _ = pattern.partition("*")
+        groups.setdefault(before if star else None, []).append(pattern)
     words = _telling_words([prefix for prefix in groups if prefix is not None])
     names = {}
     for prefix, members in groups.items():

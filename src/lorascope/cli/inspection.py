@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, grid_of, leading_of
+from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, Span, grid_of, leading_of, span_of
 from lorascope.cli.tables import counted, number_text, print_table, text_of
 
 # Viridis, from low to high: it reads in grey too.
@@ -24,22 +25,23 @@ def print_inspection(console: Console, document: Mapping[str, Any], figures: Seq
     """The document of ``lorascope inspect``: each adapter, then how they overlap, then what they do to hidden states."""
     adapters = document["adapters"]
     _print_adapters(console, adapters)
-    for adapter in adapters:
+    grids = {name: [grid_of(adapter["modules"], itemgetter(name)) for adapter in adapters] for name in figures}
+    for index, adapter in enumerate(adapters):
         _print_kinds(console, adapter)
         for name in figures:
             title = f"{adapter['label']}: {FIGURES[name].title}"
-            print_map(console, title, grid_of(adapter["modules"], lambda row, name=name: row[name]), FIGURES[name])
+            print_map(console, title, grids[name][index], FIGURES[name], span_of(grids[name]))
     if document["overlap"] is not None:
         _print_overlap(console, document["overlap"])
     if document["representations"] is not None:
         _print_drift(console, document["representations"])
 
 
-def print_map(console: Console, title: str, grid: Grid, figure: Figure) -> None:
-    """Layers down, modules across, the colour from the smallest value to the largest; in as many parts as the width takes."""
-    low, high = grid.span
-    span = title if low == high else f"{title}, {figure.text(low)} to {figure.text(high)}"
-    console.print(Text(span, style="bold"), soft_wrap=True)
+def print_map(console: Console, title: str, grid: Grid, figure: Figure, span: Span) -> None:
+    """Layers down, modules across, coloured from the start of the span to its end; in as many parts as the width takes."""
+    low, high = span_of([grid])
+    told = title if low == high else f"{title}, {figure.text(low)} to {figure.text(high)}"
+    console.print(Text(told, style="bold"), soft_wrap=True)
     names = [_broken(kind) for kind in grid.columns]
     columns = [
         max(max(map(len, name)), *(len(figure.text(row[index])) for row in grid.values)) + 2
@@ -53,7 +55,7 @@ def print_map(console: Console, title: str, grid: Grid, figure: Figure) -> None:
         heads = [Text("\n".join(line.center(columns[index]) for line in names[index])) for index in part]
         table.add_row(Text("layer"), *heads)
         for layer, row in zip(grid.rows, grid.values, strict=True):
-            cells = [_cell(figure.text(row[index]).center(columns[index]), row[index], low, high) for index in part]
+            cells = [_cell(figure.text(row[index]).center(columns[index]), row[index], *span) for index in part]
             table.add_row(Text(layer.rjust(first - 1) + " "), *cells)
         console.print(table)
     console.print()
@@ -117,7 +119,8 @@ def _print_adapters(console: Console, adapters: Sequence[Mapping[str, Any]]) -> 
         "numerical rank": [_range_text([row["numerical_rank"] for row in adapter["modules"]]) for adapter in adapters],
     }
     title = f"{counted(len(adapters), 'adapter')}; ranks are means over modules, or ranges"
-    print_table(console, title, columns, {"adapter", "base"}, ("stored as", "scaling", "base"))
+    dispensable = ("stored as", "scaling", "base", "stable rank", "parameters", "modules")
+    print_table(console, title, columns, {"adapter", "base"}, dispensable)
     for adapter in adapters:
         others = [
             f"{counted(len(adapter[kind]), noun)} ({adapter[size]:,} numbers)"
@@ -189,7 +192,7 @@ def _print_overlap(console: Console, overlap: Mapping[str, Any]) -> None:
         for side, name in SIDE_TITLES.items():
             grid = grid_of(pair["modules"], leading_of(side))
             if grid.rows:
-                print_map(console, f"overlap of leading directions, {name}", grid, SIMILARITY)
+                print_map(console, f"overlap of leading directions, {name}", grid, SIMILARITY, (0.0, 1.0))
 
 
 def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
@@ -203,10 +206,13 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
         columns[f"moved{suffix}"] = [number_text(drift["relative_norm"]) for drift in drifts]
         if len(adapters) == 1:
             most = max(drift["relative_norm"] for drift in drifts) or 1.0
-            columns[""] = ["█" * round(_BAR * drift["relative_norm"] / most) for drift in drifts]
+            columns[" "] = ["█" * round(_BAR * drift["relative_norm"] / most) for drift in drifts]
     tokens = max(drift["num_tokens"] for drift in adapters[0]["layers"])
     examples = counted(found["num_examples"], "example")
-    title = f"hidden states against the base's, {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}"
-    print_table(console, title, columns, {"layer", ""}, ())
-    told = "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    dispensable = [name for name in columns if name.startswith("CKA ")] if len(adapters) > 1 else []
+    print_table(console, "hidden states against the base's", columns, {"layer", " "}, dispensable)
+    for told in (
+        f"of {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}",
+        "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
+    ):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)

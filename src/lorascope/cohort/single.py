@@ -66,7 +66,8 @@ def base_of_adapter(
         raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
     revision = None if base_model else saved.config.get("revision")
     values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    return validate(BaseModelConfig, values, "--base")
+    config: BaseModelConfig = validate(BaseModelConfig, values, "base")
+    return config
 
 
 def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig) -> Prepared:

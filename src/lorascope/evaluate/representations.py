@@ -111,7 +111,8 @@ class _Products:
     def _centred(self, product_DD: Tensor, slot: int, other: int) -> Tensor:
         """Frobenius norm of a product of two slots' states, had their means been taken off."""
         means = torch.outer(self.sums_ND[slot], self.sums_ND[other]) / self.num_tokens
-        return torch.linalg.matrix_norm(product_DD - means)
+        norm: Tensor = torch.linalg.matrix_norm(product_DD - means)
+        return norm
 
 
 def representation_drift(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig) -> DriftRun:
