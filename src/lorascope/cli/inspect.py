@@ -79,7 +79,7 @@ def inspect(
     """Sizes, ranks and directions of adapters' updates, layer by module, from their files alone; several are compared."""
     wanted = _figures(figure)
     _check_plot(plot)
-    options = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
+    options: dict[str, Any] = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
     options |= {"--max-eval": max_eval, "--speaker": speaker}
     _check_task(task, options if not speed else {**options, "--base": None, "--quantization": None})
     cutting = {"--out": out, "--metric": metric, "--slots": slots, "--max-new-tokens": max_new_tokens}
