@@ -254,7 +254,8 @@ def _score_lines(document: Mapping[str, Any]) -> list[str]:
     metric, paired = document["metric"], document["paired"]
     one, other = document["original"]["score"], document["truncated"]["score"]
     interval = "" if paired["low"] is None else f" [{paired['low']:.3g}, {paired['high']:.3g}]"
-    of = "" if paired["groups"] is None else f" over {paired['groups']} groups, {paired['changed']} of them changed"
+    kind = "examples" if paired["groups"] == document["num_examples"] else "groups of examples"
+    of = "" if paired["groups"] is None else f" over {paired['groups']} {kind}, {paired['changed']} of which score differently"
     return [
         f"{metric}: {one:.6g} → {other:.6g} (read back from the written files), on {document['num_examples']} examples of "
         f"{document['task']}, {document['split']}",
