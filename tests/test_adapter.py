@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import stack_beside_base, stack_saved
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.errors import AdapterError
 from lorascope.lora.peft_io import read_adapter, write_adapter
@@ -66,3 +66,25 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_as_it_was(sa
     with pytest.raises(AdapterError, match="check the base model and the number of labels"):
         stack_saved(base, read_adapter(directory), "there")
     assert {name: type(module) for name, module in base.model.named_modules()} == modules
+
+
+def test_adapters_beside_their_base_answer_as_each_does_alone(saved, tiny_model):
+    directory, logits = saved
+    base = base_of(tiny_model("bert"), new_parameters=("classifier.weight", "classifier.bias"))
+    untouched = logits_of(base.model)
+    adapter = read_adapter(directory)
+    stack = stack_beside_base(base, {"one": adapter, "two": adapter})
+    assert [slot.name for slot in stack.slots] == ["one", "two", "base"]
+    with torch.no_grad():
+        found = base.model(input_ids=IDS.repeat(3, 1)).logits.chunk(3)
+    for values, expected in zip(found, (logits, logits, untouched), strict=True):
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-12)
+    stack.detach()
+    assert torch.equal(logits_of(base.model), untouched)
+
+
+def test_an_adapter_that_does_not_fit_beside_its_base_is_named(saved, tiny_model):
+    directory, _ = saved
+    base = base_of(tiny_model("gpt2"))
+    with pytest.raises(AdapterError, match=r"^theirs: the base model has no linear layer"):
+        stack_beside_base(base, {"theirs": read_adapter(directory)})

@@ -25,6 +25,7 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import merge as merge_command
+from lorascope.cli import inspect as inspect_command
 from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.cli.doctor import doctor
@@ -323,6 +324,9 @@ def _decoding(text: str) -> dict[str, Any]:
     if bare is not None:
         raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
     return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
+
+
+app.command()(inspect_command.inspect)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "time": [seconds_text(trial["train_seconds"]) for trial in trials],
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
-    _print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
     if document.get("shapley"):
         game = document["shapley"]
         console.print(f"{game['game']}: {game['how']}", markup=False, highlight=False, soft_wrap=True)
@@ -99,7 +99,7 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
     }
     # A column is whole or absent: half a number looks like another one.
     dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
-    _print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
     print_comparisons(console, document)
     print_decodings(console, document)
     print_ablation(console, document)
@@ -137,7 +137,7 @@ def print_search(console: Console, document: Mapping[str, Any]) -> None:
     }  # fmt: skip
     title = f"{document['study']}: {counted(len(rows), 'configuration')} by {search['sampler']}, best first"
     folding = {*(rows[0]["values"] if rows else ()), "status"}
-    _print_table(console, title, columns, folding, ("proposed",))
+    print_table(console, title, columns, folding, ("proposed",))
     if search["best"] is not None:
         grown = [step for step, before in zip(search["course"], [None, *search["course"]], strict=False)
                  if step["best"] is not None and (before is None or step["best"] != before["best"])]  # fmt: skip
@@ -201,7 +201,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())}; {compared['baseline_chosen']})"
     title = f"{document['study']}: {metrics} {against}"
     dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
-    _print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
     lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
     lines += dict.fromkeys(row["note"] for row in rows if row["note"])
     for name, counts in compared["configurations"].items():
@@ -231,7 +231,7 @@ def print_decodings(console: Console, document: Mapping[str, Any]) -> None:
     }
     title = f"{document['study']}: {counted(len({one['label'] for _, one in rows}), 'decoding')}"
     dispensable = ("unfinished", *reversed(metrics))
-    _print_table(console, title, columns, {"decoding"}, dispensable)
+    print_table(console, title, columns, {"decoding"}, dispensable)
 
 
 def print_ablation(console: Console, document: Mapping[str, Any]) -> None:
@@ -253,7 +253,7 @@ def print_ablation(console: Console, document: Mapping[str, Any]) -> None:
         "seeds": [_seeds_text(row) for row in rows],
     }
     percent = f"{ablation['confidence']:.0%}"
-    _print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ())
+    print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ())
 
 
 def print_controls(console: Console, document: Mapping[str, Any]) -> None:
@@ -285,7 +285,7 @@ def print_controls(console: Console, document: Mapping[str, Any]) -> None:
             "seeds": [_seeds_text({**row, "num_seeds": row["paired_seeds"]}) for row in rows],
         }
         title = f"{document['study']}: shortfall against controls"
-        _print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+        print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
         level = f"{controls['confidence']:.0%}"
         how = f"yes and no: every seed has a score, and the {level} interval lies on one side of {margin:g} %"
         console.print(how, markup=False, highlight=False, soft_wrap=True)
@@ -369,7 +369,7 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
     coalitions = counted(metric["num_coalitions"], "coalition")
     whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
     title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
-    _print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
+    print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
 
 
 _BAR = 25
@@ -475,7 +475,7 @@ def _config_text(config: Mapping[str, Any], key: str) -> str:
     return text_of(None if idle else config.get(key))
 
 
-def _print_table(
+def print_table(
     console: Console,
     title: str,
     columns: Mapping[str, Sequence[str]],

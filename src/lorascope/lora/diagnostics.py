@@ -1,11 +1,12 @@
-"""What an adapter has become: size and effective rank of its updates, from the factors alone.
+"""What an adapter has become: size, rank and directions of its updates, from the factors alone.
 
 The update of a module is ``ΔW = scaling · B A``. Its singular values are those of an R × R matrix, from the QR of B and of Aᵀ,
-so that no matrix of a layer's size is ever made. Everything is computed in float64.
+and its moments follow from the factors' sums and Gram matrices, so that no matrix of a layer's size is ever made. Everything
+is computed in float64.
 
 Knows adapters off the model. Does not know how they were trained, nor where the figures go. Floor: ``lora``.
 
-Legend: D in, O out, R rank, S singular values.
+Legend: D in, O out, R rank, S singular values, N rows of a basis, I and J directions of two bases.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 from lorascope.lora.stack import AdapterWeights
+
+# What a product of factors that are stored in float64 loses to the computation itself, relative to its factors.
+_COMPUTING_EPSILON = 64 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,72 @@ class UpdateDiagnostics:
     utilisation: float
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """The thin singular value decomposition ``left · diag(values) · rightᵀ`` of one update, on the CPU in float64.
+
+    Attributes:
+        left_OS, right_DS: orthonormal columns; those of a singular value of zero are arbitrary.
+        values_S: falling; S is ``min(R, D, O)``, all other singular values are zero.
+        rounding: the largest singular value that the rounding of the stored numbers explains (``rounding_level``).
+    """
+
+    left_OS: Tensor
+    values_S: Tensor
+    right_DS: Tensor
+    rounding: float
+
+    @property
+    def numerical_rank(self) -> int:
+        """Singular values that rounding cannot explain."""
+        return int((self.values_S > self.rounding).sum())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of all numbers of a matrix (population, no correction), and its Frobenius norm."""
+
+    mean: float
+    std: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class SubspaceOverlap:
+    """How alike the directions of two updates are, on one side.
+
+    Attributes:
+        similarity_IJ: the Grassmann similarity ``φ(i, j) = ‖U_iᵀ V_j‖²_F / min(i, j)`` of the first i directions of one and
+            the first j of the other: 1 where the smaller space lies within the larger, 0 where they are orthogonal (Hu et al.
+            2021, section 7.2). ``[i - 1, j - 1]`` holds φ(i, j).
+        angles: principal angles between the two spaces in radians, rising; ``min(I, J)`` of them.
+        width: N, of the vectors: random spaces have a similarity of ``max(i, j) / N`` on average.
+    """
+
+    similarity_IJ: Tensor
+    angles: Tensor
+    width: int
+
+    def chance(self, i: int, j: int) -> float:
+        """What φ(i, j) is on average where the directions of one are random."""
+        return max(i, j) / self.width
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two updates of one module, compared.
+
+    Attributes:
+        cosine: ``⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖)``; None where one is zero.
+        left, right: the outputs that they write to, and the inputs that they read from; None where one of them has no
+            direction.
+    """
+
+    cosine: float | None
+    left: SubspaceOverlap | None
+    right: SubspaceOverlap | None
+
+
 def diagnose(weights: AdapterWeights) -> dict[str, UpdateDiagnostics]:
     """Figures of every update, by its target's key; empty for an adapter that holds a head alone.
 
@@ -59,27 +129,11 @@ def diagnose_update(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Upd
     """Figures of ``scaling · B A``."""
     r = lora_A_RD.shape[0]
     values_S = singular_values(lora_A_RD, lora_B_OR, scaling)
-    largest = float(values_S.max())
     norm_A = float(torch.linalg.vector_norm(lora_A_RD.double()))
     norm_B = float(torch.linalg.vector_norm(lora_B_OR.double()))
-    if largest == 0.0:
-        return UpdateDiagnostics(r, 0.0, norm_A, norm_B, 0.0, 0.0, 0.0)
-    shares_S = values_S / values_S.sum()
-    # xlogy: a singular value of zero adds nothing to the entropy.
-    effective_rank = math.exp(-float(torch.xlogy(shares_S, shares_S).sum()))
-    # Divided before squaring: the squares of tiny updates would vanish.
-    stable_rank = float((values_S / largest).square().sum())
-    return UpdateDiagnostics(
-        r, largest * math.sqrt(stable_rank), norm_A, norm_B, effective_rank, stable_rank, effective_rank / r
-    )
-
-
-def singular_values(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Tensor:
-    """Singular values ``[min(R, D, O)]`` of ``scaling · B A``, falling, in float64 on the CPU; the others are zero."""
-    _, right = torch.linalg.qr(lora_A_RD.detach().cpu().double().T)
-    _, left = torch.linalg.qr(lora_B_OR.detach().cpu().double())
-    values_S: Tensor = torch.linalg.svdvals(left @ right.T)
-    return abs(scaling) * values_S
+    effective, stable = effective_rank(values_S), stable_rank(values_S)
+    norm = float(values_S.max()) * math.sqrt(stable)
+    return UpdateDiagnostics(r, norm, norm_A, norm_B, effective, stable, effective / r)
 
 
 def overall(updates: dict[str, UpdateDiagnostics]) -> UpdateDiagnostics | None:
@@ -96,3 +150,160 @@ def overall(updates: dict[str, UpdateDiagnostics]) -> UpdateDiagnostics | None:
         stable_rank=sum(one.stable_rank for one in each) / len(each),
         utilisation=sum(one.utilisation for one in each) / len(each),
     )
+
+
+def singular_values(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Tensor:
+    """Singular values ``[min(R, D, O)]`` of ``scaling · B A``, falling, in float64 on the CPU; the others are zero."""
+    _, right = torch.linalg.qr(_on_cpu(lora_A_RD).T)
+    _, left = torch.linalg.qr(_on_cpu(lora_B_OR))
+    values_S: Tensor = torch.linalg.svdvals(left @ right.T)
+    return abs(scaling) * values_S
+
+
+def decompose(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Decomposition:
+    """The thin singular value decomposition of ``scaling · B A``, from the factors."""
+    basis_D, right = torch.linalg.qr(_on_cpu(lora_A_RD).T)
+    basis_O, left = torch.linalg.qr(_on_cpu(lora_B_OR))
+    inner_left, values_S, inner_right = torch.linalg.svd(left @ right.T, full_matrices=False)
+    sign = -1.0 if scaling < 0.0 else 1.0
+    return Decomposition(
+        sign * (basis_O @ inner_left),
+        abs(scaling) * values_S,
+        basis_D @ inner_right.T,
+        rounding_level(lora_A_RD, lora_B_OR, scaling),
+    )
+
+
+def rounding_level(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> float:
+    """How far the rounding of the stored numbers moves a singular value of ``scaling · B A``.
+
+    No singular value moves farther than the matrix does (Weyl). A matrix whose numbers are rounded independently, each by
+    up to half of its dtype's ε, moves by about half of ``ε · (largest row norm + largest column norm)`` at most (Bandeira and
+    van Handel 2016); the other half is for factors that were themselves computed in that dtype. Each factor's error counts
+    times the other's largest singular value.
+    """
+    level = 0.0
+    for one, other in ((lora_A_RD, lora_B_OR), (lora_B_OR, lora_A_RD)):
+        epsilon = max(torch.finfo(one.dtype).eps, _COMPUTING_EPSILON)
+        numbers = _on_cpu(one)
+        largest = sum(float(torch.linalg.vector_norm(numbers, dim=dim).max()) for dim in (0, 1))
+        level += epsilon * largest * _spectral_norm(other)
+    return abs(scaling) * level
+
+
+def effective_rank(values_S: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values; 0 where all are zero (Roy and Vetterli 2007)."""
+    total = float(values_S.sum())
+    if total == 0.0:
+        return 0.0
+    shares_S = values_S / total
+    # xlogy: a singular value of zero adds nothing to the entropy.
+    return math.exp(-float(torch.xlogy(shares_S, shares_S).sum()))
+
+
+def stable_rank(values_S: Tensor) -> float:
+    """``‖·‖²_F / ‖·‖²_2``; 0 where all singular values are zero."""
+    largest = float(values_S.max())
+    # Divided before squaring: the squares of tiny updates would vanish.
+    return 0.0 if largest == 0.0 else float((values_S / largest).square().sum())
+
+
+def kept_energy(values_S: Tensor) -> Tensor:
+    """Share of ``‖ΔW‖²_F`` that the best approximation of each rank keeps, ``[S]`` from rank 1; empty for a zero update."""
+    largest = float(values_S.max())
+    if largest == 0.0:
+        return values_S[:0]
+    sums_S = (values_S / largest).square().cumsum(0)
+    return sums_S / sums_S[-1]
+
+
+def rank_keeping(energy_S: Tensor, share: float) -> int:
+    """The smallest rank that keeps a share of the energy; 0 for a zero update."""
+    return int((energy_S < share).sum()) + 1 if len(energy_S) else 0
+
+
+def moments(matrix: Tensor) -> Moments:
+    """Moments of a stored matrix, of a bias or a head."""
+    numbers = _on_cpu(matrix)
+    return Moments(float(numbers.mean()), float(numbers.std(correction=0)), float(torch.linalg.vector_norm(numbers)))
+
+
+def update_moments(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Moments:
+    """Moments of ``scaling · B A``.
+
+    The mean of B A is ``(1ᵀB)(A1) / (O·D)``. Its squares come from the Gram matrices of the centred factors: with
+    ``B = B′ + 1b̄ᵀ`` and ``A = A′ + ā1ᵀ`` it falls into four orthogonal terms, ``B′A′ + B′ā1ᵀ + 1b̄ᵀA′ + 1b̄ᵀā1ᵀ``. The last is
+    the mean and the others the deviation, so nothing cancels where the mean is large.
+    """
+    num_outputs, num_inputs = lora_B_OR.shape[0], lora_A_RD.shape[1]
+    size_A, size_B = _largest(lora_A_RD), _largest(lora_B_OR)
+    lora_A, lora_B = _on_cpu(lora_A_RD) / size_A, _on_cpu(lora_B_OR) / size_B
+    mean_A_R, mean_B_R = lora_A.mean(dim=1), lora_B.mean(dim=0)
+    gram_A_RR = (lora_A - mean_A_R[:, None]) @ (lora_A - mean_A_R[:, None]).T
+    gram_B_RR = (lora_B - mean_B_R).T @ (lora_B - mean_B_R)
+    deviation = float((gram_A_RR * gram_B_RR).sum())
+    deviation += num_inputs * float(mean_A_R @ gram_B_RR @ mean_A_R)
+    deviation += num_outputs * float(mean_B_R @ gram_A_RR @ mean_B_R)
+    mean = float(mean_B_R @ mean_A_R)
+    count = num_inputs * num_outputs
+    deviation = max(0.0, deviation)  # sums of squares, but for rounding
+    unit = size_A * size_B * scaling
+    return Moments(
+        unit * mean, abs(unit) * math.sqrt(deviation / count), abs(unit) * math.sqrt(deviation + count * mean * mean)
+    )
+
+
+def compare_updates(first: Decomposition, second: Decomposition) -> Overlap:
+    """How alike two updates of one module are: as matrices, in what they write and in what they read.
+
+    Only directions above each one's rounding count.
+    """
+    cross_left = first.left_OS.T @ second.left_OS
+    cross_right = first.right_DS.T @ second.right_DS
+    largest = float(first.values_S.max()), float(second.values_S.max())
+    cosine = None
+    if min(largest) > 0.0:
+        # Divided by the largest, as above.
+        scaled = (first.values_S / largest[0])[:, None] * (second.values_S / largest[1])
+        norms = math.sqrt(stable_rank(first.values_S) * stable_rank(second.values_S))
+        cosine = float((scaled * cross_left * cross_right).sum()) / norms
+    ranks = first.numerical_rank, second.numerical_rank
+    if min(ranks) == 0:
+        return Overlap(cosine, None, None)
+    return Overlap(
+        cosine,
+        subspace_overlap(first.left_OS[:, : ranks[0]], second.left_OS[:, : ranks[1]]),
+        subspace_overlap(first.right_DS[:, : ranks[0]], second.right_DS[:, : ranks[1]]),
+    )
+
+
+def subspace_overlap(first_NI: Tensor, second_NJ: Tensor) -> SubspaceOverlap:
+    """Compare two orthonormal bases, each ordered from the most important direction on.
+
+    Source: Hu et al. 2021, section 7.2; the angles by Knyazev and Argentati 2002, exact for small ones too.
+    """
+    from scipy.linalg import subspace_angles
+
+    squares_IJ = (first_NI.T @ second_NJ).square().cumsum(0).cumsum(1)
+    i_I = torch.arange(1, squares_IJ.shape[0] + 1)
+    j_J = torch.arange(1, squares_IJ.shape[1] + 1)
+    similarity_IJ = squares_IJ / torch.minimum(i_I[:, None], j_J)
+    angles = torch.from_numpy(subspace_angles(first_NI.numpy(), second_NJ.numpy()).copy()).flip(0)
+    return SubspaceOverlap(similarity_IJ.clamp(max=1.0), angles, len(first_NI))
+
+
+def _on_cpu(stored: Tensor) -> Tensor:
+    return stored.detach().cpu().double()
+
+
+def _spectral_norm(factor: Tensor) -> float:
+    """The largest singular value of a long and thin factor, from its Gram matrix."""
+    size = _largest(factor)
+    numbers = _on_cpu(factor) / size
+    gram = numbers @ numbers.T if numbers.shape[0] < numbers.shape[1] else numbers.T @ numbers
+    return size * math.sqrt(float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0)))
+
+
+def _largest(factor: Tensor) -> float:
+    """The largest number, to divide by; 1 where all are zero."""
+    return float(_on_cpu(factor).abs().max()) or 1.0
