@@ -30,6 +30,8 @@ from lorascope.cli import tables
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
 from lorascope.cli.doctor import doctor
 from lorascope.cli.export import export
+from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
+from lorascope.cli.generate import chat, generate
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
 from lorascope.cli.study import interrupt, results_of, run_and_report
@@ -40,7 +42,6 @@ from lorascope.config import (
     load_study,
     parse_duration,
     parse_memory,
-    parse_override,
     validate,
 )
 from lorascope.errors import LorascopeError, UsageError
@@ -60,6 +61,8 @@ app.add_typer(data_commands.app)
 app.command()(recommend)
 app.command()(export)
 app.command()(merge_command.merge)
+app.command()(generate)
+app.command()(chat)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
@@ -288,7 +291,7 @@ def evaluate(
         {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length, "speaker": speaker},
         "evaluate",
     )
-    decodings = [{"max_new_tokens": max_new_tokens, **_decoding(text)} for text in decode or ["greedy"]]
+    decodings = [{"max_new_tokens": max_new_tokens, **decoding_of(text)} for text in decode or ["greedy"]]
     if judge_data is not None and judge is None:
         raise UsageError("there is no judge to measure", where="--judge-data", fix="give one with --judge")
     check = None if judge_data is None else {"data": judge_data}
@@ -327,6 +330,21 @@ def _decoding(text: str) -> dict[str, Any]:
 
 
 app.command()(inspect_command.inspect)
+@app.command()
+def export(
+    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's directory, runs/<study>/trials/<trial>.")],
+    out: Annotated[Path, typer.Option(help="A new directory for the script and its inputs.")],
+    script: Annotated[
+        bool, typer.Option("--script", help="Write a standalone PEFT + Trainer script that reproduces the trial.")
+    ] = False,
+) -> None:
+    """Hand a trial to other tools."""
+    from lorascope.cohort.script import write_script
+
+    if not script:
+        raise UsageError("nothing to export", where="export", fix="add --script; the adapter itself is TRIAL/adapter")
+    write_script(trial, out)
+    typer.echo(f"{out / 'train_peft.py'}")
 
 
 @app.command()
