@@ -24,14 +24,13 @@ import typer
 
 from lorascope import __version__
 from lorascope.cli import data as data_commands
-from lorascope.cli import merge as merge_command
-from lorascope.cli import inspect as inspect_command
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
+from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
 from lorascope.cli.doctor import doctor
 from lorascope.cli.export import export
-from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
 from lorascope.cli.generate import chat, generate
+from lorascope.cli.inspect import inspect
+from lorascope.cli.merge import merge
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
 from lorascope.cli.study import interrupt, results_of, run_and_report
@@ -58,11 +57,6 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
-app.command()(recommend)
-app.command()(export)
-app.command()(merge_command.merge)
-app.command()(generate)
-app.command()(chat)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
@@ -320,31 +314,8 @@ def evaluate(
         tables.print_judge(stdout(), facts["judge"])
 
 
-def _decoding(text: str) -> dict[str, Any]:
-    """``"nucleus,top_p=0.9"`` as a study file writes it."""
-    strategy, *settings = text.split(",")
-    bare = next((setting for setting in settings if "=" not in setting), None)
-    if bare is not None:
-        raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
-    return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
-
-
-app.command()(inspect_command.inspect)
-@app.command()
-def export(
-    trial: Annotated[Path, typer.Argument(metavar="TRIAL", help="A trial's directory, runs/<study>/trials/<trial>.")],
-    out: Annotated[Path, typer.Option(help="A new directory for the script and its inputs.")],
-    script: Annotated[
-        bool, typer.Option("--script", help="Write a standalone PEFT + Trainer script that reproduces the trial.")
-    ] = False,
-) -> None:
-    """Hand a trial to other tools."""
-    from lorascope.cohort.script import write_script
-
-    if not script:
-        raise UsageError("nothing to export", where="export", fix="add --script; the adapter itself is TRIAL/adapter")
-    write_script(trial, out)
-    typer.echo(f"{out / 'train_peft.py'}")
+for command in (generate, chat, inspect, merge, export, recommend, doctor):
+    app.command()(command)
 
 
 @app.command()
@@ -367,9 +338,6 @@ def demo(
     console = stderr()
     console.print(f"study file: {study_file}", markup=False, highlight=False)
     console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
-
-
-app.command()(doctor)
 
 
 def _print_csv(document: dict[str, Any]) -> None:
