@@ -17,9 +17,10 @@ from lorascope.cohort.planner import packed_weights_budget
 from lorascope.cohort.single import base_of_adapter
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.data.task import encode_task, read_task
-from lorascope.errors import UsageError
+from lorascope.errors import RunError, UsageError
 from lorascope.evaluate.representations import representation_drift
 from lorascope.evaluate.result import EvaluationStep
+from lorascope.losses import is_out_of_memory
 from lorascope.plan import check_lengths
 
 DriftDocument = Generator[EvaluationStep, None, dict[str, Any]]
@@ -48,6 +49,7 @@ def drift_document(
     Raises:
         UsageError: the adapters name different bases, and none is given.
         AdapterError: one does not fit the base, or makes hidden states that are not finite.
+        RunError: memory ran out.
     """
     configs = [base_of_adapter(one.saved, str(one.directory), base_model, dtype, quantization) for one in adapters]
     named = dict.fromkeys((config.model, config.revision) for config in configs)
@@ -62,6 +64,11 @@ def drift_document(
     stack = stack_beside_base(base, {one.label: one.saved for one in adapters})
     try:
         found = yield from representation_drift(stack, base, encoded, settings)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fix = "free some, compare fewer adapters at once, or shorten examples with --max-length"
+        raise RunError("memory ran out while hidden states were compared", where="inspect", fix=fix) from None
     finally:
         stack.detach()
     return {
