@@ -72,3 +72,44 @@ def study_file(tmp_path: Path, data: Path, model_directory: Callable[[str], Path
         return path
 
     return write
+
+
+@pytest.fixture
+def small_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """``small_adapter(name="adapter", family="bert")``: updates of rank 3 inside r = 8, and BERT a head."""
+
+    def write(name: str = "adapter", family: str = "bert") -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        from lorascope.lora.peft_io import write_adapter
+        from lorascope.lora.stack import Placement, Slot, Stack
+        from lorascope.lora.targets import resolve
+
+        path, classifies = str(model_directory(family)), family == "bert"
+        model = (
+            AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+            if classifies
+            else AutoModelForCausalLM.from_pretrained(path)
+        )
+        heads = ("classifier",) if classifies else ()
+        placements = tuple(Placement(target, 8, 2.0) for target in resolve(model, ["output", "down"], heads))
+        slot = Slot(name, 1, placements)
+        stack = Stack(model, [slot], heads)
+        weights = stack.read(0)
+        stack.detach()
+        generator = torch.Generator().manual_seed(5)
+        for key in weights.lora_A:
+            num_inputs, num_outputs = weights.lora_A[key].shape[1], weights.lora_B[key].shape[0]
+            inner, outer = torch.randn(8, 3, generator=generator), torch.randn(3, 8, generator=generator)
+            weights.lora_A[key] = inner @ torch.randn(3, num_inputs, generator=generator) / 8
+            weights.lora_B[key] = torch.randn(num_outputs, 3, generator=generator) @ outer / 8
+        for value in weights.heads.values():
+            value += torch.randn(value.shape, generator=generator)
+        directory = tmp_path / name
+        directory.mkdir()
+        task_type, labels = ("SEQ_CLS", ["no", "yes"]) if classifies else ("CAUSAL_LM", [])
+        write_adapter(directory, weights, slot, model, heads=heads, base_model=path, task_type=task_type, labels=labels)
+        return directory
+
+    return write

@@ -1,23 +1,100 @@
-"""One adapter from disk: evaluated on its own, or entered into a study as a trial. Floor: ``cohort``."""
+"""Adapters from disk: evaluated on their own, several at once, or entered into a study as a trial. Floor: ``cohort``."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from lorascope.adapter import stack_saved
-from lorascope.base_model import load_base
+from lorascope.adapter import stack_several
+from lorascope.base_model import BaseModel, load_base
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
-from lorascope.data.task import encode_task, read_task
+from lorascope.data.task import Task, encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
-from lorascope.evaluate import Evaluation, EvaluationRun, evaluate
-from lorascope.judge import load_judge
+from lorascope.evaluate import Evaluation, EvaluationRun, evaluate, foreseen_metrics
+from lorascope.judge import Judge, load_judge
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.plan import check_lengths
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A base and a task's examples, ready to score adapters on.
+
+    Attributes:
+        task: encoded; only its evaluation split is read.
+        foreseen: the metrics with a direction that an evaluation will have.
+    """
+
+    config: BaseModelConfig
+    base: BaseModel
+    task_config: TaskConfig
+    task: Task
+    settings: EvaluateConfig
+    judge: Judge | None
+    foreseen: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What scores are made of: base, task, split, number of examples and checksums."""
+        return {
+            "base": self.config.model,
+            "task": self.task_config.name,
+            "split": self.task.eval_split,
+            "num_examples": len(self.task.eval),
+            "data_checksum": self.task.checksum,
+            "base_checksum": self.base.checksum,
+            "judge": None if self.judge is None else self.judge.facts,
+            "warnings": [*(notice.message for notice in self.task.notices), *self.base.warnings],
+        }
+
+
+def base_of_adapter(
+    saved: SavedAdapter, where: str, base_model: str | None, dtype: str, quantization: str | None
+) -> BaseModelConfig:
+    """The base to load for an adapter: ``base_model``, or by default the one that the adapter names.
+
+    Raises:
+        UsageError: neither names one, or the dtype or quantisation is unknown.
+    """
+    model = base_model or saved.base_model
+    if model is None:
+        raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
+    revision = None if base_model else saved.config.get("revision")
+    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
+    config: BaseModelConfig = validate(BaseModelConfig, values, "--base")
+    return config
+
+
+def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig) -> Prepared:
+    """Load a base and what a task is scored on."""
+    raw = read_task(task, settings.split, with_train=False)
+    check_lengths(task, settings, config, generates=raw.generates)
+    base = load_base(config, raw.task_type, raw.labels)
+    install_kernels(base, packed_weights_budget("cpu"))
+    encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
+    judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
+    return Prepared(config, base, task, encoded, settings, judge, tuple(foreseen_metrics(raw, settings)))
+
+
+def evaluate_together(prepared: Prepared, adapters: Mapping[str, SavedAdapter]) -> list[Evaluation]:
+    """Score adapters in one stack, in their order; one whose outputs are not finite has no metrics.
+
+    Args:
+        adapters: by the place that an error names.
+
+    Raises:
+        AdapterError: one does not fit the base.
+    """
+    stack = stack_several(prepared.base, adapters)
+    try:
+        return _finished(evaluate(stack, prepared.base, prepared.task, prepared.settings, prepared.judge))
+    finally:
+        stack.detach()
 
 
 def evaluate_adapter(
@@ -42,51 +119,16 @@ def evaluate_adapter(
         AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
     """
     saved = read_adapter(directory)
-    base_config = base_of_adapter(saved, str(directory), base_model, dtype, quantization)
-    raw = read_task(task, settings.split, with_train=False)
-    check_lengths(task, settings, base_config, generates=raw.generates)
-    base = load_base(base_config, raw.task_type, raw.labels)
-    install_kernels(base, packed_weights_budget("cpu"))
-    encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
-    judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
-    stack = stack_saved(base, saved, str(directory))
-    try:
-        evaluation = _finished(evaluate(stack, base, encoded, settings, judge))[0]
-    finally:
-        stack.detach()
+    config = base_of_adapter(saved, str(directory), base_model, dtype, quantization)
+    prepared = prepare(config, task, settings)
+    evaluation = evaluate_together(prepared, {str(directory): saved})[0]
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
-    facts: dict[str, Any] = {
-        "base": base_config.model,
-        "task": task.name,
-        "split": encoded.eval_split,
-        "num_examples": len(encoded.eval),
-        "data_checksum": encoded.checksum,
-        "base_checksum": base.checksum,
-        "judge": None if judge is None else judge.facts,
-        "warnings": [*(notice.message for notice in encoded.notices), *base.warnings],
-    }
+    facts = prepared.facts
     facts["decoding"] = [one.record() for one in evaluation.decoded]
-    facts["warnings"] += [*evaluation.warnings, *(judge.warnings if judge is not None else [])]
+    facts["warnings"] += [*evaluation.warnings, *(prepared.judge.warnings if prepared.judge is not None else [])]
     facts["warnings"] += [f"{one.decoding.label}: {one.unfinished_message}" for one in evaluation.decoded if one.unfinished]
     return evaluation, facts
-
-
-def base_of_adapter(
-    saved: SavedAdapter, where: str, base_model: str | None, dtype: str, quantization: str | None
-) -> BaseModelConfig:
-    """The base to load for an adapter: ``base_model``, or by default the one that the adapter names.
-
-    Raises:
-        UsageError: neither names one, or the dtype or quantisation is unknown.
-    """
-    model = base_model or saved.base_model
-    if model is None:
-        raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
-    revision = None if base_model else saved.config.get("revision")
-    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    config: BaseModelConfig = validate(BaseModelConfig, values, "base")
-    return config
 
 
 def base_path(base: BaseModelConfig) -> str:

@@ -74,6 +74,14 @@ def read_ratios(path: Path, stored: Mapping[str, float]) -> dict[str, Ratio]:
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return ratios_of(rows, stored)
+
+
+def ratios_of(rows: Sequence[Row], stored: Mapping[str, float]) -> dict[str, Ratio]:
+    """As ``read_ratios``, of predictions that are at hand."""
+    try:
         keys, groups = _identities(rows)
         found: dict[str, Ratio] = {}
         for name, value in stored.items():
@@ -87,7 +95,7 @@ def read_ratios(path: Path, stored: Mapping[str, float]) -> dict[str, Ratio]:
             if math.isclose(ratio.value, value, rel_tol=1e-4, abs_tol=1e-5):
                 found[name] = ratio
         return found
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 

@@ -1,0 +1,263 @@
+"""``lorascope inspect --truncate``: an adapter cut to the ranks that its score needs, written and verified. Floor: cli."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lorascope.analysis.figures import Figure, grid_of
+from lorascope.cli.console import stderr
+from lorascope.cli.inspection import print_map
+from lorascope.config import EvaluateConfig, Study, TaskConfig
+from lorascope.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from lorascope.analysis.truncated import Line, Tried
+    from lorascope.analysis.updates import Inspected
+    from lorascope.cohort.single import Prepared
+
+REPORT_FILE = "truncation.json"
+_BY_OUTPUT = "singular value over the norm of the module's frozen weight"
+_BY_VALUE = "singular value"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the score is of, and the base that it is measured on."""
+
+    task: TaskConfig
+    settings: EvaluateConfig
+    metric: str | None = None
+    base: str | None = None
+    dtype: str = "float32"
+    quantization: str | None = None
+
+
+def truncate_adapter(
+    one: Inspected, epsilon: float, out: Path, scored: Scored | None, num_slots: int | None
+) -> dict[str, Any]:
+    """Cut, write and verify; the document that is printed and that lies beside the adapter.
+
+    Args:
+        epsilon: the loss of score that is allowed, or without a task that of energy, as a share.
+        scored: None without a task.
+        num_slots: cuts evaluated in one stack; None for the usual number.
+    """
+    if out.exists():
+        raise UsageError("it exists already", where=str(out), fix="give --out a new directory")
+    if scored is None and epsilon >= 1.0:
+        fix = "give less than 1, or a task with --task and --data for a loss of its score"
+        raise UsageError("without a task it is the share of energy that may be lost", where="--truncate", fix=fix)
+    started = time.monotonic()
+    if scored is None:
+        return _by_energy(one, epsilon, out)
+    return {**_by_score(one, epsilon, out, scored, num_slots), "seconds": time.monotonic() - started}
+
+
+def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
+    from lorascope.analysis.truncated import keep_energy, line_up
+    from lorascope.lora.peft_io import read_adapter
+    from lorascope.lora.truncate import write_truncated
+    from lorascope.store import atomic_directory
+
+    line = line_up(one.saved, str(one.directory))
+    count = keep_energy(line, epsilon)
+    document = {
+        **_ranks(one, out, line, count),
+        "order": _BY_VALUE,
+        "epsilon": epsilon,
+        "metric": None,
+        "warnings": [],
+        "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy is kept, and no score was measured",
+    }
+    with atomic_directory(out) as directory:
+        write_truncated(one.directory, directory, line.cut(count))
+        read_adapter(directory)
+        _write_beside(directory, document, one.saved.base_model)
+    return document
+
+
+def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
+    from lorascope.analysis.truncated import NUM_SLOTS, line_up, run_to_end, search, weight_norms, write_and_verify
+    from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.metrics import HIGHER_IS_BETTER
+    from lorascope.store import atomic_directory
+
+    where = str(one.directory)
+    base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
+    prepared = prepare(base, scored.task, scored.settings)
+    metric = _metric(prepared, scored.metric)
+    line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
+    _tell(f"{len(line.keys)} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
+    found = run_to_end(
+        search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
+        lambda tried: _tell(_tried_line(tried, metric)),
+    )
+    with atomic_directory(out) as directory:
+        whole, written = write_and_verify(prepared, line, found, one.directory, directory)
+        document: dict[str, Any] = {
+            **_ranks(one, out, line, found.smallest.directions),
+            "order": _BY_OUTPUT,
+            "epsilon": epsilon,
+            "metric": metric,
+            "higher_is_better": HIGHER_IS_BETTER[metric],
+            "original": {"score": whole.metrics[metric], "metrics": whole.metrics},
+            "truncated": {"score": written.metrics[metric], "metrics": written.metrics},
+            "paired": _paired(metric, epsilon, whole, written),
+            "tried": [asdict(tried) for tried in found.tried],
+            "notes": list(found.notes),
+            **prepared.facts,
+        }
+        document = _strict(document)
+        _write_beside(directory, document, one.saved.base_model)
+    return document
+
+
+def _metric(prepared: Prepared, asked: str | None) -> str:
+    """The metric that is kept: the one asked for, else the task's primary one."""
+    from lorascope.compare import primary_metric
+
+    if asked is not None:
+        if asked not in prepared.foreseen:
+            fix = did_you_mean(asked, list(prepared.foreseen))
+            raise UsageError(f"the evaluation of {prepared.task_config.name} here gives no {asked}", where="--metric", fix=fix)
+        return asked
+    study = Study(name="truncate", base=prepared.config, task=prepared.task_config)
+    primary = primary_metric(study, prepared.foreseen)
+    assert primary is not None, "every evaluation has a loss"
+    return primary
+
+
+def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
+    """What was cut to what."""
+    from lorascope.analysis.truncated import num_parameters
+    from lorascope.analysis.updates import places_of
+
+    ranks, places = line.ranks(count), places_of(one.modules)
+    given = {placement.target.module: placement.r for placement in one.saved.slot.placements}
+    modules = [
+        {
+            "module": module,
+            "layer": places[module].layer,
+            "kind": places[module].kind,
+            "r": given[module],
+            "rank": ranks[module],
+        }
+        for module in one.modules
+    ]
+    return {
+        "label": one.label,
+        "adapter": str(one.directory),
+        "out": str(out),
+        "directions": sum(ranks.values()),
+        "directions_before": sum(given.values()),
+        "parameters": num_parameters(line.cut(count)),
+        "parameters_before": num_parameters(line.saved),
+        "energy_kept": line.energy_kept(count),
+        "modules": modules,
+        "left_out": [module for module, rank in ranks.items() if rank == 0],
+    }
+
+
+def _paired(metric: str, epsilon: float, whole: Any, written: Any) -> dict[str, Any]:
+    """The loss over the examples, and what it says of others."""
+    from lorascope.compare import difference_over_examples
+    from lorascope.metrics import HIGHER_IS_BETTER
+
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    found = difference_over_examples(metric, (whole.predictions, whole.metrics), (written.predictions, written.metrics))
+    record = asdict(found)
+    ends = None if found.low is None or found.high is None else sorted((sign * found.low, sign * found.high))
+    record |= {"difference": sign * found.difference, "low": ends and ends[0], "high": ends and ends[1]}
+    if found.changed == 0:
+        verdict = "no example scores differently"
+    elif ends is None:
+        verdict = "it holds for these very examples; nothing tells how far others would differ"
+    elif ends[1] <= epsilon:
+        verdict = "it would hold for other examples of the same kind too (95 %)"
+    else:
+        verdict = "it holds for these examples; for others of the same kind the interval does not exclude a larger loss"
+    return {"loss": record.pop("difference"), **record, "verdict": verdict}
+
+
+def _write_beside(directory: Path, document: Mapping[str, Any], base: str | None) -> None:
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    (directory / REPORT_FILE).write_text(text, encoding="utf-8")
+    (directory / "README.md").write_text(_card(document, base), encoding="utf-8")
+
+
+def _card(document: Mapping[str, Any], base: str | None) -> str:
+    """A short model card in the hub's form."""
+    named = "" if base is None else f"base_model: {base}\n"
+    if document["metric"] is None:
+        scores = document["what"]
+    else:
+        one, other = document["original"]["score"], document["truncated"]["score"]
+        task = f"{document['task']} ({document['split']}, {document['num_examples']} examples)"
+        scores = (
+            f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
+        )
+    return (
+        f"---\nlibrary_name: peft\n{named}tags: [lora, lorascope]\n---\n\n# {document['label']}, truncated\n\n"
+        f"The adapter `{document['adapter']}` cut from {document['directions_before']} to {document['directions']} "
+        f"directions ({document['parameters_before']:,} to {document['parameters']:,} numbers). {scores}.\n"
+        f"Each module's rank and every cut that was tried: `{REPORT_FILE}`.\n"
+    )
+
+
+def _strict(value: Any) -> Any:
+    """As strict JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0.0 else value
+
+
+def _tell(line: str) -> None:
+    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tried_line(one: Tried, metric: str) -> str:
+    score = "not finite" if one.score is None else f"{metric} {one.score:.6g}"
+    return f"{one.directions} directions: {score}, {'holds' if one.holds else 'does not hold'}"
+
+
+def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
+    """What was kept of each layer and module, and what it cost."""
+    grid = grid_of(document["modules"], lambda row: row["rank"])
+    given = sorted({row["r"] for row in document["modules"]})
+    of = str(given[0]) if len(given) == 1 else f"{given[0]} to {given[-1]}"
+    print_map(console, f"rank kept of r = {of}", grid, Figure("rank kept", "d"))
+    share = document["parameters"] / document["parameters_before"]
+    lines = [
+        f"{document['directions_before']} → {document['directions']} directions, {document['parameters_before']:,} → "
+        f"{document['parameters']:,} numbers ({share:.1%}), {document['energy_kept']:.4%} of the energy"
+    ]
+    if document["left_out"]:
+        lines.append(f"left out: {len(document['left_out'])} of {len(document['modules'])} modules")
+    if document["metric"] is None:
+        lines.append(document["what"])
+    else:
+        lines += _score_lines(document)
+    for line in [*lines, f"written to {document['out']}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _score_lines(document: Mapping[str, Any]) -> list[str]:
+    metric, paired = document["metric"], document["paired"]
+    one, other = document["original"]["score"], document["truncated"]["score"]
+    interval = "" if paired["low"] is None else f" [{paired['low']:.3g}, {paired['high']:.3g}]"
+    of = "" if paired["groups"] is None else f" over {paired['groups']} groups, {paired['changed']} of them changed"
+    return [
+        f"{metric}: {one:.6g} → {other:.6g} (read back from the written files), on {document['num_examples']} examples of "
+        f"{document['task']}, {document['split']}",
+        f"loss: {paired['loss']:.3g}{interval}{of}; allowed: {document['epsilon']:g}; {paired['verdict']}",
+        *document["notes"],
+    ]
