@@ -114,9 +114,9 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
             "notes": list(found.notes),
             **prepared.facts,
         }
-        document = _strict(document)
-        _write_beside(directory, document, one.saved.base_model)
-    return document
+        strict: dict[str, Any] = _strict(document)
+        _write_beside(directory, strict, one.saved.base_model)
+    return strict
 
 
 def _metric(prepared: Prepared, asked: str | None) -> str:
@@ -234,7 +234,7 @@ def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
     grid = grid_of(document["modules"], lambda row: row["rank"])
     given = sorted({row["r"] for row in document["modules"]})
     of = str(given[0]) if len(given) == 1 else f"{given[0]} to {given[-1]}"
-    print_map(console, f"rank kept of r = {of}", grid, Figure("rank kept", "d"))
+    print_map(console, f"rank kept of r = {of}", grid, Figure("rank kept", "d"), (0.0, float(given[-1])))
     share = document["parameters"] / document["parameters_before"]
     lines = [
         f"{document['directions_before']} → {document['directions']} directions, {document['parameters_before']:,} → "
@@ -254,7 +254,8 @@ def _score_lines(document: Mapping[str, Any]) -> list[str]:
     metric, paired = document["metric"], document["paired"]
     one, other = document["original"]["score"], document["truncated"]["score"]
     interval = "" if paired["low"] is None else f" [{paired['low']:.3g}, {paired['high']:.3g}]"
-    of = "" if paired["groups"] is None else f" over {paired['groups']} groups, {paired['changed']} of them changed"
+    kind = "examples" if paired["groups"] == document["num_examples"] else "groups of examples"
+    of = "" if paired["groups"] is None else f" over {paired['groups']} {kind}, {paired['changed']} of which score differently"
     return [
         f"{metric}: {one:.6g} → {other:.6g} (read back from the written files), on {document['num_examples']} examples of "
         f"{document['task']}, {document['split']}",

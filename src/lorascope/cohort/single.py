@@ -66,7 +66,7 @@ def base_of_adapter(
         raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
     revision = None if base_model else saved.config.get("revision")
     values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    config: BaseModelConfig = validate(BaseModelConfig, values, "--base")
+    config: BaseModelConfig = validate(BaseModelConfig, values, "base")
     return config
 
 
