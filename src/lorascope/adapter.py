@@ -35,25 +35,15 @@ def stack_several(base: BaseModel, adapters: Mapping[str, SavedAdapter], alone: 
         AdapterError: a tensor has no place in the base, or the base's newly initialised head is not in an adapter.
     """
     for where, saved in adapters.items():
-        check_fits(saved, base.model, where)
         absent = [name for name in base.new_parameters if name not in saved.weights.heads]
         if absent:
+            check_fits(saved, base.model, where)  # says more than that a head is missing
             raise AdapterError(
                 f"the adapter holds no {absent[0]!r}, which the base model does not have either",
                 where=where,
                 fix="save it with modules_to_save, or use the base it was trained on",
             )
-    inside = tuple(f"{head}." for head in base.heads)
-    names = [name for saved in adapters.values() for name in saved.weights.heads if not name.startswith(inside)]
-    more = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    stack = Stack(base.model, [*alone, *(saved.slot for saved in adapters.values())], (*base.heads, *more))
-    try:
-        for index, saved in enumerate(adapters.values(), len(alone)):
-            stack.write(index, saved.weights)
-    except BaseException:
-        stack.detach()
-        raise
-    return stack
+    return _stacked(base, adapters, [*alone, *(saved.slot for saved in adapters.values())], len(alone))
 
 
 def stack_beside_base(base: BaseModel, adapters: Mapping[str, SavedAdapter]) -> Stack:
@@ -64,16 +54,21 @@ def stack_beside_base(base: BaseModel, adapters: Mapping[str, SavedAdapter]) -> 
     Raises:
         AdapterError: a tensor has no place in the base.
     """
-    for name, saved in adapters.items():
-        check_fits(saved, base.model, name)
-    inside = tuple(f"{head}." for head in base.heads)
-    held = (tensor for saved in adapters.values() for tensor in saved.weights.heads)
-    more = dict.fromkeys(tensor.rpartition(".")[0] for tensor in held if not tensor.startswith(inside))
     # Nothing is drawn here, so no dropout needs a place.
     slots = [replace(saved.slot, name=name, dropout=0.0) for name, saved in adapters.items()]
-    stack = Stack(base.model, [*slots, Slot("base", 0, ())], (*base.heads, *more))
+    return _stacked(base, adapters, [*slots, Slot("base", 0, ())], 0)
+
+
+def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Sequence[Slot], first: int) -> Stack:
+    """A stack of the slots, with the adapters' numbers in those from ``first`` on."""
+    for where, saved in adapters.items():
+        check_fits(saved, base.model, where)
+    inside = tuple(f"{head}." for head in base.heads)
+    held = (name for saved in adapters.values() for name in saved.weights.heads)
+    more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
+    stack = Stack(base.model, slots, (*base.heads, *more))
     try:
-        for index, saved in enumerate(adapters.values()):
+        for index, saved in enumerate(adapters.values(), first):
             stack.write(index, saved.weights)
     except BaseException:
         stack.detach()
