@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import stack_saved, stack_several
 from lorascope.base_model import BaseModel, head_modules
 from lorascope.errors import AdapterError
 from lorascope.lora.peft_io import read_adapter, write_adapter
@@ -66,3 +66,26 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_as_it_was(sa
     with pytest.raises(AdapterError, match="check the base model and the number of labels"):
         stack_saved(base, read_adapter(directory), "there")
     assert {name: type(module) for name, module in base.model.named_modules()} == modules
+
+
+def test_several_adapters_and_the_base_answer_as_each_alone(saved, tiny_model, tmp_path_factory):
+    directory, logits = saved
+    base = base_of(tiny_model("bert"))
+    untouched = logits_of(base.model)
+    other = tmp_path_factory.mktemp("other")
+    placements = tuple(Placement(target, 5, 0.5) for target in resolve(base.model, ["value", "down"], base.heads))
+    stack = Stack(base.model, [Slot("other", 3, placements)], base.heads)
+    weights = stack.read(0)
+    for value in weights.lora_B.values():
+        value += 0.3
+    stack.write(0, weights)
+    others = logits_of(base.model)
+    write_adapter(other, weights, stack.slots[0], base.model, heads=base.heads, base_model="", task_type="SEQ_CLS")
+    stack.detach()
+    adapters = {str(place): read_adapter(place) for place in (directory, other)}
+    stack = stack_several(base, adapters, [Slot("base", 0, ())])
+    with torch.no_grad():
+        together = base.model(input_ids=IDS.repeat(3, 1)).logits.unflatten(0, (3, 2))
+    torch.testing.assert_close(together, torch.stack([untouched, logits, others]), rtol=0, atol=1e-11)
+    stack.detach()
+    assert torch.equal(logits_of(base.model), untouched)

@@ -15,7 +15,15 @@ from transformers import (
     GraniteConfig,
 )
 
-from lorascope.base_model import head_modules, load_base, load_tokenizer, read_config, skeleton, weights_checksum
+from lorascope.base_model import (
+    check_writes,
+    head_modules,
+    load_base,
+    load_tokenizer,
+    read_config,
+    skeleton,
+    weights_checksum,
+)
 from lorascope.config import BaseModelConfig
 from lorascope.data.packing import collate
 from lorascope.data.task import Example
@@ -364,3 +372,20 @@ def test_a_packed_base_without_bitsandbytes_is_refused_before_the_weights_are_re
     monkeypatch.setattr("lorascope.lora.quantised.find_spec", lambda name: None)
     config = BaseModelConfig(model=str(model_directory("gpt2")), quantization="nf4")
     assert "pip install 'lorascope[quant]'" in refusal(lambda: load_base(config, "CAUSAL_LM"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "phi3", "t5", "bart"])
+def test_a_model_that_produces_text_writes(family, model_directory):
+    check_writes(read_config(BaseModelConfig(model=str(model_directory(family)))), "here")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_an_encoder_writes_nothing(family, model_directory):
+    with pytest.raises(ModelError, match=f"here: this model writes nothing: {family} is no causal model"):
+        check_writes(read_config(BaseModelConfig(model=str(model_directory(family)))), "here")
+
+
+def test_a_classifier_of_a_causal_family_writes_nothing(tiny_model, tmp_path):
+    tiny_model("gpt2", dtype=torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="this model writes nothing: it was saved as GPT2ForSequenceClassification"):
+        check_writes(read_config(BaseModelConfig(model=str(tmp_path))), "here")

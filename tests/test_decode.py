@@ -1,10 +1,16 @@
 """Greedy answers of a stack are those that transformers' own ``generate`` gives, one example at a time."""
 
+import threading
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedTokenizerFast,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -14,7 +20,7 @@ from lorascope import decode
 from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig, DecodingConfig
 from lorascope.data.task import Example
-from lorascope.decode import Answer, TokenChoice, end_tokens, generate
+from lorascope.decode import Answer, TokenChoice, end_tokens, generate, stream
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 
@@ -291,3 +297,175 @@ def test_a_tiny_temperature_takes_the_likeliest_token(strategy):
     logits = torch.randn(1, 20, 30, generator=torch.Generator().manual_seed(6))
     choice = TokenChoice(DecodingConfig(strategy=strategy, temperature=1e-320), [1], [str(index) for index in range(20)])
     assert choice.choose(logits, range(20), 0).tolist() == logits.argmax(dim=-1).tolist()
+
+
+SAMPLED = DecodingConfig(strategy="nucleus", top_p=0.8, temperature=0.7, samples=2, max_new_tokens=6)
+
+
+def streamed(pieces):
+    """Texts and answers by (slot, question)."""
+    texts, ended = {}, {}
+    for piece in pieces:
+        key = (piece.slot, piece.question)
+        assert key not in ended, "nothing follows an answer's end"
+        texts[key] = texts.get(key, "") + piece.text
+        if piece.answer is not None:
+            ended[key] = piece.answer
+    return texts, ended
+
+
+@pytest.mark.parametrize("decoding", [DecodingConfig(max_new_tokens=NEW_TOKENS), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("family", "packs"), [("gpt2", True), ("llama", True), ("qwen2", False), ("t5", False), ("bart", False)]
+)
+def test_a_streamed_answer_has_the_tokens_and_the_text_of_the_batch_form(family, decoding, model_directory):
+    directory = model_directory(family.removeprefix("padded "))
+    base = load_base(BaseModelConfig(model=str(directory), dtype="float64"), "CAUSAL_LM")
+    examples = questions_on_contexts()[:4] if base.task_type == "CAUSAL_LM" else inputs_of_encoder()
+    base.packs = False if "padded" in family else None
+    stack = stack_of(base, 2, random=True)
+    batch = by_example(generate(stack, base, examples, decoding, 10**6))
+    assert any(answer.finished for answers in batch.values() for answer in answers) or base.task_type == "CAUSAL_LM"
+    texts, ended = streamed(stream(stack, base, examples, decoding))
+    stack.detach()
+    expected = {(slot, row): answer for row, answers in batch.items() for slot, answer in enumerate(answers)}
+    assert ended == expected
+    assert {key: answer.tokens for key, answer in ended.items()} == {key: one.tokens for key, one in expected.items()}
+    assert texts == {key: answer.text for key, answer in expected.items()}
+
+
+def inputs_of_encoder():
+    generator = torch.Generator().manual_seed(9)
+    rows = [torch.randint(4, 150, (length,), generator=generator).tolist() for length in (9, 4, 14)]
+    return [Example(str(index), ids, None, None, len(ids)) for index, ids in enumerate(rows)]
+
+
+def test_a_stream_ends_at_the_same_token_as_the_batch_form(base_of):
+    base = base_of("gpt2")
+    examples = prompts()
+    first = tokens_by_transformers(base, examples[0])
+    base.model.generation_config.eos_token_id = [first[3]]
+    stack = stack_of(base, 2, random=True)
+    batch = by_example(generate(stack, base, examples, DecodingConfig(max_new_tokens=NEW_TOKENS), 10**6))
+    _, ended = streamed(stream(stack, base, examples, DecodingConfig(max_new_tokens=NEW_TOKENS)))
+    stopped = streamed(stream(stack, base, examples, DecodingConfig(max_new_tokens=NEW_TOKENS), [first[1]]))[1]
+    stack.detach()
+    expected = {(slot, row): answer for row, answers in batch.items() for slot, answer in enumerate(answers)}
+    assert ended == expected
+    assert any(answer.finished for answer in ended.values())
+    assert sum(answer.finished for answer in stopped.values()) > sum(answer.finished for answer in ended.values())
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_further_token_is_one_pass_over_one_token(packs, base_of, monkeypatch):
+    base = base_of("qwen2")
+    base.packs = packs
+    stack = stack_of(base, 2)
+    widths = []
+    embedding = base.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda module, given, output: widths.append(given[0].shape[-1]))
+    try:
+        list(stream(stack, base, prompts(1), DecodingConfig(max_new_tokens=NEW_TOKENS)))
+    finally:
+        handle.remove()
+        stack.detach()
+    assert widths == [prompts(1)[0].prompt_length, *[1] * (NEW_TOKENS - 1)]
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_stream_that_is_left_early_computes_nothing_more(packs, base_of):
+    base = base_of("qwen2")
+    base.packs = packs
+    stack = stack_of(base, 1)
+    threads = threading.active_count()
+    pieces = stream(stack, base, prompts(1), DecodingConfig(max_new_tokens=100))
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == threads
+    passes = []
+    handle = base.model.register_forward_hook(lambda *_: passes.append(1))
+    again = streamed(stream(stack, base, prompts(1), DecodingConfig(max_new_tokens=3)))[1]
+    handle.remove()
+    stack.detach()
+    assert len(again[0, 0].tokens) == 3
+    assert len(passes) == 3
+
+
+def test_what_goes_wrong_while_streaming_padded_reaches_the_reader(base_of):
+    base = base_of("qwen2")
+    base.packs = False
+    stack = stack_of(base, 1)
+    pieces = stream(stack, base, prompts(1), DecodingConfig(max_new_tokens=9))
+    next(pieces)
+
+    def fail(*_):
+        raise RuntimeError("no more")
+
+    handle = base.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        list(pieces)
+    handle.remove()
+    stack.detach()
+
+
+def bytes_tokenizer():
+    """A byte-level BPE: its tokens are all 256 bytes, pieces of characters among them, and a few merges across them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["naïve café über größe 日本語 日本", "to be or not to be"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def pieces_tokenizer():
+    """SentencePiece's way: a space at the front of words, bytes for what has no piece."""
+    pieces = ["<unk>", "<end>", "▁", "▁the", "▁cat", "s", "cat", ".", "\n", "é"]
+    vocabulary = [(piece, -float(index)) for index, piece in enumerate(pieces)]
+    vocabulary += [(f"<0x{byte:02X}>", -50.0) for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>")
+
+
+def words_tokenizer():
+    words = ["[UNK]", "[SEP]", "the", "cat", "##s", "##er", ".", "n", "'", "t", "do", "is"]
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]")
+
+
+TOKENIZERS = {"bytes": bytes_tokenizer(), "pieces": pieces_tokenizer(), "words": words_tokenizer()}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_pieces_of_any_tokens_make_up_the_answers_text_and_hold_no_broken_character(kind, data):
+    tokenizer = TOKENIZERS[kind]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=1, max_size=24))
+    base = type("Base", (), {"tokenizer": tokenizer})()
+    growing = decode._Growing(base, 0, 0, [], len(ids))
+    pieces = [growing.add(token) for token in ids]
+    answer = pieces[-1].answer
+    assert answer.tokens == tuple(ids)
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert all(piece.answer is None for piece in pieces[:-1])
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_characters_of_several_tokens_come_whole(text):
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer(text)["input_ids"]
+    growing = decode._Growing(type("Base", (), {"tokenizer": tokenizer})(), 0, 0, [], len(ids) + 1)
+    shown = "".join(growing.add(token).text for token in ids)
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert text.strip().startswith(shown)
+        assert shown == text.strip()

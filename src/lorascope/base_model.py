@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from lorascope.config import BaseModelConfig, TaskType
@@ -133,6 +134,26 @@ def read_config(base: BaseModelConfig) -> PretrainedConfig:
 def task_type_of(config: PretrainedConfig, wanted: TaskType) -> TaskType:
     """What a task's type becomes on this base: an encoder–decoder produces a text from a text, where others continue one."""
     return "SEQ_2_SEQ_LM" if wanted == "CAUSAL_LM" and getattr(config, "is_encoder_decoder", False) else wanted
+
+
+def check_writes(config: PretrainedConfig, where: str) -> None:
+    """Refuse a model that produces no text.
+
+    Raises:
+        ModelError: it is an encoder, or was saved with a classifier's head.
+    """
+    what = None
+    if not getattr(config, "is_encoder_decoder", False) and not getattr(config, "is_decoder", False):
+        kind = config.model_type
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            what = f"{kind} is no causal model"
+    named = config.architectures or ()
+    other = next((name for name in named if "Classification" in name or "QuestionAnswering" in name), None)
+    if what is None and other is not None:
+        what = f"it was saved as {other}"
+    if what is not None:
+        fix = "give a causal model or an encoder-decoder, or score this one with lorascope evaluate"
+        raise ModelError(f"this model writes nothing: {what}", where=where, fix=fix)
 
 
 def skeleton(config: PretrainedConfig, task_type: TaskType, num_labels: int = 2) -> PreTrainedModel:

@@ -2,16 +2,18 @@
 
 Knows prompts, how the next token is chosen and where an answer ends. Does not know gold answers or scores. A model whose
 attention cannot follow a prefix tree is decoded by transformers' ``generate``, padded; the choice of tokens is the same.
-Floor: beside ``train``.
+``generate`` gives whole answers, ``stream`` the same ones piece by piece. Floor: beside ``train``.
 
 Legend: N slots, B rows, E open questions, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +26,7 @@ from lorascope.config import DecodingConfig
 from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example
 from lorascope.data.tokens import special_ids
-from lorascope.data.tree import Forest, cut
+from lorascope.data.tree import Forest, cut, plant
 from lorascope.lora import streams
 from lorascope.lora.attention import PrefixCache, blocks_of, steered
 from lorascope.lora.frozen import slow_bfloat16
@@ -39,6 +41,20 @@ class Answer:
     text: str
     finished: bool
     tokens: tuple[int, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an answer has grown by; an answer's pieces make up its text. ``answer`` is set on the last, which may be empty."""
+
+    slot: int
+    question: int
+    text: str
+    answer: Answer | None = None
+
+
+# Per slot, the new token of each question of a batch that some slot still answers.
+Step = tuple[Sequence[int], list[list[int]]]
 
 
 @torch.no_grad()
@@ -62,6 +78,42 @@ def generate(
     questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
     for rows, tokens in answer(stack, base, questions, decoding, max(1, batch_tokens // stack.num_slots), ends):
         yield rows, [[_answer(base, ids, ends) for ids in of_slot] for of_slot in tokens]
+
+
+@torch.no_grad()
+def stream(
+    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, more_ends: Sequence[int] = ()
+) -> Iterator[Piece]:
+    """The answers of ``generate``, as they come: all slots and all prompts in one batch, a token of each at a time.
+
+    A cache holds what was read, so that a token costs one pass over one token. Left early, nothing goes on behind.
+
+    Args:
+        more_ends: ids that end an answer too.
+
+    Yields:
+        For every token, slot by slot, what the text has grown by; questions are numbered as ``generate`` does.
+    """
+    ends = sorted({*end_tokens(base, examples), *more_ends})
+    questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
+    if follows_trees(base, examples, stack.num_slots):
+        forest = plant(questions, range(len(questions)))
+        rows: Sequence[int] = forest.rows
+        choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in rows])
+        steps = _forest_steps(stack, base, forest, choice, decoding.max_new_tokens, ends)
+    else:
+        rows = range(len(questions))
+        choice = TokenChoice(decoding, stack.context.seeds, [question.id for question in questions])
+        steps = _padded_steps(stack, base, questions, choice, _settings(base, decoding, ends))
+    growing = [[_Growing(base, slot, row, ends, decoding.max_new_tokens) for row in rows] for slot in range(stack.num_slots)]
+    try:
+        for still_open, tokens in steps:
+            for of_slot, of_slots_answers in zip(tokens, growing, strict=True):
+                for index, token in zip(still_open, of_slot, strict=True):
+                    if not of_slots_answers[index].is_over:
+                        yield of_slots_answers[index].add(token)
+    finally:
+        steps.close()
 
 
 def end_tokens(base: BaseModel, examples: Sequence[Example] = ()) -> list[int]:
@@ -145,6 +197,17 @@ def _decode_forest(
     stack: Stack, base: BaseModel, forest: Forest, choice: TokenChoice, most_new: int, end_ids: Sequence[int]
 ) -> list[list[list[int]]]:
     """The new tokens of every slot's questions; what comes after a slot's own end token is another slot's waiting time."""
+    new: list[list[list[int]]] = [[[] for _ in forest.rows] for _ in range(stack.num_slots)]
+    for questions, tokens in _forest_steps(stack, base, forest, choice, most_new, end_ids):
+        for slot, of_slot in enumerate(tokens):
+            for question, token in zip(questions, of_slot, strict=True):
+                new[slot][question].append(token)
+    return new
+
+
+def _forest_steps(
+    stack: Stack, base: BaseModel, forest: Forest, choice: TokenChoice, most_new: int, end_ids: Sequence[int]
+) -> Generator[Step, None, None]:
     num_slots, num_questions = stack.num_slots, len(forest.rows)
     blocks = blocks_of(forest.trees, forest.end_T, forest.num_tokens, base.model.dtype, base.device)
     dtype = torch.float32 if slow_bfloat16(next(base.model.parameters())) else base.model.dtype
@@ -157,12 +220,9 @@ def _decode_forest(
     next_position_E = position_T[last_E] + 1
     open_questions = list(range(num_questions))
     ended_NE = torch.zeros(num_slots, num_questions, dtype=torch.bool, device=base.device)
-    new: list[list[list[int]]] = [[[] for _ in range(num_questions)] for _ in range(num_slots)]
     for step in range(most_new):
         tokens_NE = choice.choose(logits_NEV, open_questions, step)
-        for slot, of_slot in enumerate(tokens_NE.tolist()):
-            for question, token in zip(open_questions, of_slot, strict=True):
-                new[slot][question].append(token)
+        yield open_questions, tokens_NE.tolist()
         ended_NE |= torch.isin(tokens_NE, ends)
         going_on = (~ended_NE.all(dim=0)).tolist()
         if step + 1 == most_new or not any(going_on):
@@ -174,7 +234,6 @@ def _decode_forest(
         next_position_E = next_position_E[kept]
         logits_NEV = _logits(base, cache, tokens_NE, next_position_E.expand(num_slots, -1))
         next_position_E = next_position_E + 1
-    return new
 
 
 def _logits(
@@ -193,25 +252,77 @@ def _with_padding(
     ends: Sequence[int],
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Transformers' ``generate`` on left-padded prompts, or on an encoder's right-padded inputs, where positions may count."""
-    decodes = base.task_type == "SEQ_2_SEQ_LM"
     settings = _settings(base, decoding, ends)
     lengths = [question.prompt_length + decoding.max_new_tokens for question in questions]
     for rows in evaluation_batches(lengths, most_tokens):
-        batch = collate(questions, rows, base.pad_id, side="right" if decodes else "left")
-        # A decoder's tokens follow its start token, others their prompt.
-        width = 1 if decodes else batch.input_ids_BT.shape[1]
         choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in rows])
-        # Left to itself, transformers makes room for as many decoder layers as a T5's encoder has.
-        cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if decodes else {}
-        with _only(settings, base.model):
-            output_BT = cast(Any, base.model).generate(
-                input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
-                attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width)]),
-                **cache,
-            )
-        yield rows, output_BT[:, width:].reshape(stack.num_slots, len(rows), -1).tolist()
+        tokens_BT = _decode_padded(stack, base, [questions[row] for row in rows], choice, settings)
+        yield rows, tokens_BT.reshape(stack.num_slots, len(rows), -1).tolist()
+
+
+def _decode_padded(
+    stack: Stack,
+    base: BaseModel,
+    questions: Sequence[Example],
+    choice: TokenChoice,
+    settings: GenerationConfig,
+    report: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """The new tokens of all questions for all slots, ``[N·E, T]``, padded behind their end.
+
+    Args:
+        report: told of each step's tokens ``[N, E]`` before the next is computed.
+    """
+    decodes = base.task_type == "SEQ_2_SEQ_LM"
+    batch = collate(questions, range(len(questions)), base.pad_id, side="right" if decodes else "left")
+    # A decoder's tokens follow its start token, others their prompt.
+    width = 1 if decodes else batch.input_ids_BT.shape[1]
+    # Left to itself, transformers makes room for as many decoder layers as a T5's encoder has.
+    cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if decodes else {}
+    with _only(settings, base.model):
+        output_BT: Tensor = cast(Any, base.model).generate(
+            input_ids=batch.input_ids_BT.repeat(stack.num_slots, 1).to(base.device),
+            attention_mask=batch.attention_mask_BT.repeat(stack.num_slots, 1).to(base.device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_OnlyChosen(choice, stack.num_slots, width, report)]),
+            **cache,
+        )
+    return output_BT[:, width:]
+
+
+class _Abandoned(Exception):
+    """Nobody wants further tokens."""
+
+
+def _padded_steps(
+    stack: Stack, base: BaseModel, questions: Sequence[Example], choice: TokenChoice, settings: GenerationConfig
+) -> Generator[Step, None, None]:
+    """``generate`` in a thread of its own: it does not return between two tokens."""
+    steps: SimpleQueue[list[list[int]] | BaseException | None] = SimpleQueue()
+    abandoned = threading.Event()
+
+    def report(tokens_NE: Tensor) -> None:
+        if abandoned.is_set():
+            raise _Abandoned
+        steps.put(tokens_NE.tolist())
+
+    def work() -> None:
+        try:
+            _decode_padded(stack, base, questions, choice, settings, report)
+            steps.put(None)
+        except BaseException as error:  # whatever it is, it is the reader's
+            steps.put(error)
+
+    thread = threading.Thread(target=work, name="decode", daemon=True)
+    thread.start()
+    try:
+        while (step := steps.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield range(len(questions)), step
+    finally:
+        abandoned.set()
+        thread.join()
 
 
 def _question(example: Example, sample: int) -> Example:
@@ -223,14 +334,19 @@ def _question(example: Example, sample: int) -> Example:
 class _OnlyChosen(LogitsProcessor):
     """Leaves ``generate`` nothing but the token that ``choice`` takes, so that its greedy search follows."""
 
-    def __init__(self, choice: TokenChoice, num_slots: int, width: int) -> None:
+    def __init__(
+        self, choice: TokenChoice, num_slots: int, width: int, report: Callable[[Tensor], None] | None = None
+    ) -> None:
         self._choice = choice
         self._num_slots = num_slots
         self._width = width
+        self._report = report
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores_NEV = scores.reshape(self._num_slots, -1, scores.shape[-1])
         chosen = self._choice.choose(scores_NEV, range(scores_NEV.shape[1]), input_ids.shape[1] - self._width)
+        if self._report is not None:
+            self._report(chosen)
         return torch.full_like(scores, float("-inf")).scatter(1, chosen.reshape(-1, 1), 0.0)
 
 
@@ -261,3 +377,49 @@ def _answer(base: BaseModel, tokens: list[int], ends: Sequence[int]) -> Answer:
     stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     text = str(base.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()
     return Answer(text, finished=stop < len(tokens), tokens=tuple(tokens[:stop]))
+
+
+class _Growing:
+    """An answer while it grows: tokens in, text out that will not be taken back.
+
+    A token may be a part of a character, or of no character, or a word whose form depends on the one before it. So text is
+    what a window of tokens decodes to beyond what its beginning did, once it ends with a whole character; space at either
+    end waits for what follows, for an answer's text has none there.
+
+    Source: the window is that of Hugging Face's text-generation-inference (``decode_token``).
+    """
+
+    def __init__(self, base: BaseModel, slot: int, question: int, ends: Sequence[int], most_new: int) -> None:
+        self._base = base
+        self._slot, self._question = slot, question
+        self._ends = ends
+        self._most_new = most_new
+        self._tokens: list[int] = []
+        self._window = self._read = 0
+        self._said = self._waiting = ""
+        self.is_over = False
+
+    def add(self, token: int) -> Piece:
+        """The piece that one more token makes."""
+        self._tokens.append(token)
+        if token not in self._ends and len(self._tokens) < self._most_new:
+            text = self._settled()
+            self._said += text
+            return Piece(self._slot, self._question, text)
+        self.is_over = True
+        answer = _answer(self._base, self._tokens, self._ends)
+        return Piece(self._slot, self._question, answer.text[len(self._said) :], answer)
+
+    def _settled(self) -> str:
+        before = self._decoded(self._tokens[self._window : self._read])
+        now = self._decoded(self._tokens[self._window :])
+        if now.endswith("\N{REPLACEMENT CHARACTER}") or len(now) <= len(before):
+            return ""
+        self._window, self._read = self._read, len(self._tokens)
+        text = self._waiting + now[len(before) :]
+        text = text if self._said else text.lstrip()
+        self._waiting = text[len(text.rstrip()) :]
+        return text.rstrip()
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self._base.tokenizer.decode(list(tokens), skip_special_tokens=True))

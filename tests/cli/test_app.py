@@ -21,7 +21,7 @@ from lorascope.cohort import training
 from lorascope.store import Store
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("plan", "run", "results", "evaluate", "export", "demo")
+COMMANDS = ("plan", "run", "results", "evaluate", "generate", "chat", "export", "demo")
 ROW_KEYS = {
     "trial", "seed", "status", "config", "trainable_params", "total_params", "peft_total_params", "trainable_percent",
     "metrics", "train_seconds", "examples_per_second", "peak_memory_bytes", "solo_train_seconds_per_epoch",

@@ -48,6 +48,16 @@ def slot(base, name, targets, r, seed, **more):
     return Slot(name, seed, placements, **more)
 
 
+def randomise(stack):
+    generator = torch.Generator().manual_seed(3)
+    for index in range(stack.num_slots):
+        weights = stack.read(index)
+        for group in (weights.lora_B, weights.biases, weights.heads):
+            for value in group.values():
+                value += 0.2 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        stack.write(index, weights)
+
+
 def mixed_slots(base):
     """Different rank, targets, dropout, bias and seed in every slot."""
     return [
@@ -281,3 +291,29 @@ def test_a_stack_that_fails_halfway_leaves_the_model_whole(tiny_model, monkeypat
             Stack(base.model, mixed_slots(base), base.heads)
     assert [name for name, _ in base.model.named_modules()] == names
     Stack(base.model, mixed_slots(base), base.heads).detach()
+
+
+@pytest.mark.parametrize(("family", "task_type"), [("gpt2", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
+def test_some_slots_run_alone_as_they_run_among_all(family, task_type, tiny_model):
+    base = base_of(tiny_model(family, task_type), task_type)
+    stack = Stack(base.model, [*mixed_slots(base), Slot("none", 7, ())], base.heads)
+    randomise(stack)
+    ids = torch.tensor([[5, 9, 33, 71, 12, 4], [8, 90, 14, 7, 3, 6]])
+
+    def logits(times):
+        inputs = {"input_ids": ids.repeat(times, 1)}
+        inputs |= {"decoder_input_ids": ids[:, 1:4].repeat(times, 1)} if task_type == "SEQ_2_SEQ_LM" else {}
+        with torch.no_grad():
+            return base.model(**inputs).logits.unflatten(0, (times, 2))
+
+    among_all = logits(5)
+    for chosen in ([1], [4], [3, 0], [2, 4, 1]):
+        with stack.running(chosen):
+            assert stack.num_slots == len(chosen)
+            assert stack.context.seeds == [[1, 1, 2, 3, 7][index] for index in chosen]
+            torch.testing.assert_close(logits(len(chosen)), among_all[chosen], rtol=0, atol=1e-11)
+    assert torch.equal(logits(5), among_all)
+    with pytest.raises(KeyError, match="stopped"), stack.running([1]):
+        raise KeyError("stopped")
+    assert torch.equal(logits(5), among_all)
+    stack.detach()

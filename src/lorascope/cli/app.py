@@ -25,7 +25,8 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout
+from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
+from lorascope.cli.generate import chat, generate
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
@@ -35,7 +36,6 @@ from lorascope.config import (
     load_study,
     parse_duration,
     parse_memory,
-    parse_override,
     validate,
 )
 from lorascope.errors import LorascopeError, UsageError
@@ -52,6 +52,8 @@ _INTERRUPTED = 130
 
 app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(data_commands.app)
+app.command()(generate)
+app.command()(chat)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
@@ -280,7 +282,7 @@ def evaluate(
         {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length, "speaker": speaker},
         "evaluate",
     )
-    decodings = [{"max_new_tokens": max_new_tokens, **_decoding(text)} for text in decode or ["greedy"]]
+    decodings = [{"max_new_tokens": max_new_tokens, **decoding_of(text)} for text in decode or ["greedy"]]
     if judge_data is not None and judge is None:
         raise UsageError("there is no judge to measure", where="--judge-data", fix="give one with --judge")
     check = None if judge_data is None else {"data": judge_data}
@@ -307,15 +309,6 @@ def evaluate(
         row = {"trial": adapter.name, "decoding": facts["decoding"]}
         tables.print_decodings(stdout(), {"study": str(adapter), "trials": [row]})
         tables.print_judge(stdout(), facts["judge"])
-
-
-def _decoding(text: str) -> dict[str, Any]:
-    """``"nucleus,top_p=0.9"`` as a study file writes it."""
-    strategy, *settings = text.split(",")
-    bare = next((setting for setting in settings if "=" not in setting), None)
-    if bare is not None:
-        raise UsageError(f"{bare.strip()!r} has no value", where="--decode", fix=f"write {bare.strip()}=VALUE")
-    return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
 
 
 @app.command()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from lorascope.config import parse_override
+from lorascope.errors import UsageError
 
 # Results that nobody's terminal bounds may be as wide as they are.
 _PIPE_WIDTH = 2000
@@ -40,3 +44,21 @@ def visible(text: str) -> str:
     """Text whose line ends, tabs and control characters are seen rather than obeyed."""
     shown = text.replace("\n", "↵\n").replace("\t", "⇥")
     return "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in shown)
+
+
+def decoding_of(text: str, where: str = "--decode") -> dict[str, Any]:
+    """``"nucleus,top_p=0.9"`` as a study file writes it.
+
+    Raises:
+        UsageError: a setting has no value.
+    """
+    strategy, *settings = text.split(",")
+    bare = next((setting for setting in settings if "=" not in setting), None)
+    if bare is not None:
+        raise UsageError(f"{bare.strip()!r} has no value", where=where, fix=f"write {bare.strip()}=VALUE")
+    return {"strategy": strategy.strip(), **dict(parse_override(setting) for setting in settings)}
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that a terminal obeys; line ends and tabs stay."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")

@@ -94,6 +94,34 @@ class Renderer:
             return Rendered(pieces, True, system_moved, opened, messages, cuttable, has_system)
         raise DataError(f"the chat template cannot render this conversation ({reason})", where=where, fix="reorder its turns")
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer brings a chat template; without one, chats are written in the plain format."""
+        return self._template is not None
+
+    def prompt(self, turns: tuple[Segment, ...], where: str) -> Rendered:
+        """What a model reads before it says the assistant's next turn; the assistant's turns so far are history.
+
+        Raises:
+            DataError: the template cannot render the conversation.
+            ModelError: the template goes beyond its limits.
+        """
+        if self._template is None:
+            return Rendered(plain_chat((*turns, Segment("", is_target=True, role="assistant")))[:-1])
+        from lorascope.data.chat import Refusal
+
+        reason = ""
+        for system_moved, opened in _adaptations(turns):
+            adapted = _adapted(turns, system_moved, opened)
+            try:
+                text = self._template.render(_messages(adapted), generation_prompt=True)
+                _check_system(adapted, text)
+            except Refusal as refusal:
+                reason = reason or str(refusal)
+                continue
+            return Rendered((Segment(text),), True, system_moved, opened)
+        raise DataError(f"the chat template cannot render this conversation ({reason})", where=where, fix="reorder its turns")
+
     def target_text(self, rendered: Rendered, text: str, where: str) -> str:
         """What the last target would be if ``text`` were said in its place.
 

@@ -11,7 +11,8 @@ Knows surgery and slots. Does not know the optimiser (``train``), files (``peft_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -152,6 +153,7 @@ class Stack:
         self.heads = tuple(heads)
         self.context = SlotContext([slot.seed for slot in slots])
         self._inactive: list[frozenset[str]] = [frozenset()] * len(slots)
+        self._rows: list[int] | None = None
         self._wrapped: dict[str, nn.Module] = {}
         self._base_parameters = dict(model.named_parameters())
         self._required_grad = {name: p.requires_grad for name, p in self._base_parameters.items()}
@@ -206,6 +208,25 @@ class Stack:
         for placement in slot.placements:
             key = placement.target.key
             self._layer(placement.target.module).set_scaling(key, index, placement.scaling if key in wanted else 0.0)
+
+    @contextmanager
+    def running(self, indices: Sequence[int]) -> Iterator[None]:
+        """While it lasts, the model runs these slots alone, in this order; nothing trains, and nothing is read or written.
+
+        The others cost nothing meanwhile, and hold what they held.
+        """
+        assert self._rows is None, "one selection at a time"
+        slots, inactive, seeds = self.slots, self._inactive, self.context.seeds
+        self.slots = [slots[index] for index in indices]
+        self._inactive = [inactive[index] for index in indices]
+        self.context.seeds = [seeds[index] for index in indices]
+        self._rows = list(indices)
+        self._bind()
+        try:
+            yield
+        finally:
+            self.slots, self._inactive, self.context.seeds, self._rows = slots, inactive, seeds, None
+            self._bind()
 
     def detach(self) -> None:
         """Put the original modules and their ``requires_grad`` back."""
@@ -345,14 +366,18 @@ class Stack:
                 start,
                 stop,
                 torch.tensor(scaling, dtype=values.dtype, device=values.device),
-                self.parameters[f"{key}.lora_A"],
-                self.parameters[f"{key}.lora_B"],
+                self._leaf(f"{key}.lora_A"),
+                self._leaf(f"{key}.lora_B"),
             )
             layer.set_part(key, part)
             layer.dropouts = [slot.dropout for slot in self.slots]
         for name in [*self._bias_names, *self._head_names]:
             owner, _, kind = name.rpartition(".")
-            setattr(self.model.get_submodule(owner), f"trained_{kind}", self.parameters[name])
+            setattr(self.model.get_submodule(owner), f"trained_{kind}", self._leaf(name))
+
+    def _leaf(self, name: str) -> Tensor:
+        leaf = self.parameters[name]
+        return leaf if self._rows is None else leaf.detach()[self._rows]
 
     def _layer(self, module: str) -> StackedLinear:
         layer = self.model.get_submodule(module)
