@@ -315,9 +315,7 @@ def streamed(pieces):
 
 
 @pytest.mark.parametrize("decoding", [DecodingConfig(max_new_tokens=NEW_TOKENS), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(
-    ("family", "packs"), [("gpt2", True), ("llama", True), ("qwen2", False), ("t5", False), ("bart", False)]
-)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "padded qwen2", "t5", "bart"])
 def test_a_streamed_answer_has_the_tokens_and_the_text_of_the_batch_form(family, decoding, model_directory):
     directory = model_directory(family.removeprefix("padded "))
     base = load_base(BaseModelConfig(model=str(directory), dtype="float64"), "CAUSAL_LM")
@@ -325,7 +323,6 @@ def test_a_streamed_answer_has_the_tokens_and_the_text_of_the_batch_form(family,
     base.packs = False if "padded" in family else None
     stack = stack_of(base, 2, random=True)
     batch = by_example(generate(stack, base, examples, decoding, 10**6))
-    assert any(answer.finished for answers in batch.values() for answer in answers) or base.task_type == "CAUSAL_LM"
     texts, ended = streamed(stream(stack, base, examples, decoding))
     stack.detach()
     expected = {(slot, row): answer for row, answers in batch.items() for slot, answer in enumerate(answers)}

@@ -10,7 +10,8 @@ import torch
 
 from lorascope.base_model import load_base, weights_checksum
 from lorascope.config import BaseModelConfig, DecodingConfig
-from lorascope.data.record import Segment
+from lorascope.data.record import Example, Segment
+from lorascope.data.turns import Prompt
 from lorascope.decode import generate
 from lorascope.errors import AdapterError, ModelError, UsageError
 from lorascope.inference import Dialogue, adapter_names, open_session
@@ -78,8 +79,6 @@ def test_an_answer_is_what_evaluation_generates(adapter):
     with open_session(None, {"a": adapter("a", 1)}) as session:
         streamed = answers(session, ["a"])[0, 0]
         prompt = session.turns.raw(PROMPT)
-        from lorascope.data.record import Example
-
         example = Example("x", prompt.ids, [False] * len(prompt.ids), None, len(prompt.ids))
         with session._stack.running([1]):
             [(_, [[whole]])] = list(generate(session._stack, session.base, [example], SHORT, 10**6))
@@ -102,17 +101,15 @@ def test_an_answer_has_the_room_that_the_positions_leave(model_directory):
     with open_session(str(model_directory("gpt2")), {}) as session:
         assert session.num_positions == 128
         long = DecodingConfig(max_new_tokens=100)
-        prompt = session.turns.raw("a" * 120)
-        while len(prompt.ids) < 120:
-            prompt.ids.append(prompt.ids[-1])
+        prompt = Prompt([50, 60, 70, 80] * 30, "raw")
         session.base.model.generation_config.eos_token_id = None
         session.base.tokenizer.eos_token = None
         [last] = [piece.answer for piece in session.stream(prompt, long, ["base"]) if piece.answer]
         assert len(last.tokens) == 8
         assert not last.finished
-        prompt.ids += prompt.ids[:8]
+        too_long = Prompt([50, 60, 70, 80] * 32, "raw")
         with pytest.raises(UsageError, match=r"the prompt has 128 tokens, and the model can read 127 and write one more"):
-            next(session.stream(prompt, long, ["base"]))
+            next(session.stream(too_long, long, ["base"]))
 
 
 def test_an_encoder_with_positions_reads_no_more_than_it_has(model_directory):
@@ -138,7 +135,8 @@ def test_a_dialogue_goes_on_with_another_adapter_reads_what_was_said_and_forgets
         assert dialogue.speakers == ["a", "b"]
         asked = session.base.tokenizer.decode(dialogue.asked.ids)
         end = session.base.tokenizer.eos_token
-        assert asked == f"be brief\nUser: the first\nAssistant: {first}{end}User: the other\nAssistant:"
+        # The tokenizer knows no U.
+        assert asked == f"be brief\nser: the first\nAssistant: {first}{end}ser: the other\nAssistant:"
         expected = answers_to(session, dialogue.asked, "b")
         assert second == expected
         compared = list(dialogue.compare("and now"))
@@ -187,7 +185,7 @@ def test_a_history_that_no_longer_fits_is_cut_from_the_front(model_directory):
         assert dialogue.asked.num_left_out > 0
         text = session.base.tokenizer.decode(dialogue.asked.ids)
         assert text.startswith("brief\n")
-        assert text.endswith("User: the last\nAssistant:")
+        assert text.endswith("ser: the last\nAssistant:")
         assert "too slow 0" not in text
         assert len(dialogue.asked.ids) <= 128 - 30
         assert len(dialogue.said) in (8, 10), "what was said is kept, though it is not read"

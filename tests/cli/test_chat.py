@@ -42,7 +42,7 @@ def test_every_line_is_answered_in_one_and_the_end_of_the_input_ends_the_session
     answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
     assert ended.out == "".join(f"{answer}\n" for answer in answers)
     assert record["speakers"] == ["base", "base"]
-    assert "a plain format is used (User: … Assistant:)" in ended.err
+    assert "the model has no chat template: a plain format (User: …, Assistant: …)" in ended.err
 
 
 def test_a_saved_conversation_is_data_for_a_study(talk, tmp_path):

@@ -5,7 +5,14 @@ import json
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+)
 
 from lorascope.config import DecodingConfig
 from lorascope.inference import Dialogue, open_session
@@ -25,6 +32,7 @@ def made_by_peft(family, base_directory, directory, seed, **more):
     kind = "SEQ_2_SEQ_LM" if family == "t5" else "CAUSAL_LM"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        more |= {"fan_in_fan_out": family == "gpt2"}
         config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS[family], task_type=kind, **more)
         model = peft.get_peft_model(auto.from_pretrained(base_directory), config)
         for name, parameter in model.named_parameters():
@@ -43,8 +51,10 @@ def generated(model, ids, family):
         decoder_start_token_id=model.config.decoder_start_token_id if family == "t5" else None,
     )
     ids = torch.tensor([ids])
+    # Left to itself, transformers makes room for as many decoder layers as a T5's encoder has.
+    cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if family == "t5" else {}
     with torch.no_grad():
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, **cache)
     tokens = output[0, 1 if family == "t5" else ids.shape[1] :].tolist()
     end = model.generation_config.eos_token_id
     return tokens[: tokens.index(end)] if end in tokens else tokens

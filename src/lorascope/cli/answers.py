@@ -56,14 +56,22 @@ class Answers:
         one.text += piece.text
         one.answer = piece.answer or one.answer
 
+    def take(self, pieces: Iterable[Piece]) -> None:
+        """Take all pieces in."""
+        for piece in pieces:
+            self.add(piece)
 
-def print_lines(answers: Answers, pieces: Iterable[Piece], stopped: Callable[[], bool] = lambda: False) -> None:
+
+def print_lines(
+    answers: Answers, pieces: Iterable[Piece], stopped: Callable[[], bool] = lambda: False, *, is_first: bool = True
+) -> None:
     """Write answers as they come, each in full before the next, with headings where there are several.
 
     Args:
         stopped: asked after every piece; what has come by then is still written.
+        is_first: nothing was written before.
     """
-    lines = _Lines(answers.all)
+    lines = _Lines(answers.all, len(answers.all) > 1 or bool(answers.label), is_first)
     for piece in pieces:
         answers.add(piece)
         lines.show()
@@ -75,8 +83,10 @@ def print_lines(answers: Answers, pieces: Iterable[Piece], stopped: Callable[[],
 class _Lines:
     """What of the answers has been written; one that comes out of turn waits."""
 
-    def __init__(self, answers: Sequence[Growing]) -> None:
+    def __init__(self, answers: Sequence[Growing], has_headings: bool, is_first: bool) -> None:
         self._answers = answers
+        self._has_headings = has_headings
+        self._is_first = is_first
         self._current = 0
         self._shown: int | None = None
 
@@ -84,8 +94,8 @@ class _Lines:
         """Write what is new of the answer whose turn it is, and of those that follow once it is over."""
         while self._current < len(self._answers):
             one = self._answers[self._current]
-            if self._shown is None and len(self._answers) > 1:
-                _out(f"\n[{one.heading}]\n" if self._current else f"[{one.heading}]\n")
+            if self._shown is None and self._has_headings:
+                _out(f"[{one.heading}]\n" if self._is_first and self._current == 0 else f"\n[{one.heading}]\n")
             _out(one.text[self._shown or 0 :])
             self._shown = len(one.text)
             if one.answer is None and not to_end:

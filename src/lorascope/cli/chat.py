@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorascope.cli.answers import Answers, print_columns, print_lines
 from lorascope.cli.console import stdout
-from lorascope.cli.generate import checked, decoding_from, tell, unfinished
+from lorascope.cli.generate import checked, decoding_from, plain_format, tell, unfinished
 from lorascope.errors import LorascopeError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Chat:
                 import readline  # noqa: F401 - editing and recalling lines: input() uses it once it is loaded
             tell(f"{session.model}: {', '.join(session.names)}. /help lists commands, Ctrl-D ends the session.")
         if session.turns.form == "plain":
-            tell("the model has no chat template: a plain format is used (User: … Assistant:)")
+            tell(plain_format(session))
 
     def _ask(self, text: str) -> None:
         dialogue = self._dialogue

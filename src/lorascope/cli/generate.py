@@ -70,22 +70,17 @@ def generate(
         names = [name for name in session.names if side_by_side or not adapter or name != "base"]
         asked = _asked(session, text, system, raw, warnings)
         answers = []
-        for decoding in decodings:
-            label = decoding.label if len(decodings) > 1 else ""
-            growing = Answers(names, decoding.samples, label)
+        for number, decoding in enumerate(decodings):
+            growing = Answers(names, decoding.samples, decoding.label if len(decodings) > 1 else "")
             with closing(session.stream(asked, decoding, names, seed)) as pieces:
                 if as_json:
-                    for piece in pieces:
-                        growing.add(piece)
+                    growing.take(pieces)
                 elif side_by_side and sys.stdout.isatty():
                     print_columns(stdout(), growing, pieces)
                 else:
-                    print_lines(growing, pieces)
+                    print_lines(growing, pieces, is_first=number == 0)
             answers += [_row(one, decoding) for one in growing.all]
-            note = unfinished(growing, session.room(asked, decoding), "--max-new-tokens")
-            warnings += note
-            for line in note:
-                tell(line)
+            _note(unfinished(growing, session.room(asked, decoding), "--max-new-tokens"), warnings)
         if as_json:
             given = {"prompt": text, "system": system, "form": asked.form, "prompt_tokens": len(asked.ids), "seed": seed}
             places = {name: str(path) for name, path in session.adapters.items()}
@@ -133,6 +128,12 @@ def opened(base: str | None, adapters: list[Path] | None, dtype: str, quantizati
 def tell(text: str) -> None:
     """A line on stderr."""
     stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def plain_format(session: Session) -> str:
+    """Why a conversation is not written by a template, and how it is."""
+    why = "an encoder reads" if session.encodes else "the model has no chat template:"
+    return f"{why} a plain format (User: …, Assistant: …)"
 
 
 def unfinished(answers: Answers, most: int, option: str) -> list[str]:
@@ -191,11 +192,15 @@ def _asked(session: Session, text: str, system: str | None, raw: bool, warnings:
     if as_it_is and not raw and not session.encodes:
         notes.append("the model has no chat template: the prompt is read as it is")
     if asked.form == "plain":
-        notes.append("the model has no chat template: a plain format is used (User: … Assistant:)")
+        notes.append(plain_format(session))
+    _note(notes, warnings)
+    return asked
+
+
+def _note(notes: list[str], warnings: list[str]) -> None:
     for note in notes:
         tell(note)
     warnings += notes
-    return asked
 
 
 def _row(one: Any, decoding: DecodingConfig) -> dict[str, Any]:
