@@ -9,6 +9,7 @@ Legend: N slots, B rows, E open questions, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class Piece:
     answer: Answer | None = None
 
 
+# How SentencePiece writes a token that is one byte.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Per slot, the new token of each question of a batch that some slot still answers.
 Step = tuple[Sequence[int], list[list[int]]]
 
@@ -383,8 +386,9 @@ class _Growing:
     """An answer while it grows: tokens in, text out that will not be taken back.
 
     A token may be a part of a character, or of no character, or a word whose form depends on the one before it. So text is
-    what a window of tokens decodes to beyond what its beginning did, once it ends with a whole character; space at either
-    end waits for what follows, for an answer's text has none there.
+    what a window of tokens decodes to beyond what its beginning did, once it ends with a whole character. SentencePiece's
+    bytes wait for the end of their run, which no special token ends: one byte too many, and it decodes to nothing but
+    replacement characters. Space at either end waits for what follows, for an answer's text has none there.
 
     Source: the window is that of Hugging Face's text-generation-inference (``decode_token``).
     """
@@ -394,6 +398,7 @@ class _Growing:
         self._slot, self._question = slot, question
         self._ends = ends
         self._most_new = most_new
+        self._silent = special_ids(base.tokenizer)
         self._tokens: list[int] = []
         self._window = self._read = 0
         self._said = self._waiting = ""
@@ -411,6 +416,10 @@ class _Growing:
         return Piece(self._slot, self._question, answer.text[len(self._said) :], answer)
 
     def _settled(self) -> str:
+        last = self._tokens[-1]
+        name = None if last in self._silent else self._base.tokenizer.convert_ids_to_tokens(last)
+        if name is None or _BYTE.fullmatch(name):
+            return ""
         before = self._decoded(self._tokens[self._window : self._read])
         now = self._decoded(self._tokens[self._window :])
         if now.endswith("\N{REPLACEMENT CHARACTER}") or len(now) <= len(before):
