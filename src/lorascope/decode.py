@@ -418,7 +418,7 @@ class _Growing:
     def _settled(self) -> str:
         last = self._tokens[-1]
         name = None if last in self._silent else self._base.tokenizer.convert_ids_to_tokens(last)
-        if name is None or _BYTE.fullmatch(name):
+        if name is None or _BYTE.fullmatch(str(name)):
             return ""
         before = self._decoded(self._tokens[self._window : self._read])
         now = self._decoded(self._tokens[self._window :])
