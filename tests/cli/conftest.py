@@ -72,3 +72,26 @@ def study_file(tmp_path: Path, data: Path, model_directory: Callable[[str], Path
         return path
 
     return write
+
+
+@pytest.fixture
+def peft_adapter(tmp_path: Path, model_directory: Callable[[str], Path]) -> Callable[..., Path]:
+    """``peft_adapter(name, seed)``: made by PEFT alone, on the GPT-2."""
+
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(name: str, seed: int, family: str = "gpt2", target: str = "c_attn") -> Path:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            transposed = family == "gpt2"
+            config = peft.LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM", fan_in_fan_out=transposed)
+            model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_directory(family)), config)
+            for key, parameter in model.named_parameters():
+                if "lora_B" in key:
+                    parameter.data += torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make

@@ -99,6 +99,24 @@ def test_a_mistyped_command_gets_a_suggestion_and_the_session_goes_on(talk):
         assert what in ended.err
 
 
+def test_adapters_made_by_peft_take_turns_in_one_conversation(talk, cli, peft_adapter, tmp_path):
+    a, b = peft_adapter("a", 1), peft_adapter("b", 2)
+    arguments = ["--adapter", a, "--adapter", b]
+    ended = talk("/adapters", "the river", "/adapter b", "the river", "/base", "the river", f"/save {tmp_path / 'said'}",
+                 arguments=arguments)  # fmt: skip
+    assert ended.code == 0
+    record = saved(tmp_path / "said")
+    assert record["speakers"] == ["a", "b", "base"]
+    assert len({message["content"] for message in record["messages"][1::2]}) == 3
+    assert [line.split() for line in ended.out.splitlines()[:3]] == [
+        ["base", record["base"]], ["*", "a", str(a)], ["b", str(b)]
+    ]  # fmt: skip
+    # The first turn of each, alone: what /compare shows side by side.
+    alone = {name: talk(f"/adapter {name}", "the river", arguments=arguments).out for name in ("base", "a", "b")}
+    compared = talk("/compare the river", arguments=arguments)
+    assert compared.out == "\n".join(f"[{name}]\n{text}" for name, text in alone.items())
+
+
 def test_help_names_every_command(talk):
     ended = talk("/help", "/quit", "this is never asked")
     assert ended.code == 0

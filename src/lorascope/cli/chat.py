@@ -111,7 +111,7 @@ class Chat:
             return
         command, _, rest = line.partition(" ")
         if command not in self._obeys:
-            raise UsageError(f"no command {command!r}", where="chat", fix=f"{did_you_mean(command, list(COMMANDS))} /help")
+            raise UsageError(f"no command {command!r}", where="chat", fix=did_you_mean(command, list(COMMANDS)))
         takes, rest = COMMANDS[command][0], rest.strip()
         if bool(rest) != bool(takes) and not takes.startswith("["):
             raise UsageError(f"{command} takes {takes or 'nothing'}", where="chat", fix=f"write {command} {takes}".rstrip())
