@@ -137,7 +137,7 @@ def test_an_existing_file_is_not_overwritten_but_by_the_session_that_wrote_it(ta
     assert (tmp_path / "mine").read_text() == "precious"
     assert "there is such a file already" in ended.err
     assert "there is nothing to save" in ended.err
-    assert ended.err.count("1 exchanges") == 2
+    assert ended.err.count("saved: ") == 2
 
 
 def test_a_history_that_no_longer_fits_is_cut_with_a_notice_that_comes_once(talk):

@@ -109,7 +109,11 @@ def test_an_encoder_decoder_answers_too(cli, model_directory):
 
 def test_an_answer_that_came_to_no_end_is_told(cli, model_directory):
     ended = cli("generate", "--base", model_directory("gpt2"), "--prompt", PROMPT, "--raw", "--max-new-tokens", 2)
-    assert "the answer was cut after 2 tokens (--max-new-tokens)" in ended.err
+    assert "the answer was cut after 2 tokens; more with --max-new-tokens" in ended.err
+    long = ["--prompt", "too slow " * 20, "--decode", "temperature,temperature=5,samples=4"]
+    ended = cli("generate", "--base", model_directory("gpt2"), "--raw", *long)
+    assert "answers were cut after " in ended.err
+    assert "tokens; the model has 128 positions" in ended.err
 
 
 def test_what_cannot_be_answered_is_one_line_and_exit_code_2(cli, peft_adapter, model_directory, tmp_path, typed):

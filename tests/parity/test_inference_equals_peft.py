@@ -36,7 +36,7 @@ def made_by_peft(family, base_directory, directory, seed, **more):
         config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS[family], task_type=kind, **more)
         model = peft.get_peft_model(auto.from_pretrained(base_directory), config)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "modules_to_save" in name:
                 parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     return peft.PeftModel.from_pretrained(auto.from_pretrained(base_directory), directory).eval()
@@ -79,6 +79,19 @@ def test_greedy_answers_are_those_of_pefts_generate_token_for_token(family, more
                 assert list(answer.tokens) == expected, name
                 shown = "".join(piece.text for piece in pieces if piece.slot == slot)
                 assert shown == tokenizer.decode(expected, skip_special_tokens=True).strip()
+
+
+def test_an_output_layer_that_peft_trained_whole_writes_beside_the_bases_own(model_directory, tmp_path):
+    base = model_directory("llama")
+    model = made_by_peft("llama", base, tmp_path / "a", 3, modules_to_save=["lm_head"])
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    with open_session(None, {"a": tmp_path / "a"}) as session:
+        prompt = session.turns.raw(PROMPTS[0])
+        pieces = list(session.stream(prompt, DecodingConfig(max_new_tokens=NEW_TOKENS), ["base", "a"]))
+    written = [list(piece.answer.tokens) for piece in pieces if piece.answer is not None]
+    expected = [generated(one, prompt.ids, "llama") for one in (plain, model)]
+    assert sorted(written) == sorted(expected)
+    assert expected[0] != expected[1]
 
 
 def test_a_chat_with_a_template_is_pefts_generate_on_the_whole_conversation_turn_by_turn(model_directory, tmp_path):

@@ -185,7 +185,7 @@ class Chat:
             tell("stopped")
         asked = self._dialogue.asked
         assert asked is not None
-        for line in unfinished(answers, self._dialogue.session.room(asked, self._dialogue.decoding), "/decode"):
+        for line in unfinished(answers, self._dialogue.session, asked, self._dialogue.decoding, "/decode"):
             tell(line)
 
     def _is_interrupted(self) -> bool:
@@ -256,7 +256,7 @@ class Chat:
         record = {"messages": dialogue.messages, "speakers": dialogue.speakers, "base": dialogue.session.model}
         write_atomically(path, json.dumps(record, ensure_ascii=False) + "\n")
         self._saved.add(path.resolve())
-        tell(f"{len(dialogue.speakers)} exchanges: {path}")
+        tell(f"saved: {path}")
 
     def _help(self) -> None:
         for command, (takes, does) in COMMANDS.items():

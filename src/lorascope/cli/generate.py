@@ -80,7 +80,7 @@ def generate(
                 else:
                     print_lines(growing, pieces, is_first=number == 0)
             answers += [_row(one, decoding) for one in growing.all]
-            _note(unfinished(growing, session.room(asked, decoding), "--max-new-tokens"), warnings)
+            _note(unfinished(growing, session, asked, decoding, "--max-new-tokens"), warnings)
         if as_json:
             given = {"prompt": text, "system": system, "form": asked.form, "prompt_tokens": len(asked.ids), "seed": seed}
             places = {name: str(path) for name, path in session.adapters.items()}
@@ -136,13 +136,19 @@ def plain_format(session: Session) -> str:
     return f"{why} a plain format (User: …, Assistant: …)"
 
 
-def unfinished(answers: Answers, most: int, option: str) -> list[str]:
-    """What is to be said of answers that came to no end."""
-    cut = [one.heading for one in answers.all if one.answer is not None and not one.answer.finished]
-    if not cut:
+def unfinished(answers: Answers, session: Session, asked: Prompt, decoding: DecodingConfig, option: str) -> list[str]:
+    """What is to be said of answers that came to no end.
+
+    Args:
+        option: where more tokens can be asked for.
+    """
+    num_cut = sum(one.answer is not None and not one.answer.finished for one in answers.all)
+    if not num_cut:
         return []
-    whose = "the answer was" if len(answers.all) == 1 else f"{len(cut)} of {len(answers.all)} answers were"
-    return [f"{whose} cut after {most} tokens ({option})"]
+    whose = "the answer was" if len(answers.all) == 1 else f"{num_cut} of {len(answers.all)} answers were"
+    most = session.room(asked, decoding)
+    why = f"more with {option}" if most == decoding.max_new_tokens else f"the model has {session.num_positions} positions"
+    return [f"{whose} cut after {most} tokens; {why}"]
 
 
 def checked(text: str, where: str) -> str:
