@@ -21,6 +21,7 @@ from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig, DecodingConfig
 from lorascope.data.task import Example
 from lorascope.decode import Answer, TokenChoice, end_tokens, generate, stream
+from lorascope.errors import AdapterError
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
 
@@ -391,6 +392,21 @@ def test_a_stream_that_is_left_early_computes_nothing_more(packs, base_of):
     stack.detach()
     assert len(again[0, 0].tokens) == 3
     assert len(passes) == 3
+
+
+@pytest.mark.parametrize("decoding", [DecodingConfig(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_slot_whose_outputs_are_no_numbers_is_named(packs, decoding, base_of):
+    base = base_of("gpt2")
+    base.packs = packs
+    stack = stack_of(base, 3)
+    weights = stack.read(1)
+    for value in weights.lora_B.values():
+        value.fill_(1e308)
+    stack.write(1, weights)
+    with pytest.raises(AdapterError, match="s1: the outputs are not finite"):
+        list(stream(stack, base, prompts(2), decoding))
+    stack.detach()
 
 
 def test_what_goes_wrong_while_streaming_padded_reaches_the_reader(base_of):

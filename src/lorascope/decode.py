@@ -28,6 +28,7 @@ from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example
 from lorascope.data.tokens import special_ids
 from lorascope.data.tree import Forest, cut, plant
+from lorascope.errors import AdapterError
 from lorascope.lora import streams
 from lorascope.lora.attention import PrefixCache, blocks_of, steered
 from lorascope.lora.frozen import slow_bfloat16
@@ -96,17 +97,20 @@ def stream(
 
     Yields:
         For every token, slot by slot, what the text has grown by; questions are numbered as ``generate`` does.
+
+    Raises:
+        AdapterError: a slot's logits are no numbers.
     """
     ends = sorted({*end_tokens(base, examples), *more_ends})
     questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
     if follows_trees(base, examples, stack.num_slots):
         forest = plant(questions, range(len(questions)))
         rows: Sequence[int] = forest.rows
-        choice = TokenChoice(decoding, stack.context.seeds, [questions[row].id for row in rows])
+        choice = _NumbersOnly(stack, decoding, [questions[row].id for row in rows])
         steps = _forest_steps(stack, base, forest, choice, decoding.max_new_tokens, ends)
     else:
         rows = range(len(questions))
-        choice = TokenChoice(decoding, stack.context.seeds, [question.id for question in questions])
+        choice = _NumbersOnly(stack, decoding, [question.id for question in questions])
         steps = _padded_steps(stack, base, questions, choice, _settings(base, decoding, ends))
     growing = [[_Growing(base, slot, row, ends, decoding.max_new_tokens) for row in rows] for slot in range(stack.num_slots)]
     try:
@@ -181,6 +185,21 @@ class TokenChoice:
             beyond[..., -1] = False
             scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
         return scaled.softmax(dim=-1)
+
+
+class _NumbersOnly(TokenChoice):
+    """Chooses as ``TokenChoice`` does, unless a slot has nothing to choose from."""
+
+    def __init__(self, stack: Stack, decoding: DecodingConfig, ids: Sequence[str]) -> None:
+        super().__init__(decoding, stack.context.seeds, ids)
+        self._names = [slot.name for slot in stack.slots]
+
+    def choose(self, logits_NEV: Tensor, questions: Sequence[int], step: int) -> Tensor:
+        broken_N = logits_NEV.amax(dim=-1).isnan().any(dim=1).tolist()
+        if any(broken_N):
+            name = self._names[broken_N.index(True)]
+            raise AdapterError("the outputs are not finite", where=name, fix="train it again, or use another dtype")
+        return super().choose(logits_NEV, questions, step)
 
 
 def _with_trees(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,11 @@ def test_help_names_every_command(talk):
     assert ended.code == 0
     assert len(ended.out.splitlines()) == len(COMMANDS)
     assert all(any(line.startswith(command) for line in ended.out.splitlines()) for command in COMMANDS)
+
+
+def test_the_documentation_names_every_command():
+    page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    assert all(f"`{f'{command} {takes}'.rstrip()}`" in page.replace("\\|", "|") for command, (takes, _) in COMMANDS.items())
 
 
 def test_two_slashes_begin_a_message_that_begins_with_one(talk, tmp_path):

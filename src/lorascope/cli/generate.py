@@ -65,6 +65,7 @@ def generate(
         raise UsageError("there is nothing to lay beside the base", where="--side-by-side", fix="give adapters with --adapter")
     decodings = [decoding_from(text, max_new_tokens) for text in decode or ["greedy"]]
     text = _prompt_text(prompt, file)
+    system = system if system is None else checked(system, "--system")
     with opened(base, adapter, dtype, quantization, device) as session:
         warnings = list(session.warnings)
         names = [name for name in session.names if side_by_side or not adapter or name != "base"]
@@ -100,6 +101,7 @@ def chat(
 ) -> None:
     """Talk to a base, a merged model or adapters, and switch between them; /help lists what can be said to the chat itself."""
     decoding = decoding_from(decode, max_new_tokens)
+    system = system if system is None else checked(system, "--system")
     with opened(base, adapter, dtype, quantization, device) as session:
         from lorascope.cli.chat import Chat
         from lorascope.inference import Dialogue
@@ -162,7 +164,7 @@ def checked(text: str, where: str) -> str:
     except UnicodeEncodeError:
         raise UsageError("the text is no UTF-8", where=where, fix="save it as UTF-8") from None
     if not text.strip():
-        raise UsageError("the prompt is empty", where=where, fix="write something")
+        raise UsageError("the text is empty", where=where, fix="write something")
     return text
 
 
