@@ -16,12 +16,13 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForQuestionAnswering,
@@ -31,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lorascope.base_model import load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.base_model import label_names, load_tokenizer, read_config, skeleton, task_type_of
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
 from lorascope.lora.checkpoint_files import (
@@ -164,9 +165,9 @@ def write_merged(
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
     if base.task_type == "SEQ_CLS":
-        names = base.model.config.id2label
-        changes["id2label"] = {str(number): label for number, label in names.items()}
-        changes["label2id"] = {label: number for number, label in names.items()}
+        labels = label_names(base.model.config)
+        changes["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        changes["label2id"] = {label: number for number, label in enumerate(labels)}
     warnings += _write_tokenizer(adapter, base, directory, changes)
     _write_config(base.directory / "config.json", directory / "config.json", changes)
     files = tuple(sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
@@ -230,7 +231,7 @@ def _of_class(task_type: str | None, config: PretrainedConfig) -> PreTrainedMode
     """
     if task_type in get_args(TaskType):
         kind: TaskType = task_type_of(config, task_type)  # type: ignore[arg-type]
-        return skeleton(config, kind, config.num_labels)
+        return skeleton(config, kind, config.num_labels or 2)
     try:
         with torch.device("meta"):
             if task_type in _OTHER_CLASSES:
@@ -267,9 +268,9 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
         return ["the base has no tokenizer; none is written"]
     pads = base.model.config.pad_token_id is not None
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
-    rows = base.model.get_input_embeddings().num_embeddings
+    rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values())
-    if int(rows) <= largest:
+    if rows <= largest:
         fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
         raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
     if base.task_type == "SEQ_CLS" and not pads:
