@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -30,6 +31,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from lorascope.base_model import label_names, load_tokenizer, read_config, skeleton, task_type_of
@@ -54,6 +56,12 @@ _TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
 )  # fmt: skip
 _OTHER_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
+# Class names by model type.
+_CLASSES: dict[TaskType, Mapping[str, Any]] = {
+    "SEQ_CLS": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "CAUSAL_LM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "SEQ_2_SEQ_LM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
 # Adapters that Lorascope does not train, and yet merges.
 _OTHER_CLASSES = {
     "TOKEN_CLS": AutoModelForTokenClassification,
@@ -73,7 +81,7 @@ class MergeBase:
         commit: of the hub's snapshot that was found; None for a directory.
         model: the merged model's class on the meta device: every name and shape, no weights; its ``config`` has the labels
             that the adapter was trained with.
-        task_type: None where the adapter's is none that Lorascope trains.
+        task_type: what the class is for; None where Lorascope trains no such thing.
         warnings: what a user should know about the choice.
     """
 
@@ -130,8 +138,7 @@ def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) ->
         warnings.append(f"the adapter was trained on the base in {kind}; it is merged into the base in full, {name}")
     if not any((directory / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
         warnings.append(f"the base has no safetensors; its {TORCH_FILE} is read through torch")
-    task_type = saved.task_type if saved.task_type in get_args(TaskType) else None
-    return MergeBase(name, directory, revision, commit, model, task_type, tuple(warnings))  # type: ignore[arg-type]
+    return MergeBase(name, directory, revision, commit, model, _task_type(model), tuple(warnings))
 
 
 def write_merged(
@@ -164,7 +171,7 @@ def write_merged(
         changes["dtype"] = dtype
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
-    if base.task_type == "SEQ_CLS":
+    if saved.task_type == "TOKEN_CLS" or base.task_type == "SEQ_CLS":
         labels = label_names(base.model.config)
         changes["id2label"] = {str(number): label for number, label in enumerate(labels)}
         changes["label2id"] = {label: number for number, label in enumerate(labels)}
@@ -245,15 +252,20 @@ def _of_class(task_type: str | None, config: PretrainedConfig) -> PreTrainedMode
     raise ModelError(what, where=str(config.name_or_path), fix="write the adapter's task_type into adapter_config.json")
 
 
+def _task_type(model: PreTrainedModel) -> TaskType | None:
+    """What a class is for; adapters that PEFT wrote do not always say."""
+    name, kind = type(model).__name__, model.config.model_type
+    return next((task for task, classes in _CLASSES.items() if classes.get(kind) == name), None)
+
+
 def _notes(plan: MergePlan) -> list[str]:
     """What is not as it was in the base, and not because the adapter says so by its updates."""
     notes = []
     if plan.untied:
         notes.append(f"the adapter changes one of {', '.join(plan.untied)}, which the base ties; each is written with its own")
     if plan.unused:
-        notes.append(
-            f"{len(plan.unused)} tensors of the base are not part of the model and are left out ({plan.unused[0]}, …)"
-        )
+        many = "1 tensor" if len(plan.unused) == 1 else f"{len(plan.unused)} tensors"
+        notes.append(f"{many} of the base without a place in the model, left out ({', '.join(plan.unused[:2])})")
     return notes
 
 
