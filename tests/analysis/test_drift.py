@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lorascope.analysis import drift
 from lorascope.analysis.drift import drift_document
 from lorascope.analysis.updates import read_adapters
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import UsageError
+from lorascope.errors import RunError, UsageError
 
 TEXTS = ["a charming journey", "the plot goes nowhere", "too slow and far too long", "bright"]
 
@@ -87,3 +88,18 @@ def test_adapters_of_different_bases_need_to_be_told_which(by_peft, task, model_
     with pytest.raises(UsageError, match=r"name different bases .*elsewhere.*give the base with --base"):
         compare(directories, task)
     assert len(compare(directories, task, base=str(model_directory("bert")))["adapters"]) == 2
+
+
+def test_memory_that_runs_out_is_one_line_and_other_errors_are_not_hidden(by_peft, task, monkeypatch):
+    directory, _ = by_peft("theirs")
+    for error, kind, what in (
+        (MemoryError(), RunError, "memory ran out .*--max-length"),
+        (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(drift, "representation_drift", fail)
+        with pytest.raises(kind, match=what):
+            compare([directory], task)

@@ -37,9 +37,14 @@ def print_inspection(console: Console, document: Mapping[str, Any], figures: Seq
         _print_drift(console, document["representations"])
 
 
-def print_map(console: Console, title: str, grid: Grid, figure: Figure, span: Span) -> None:
-    """Layers down, modules across, coloured from the start of the span to its end; in as many parts as the width takes."""
+def print_map(console: Console, title: str, grid: Grid, figure: Figure, span: Span | None = None) -> None:
+    """Layers down, modules across, in as many parts as the width takes.
+
+    Args:
+        span: the values of the darkest and of the lightest colour; by default the map's own least and greatest.
+    """
     low, high = span_of([grid])
+    colours = (low, high) if span is None else span
     told = title if low == high else f"{title}, {figure.text(low)} to {figure.text(high)}"
     console.print(Text(told, style="bold"), soft_wrap=True)
     names = [_broken(kind) for kind in grid.columns]
@@ -55,7 +60,7 @@ def print_map(console: Console, title: str, grid: Grid, figure: Figure, span: Sp
         heads = [Text("\n".join(line.center(columns[index]) for line in names[index])) for index in part]
         table.add_row(Text("layer"), *heads)
         for layer, row in zip(grid.rows, grid.values, strict=True):
-            cells = [_cell(figure.text(row[index]).center(columns[index]), row[index], *span) for index in part]
+            cells = [_cell(figure.text(row[index]).center(columns[index]), row[index], *colours) for index in part]
             table.add_row(Text(layer.rjust(first - 1) + " "), *cells)
         console.print(table)
     console.print()

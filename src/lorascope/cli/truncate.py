@@ -101,7 +101,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
     )
     with atomic_directory(out) as directory:
         whole, written = write_and_verify(prepared, line, found, one.directory, directory)
-        document = {
+        document: dict[str, Any] = {
             **_ranks(one, out, line, found.smallest.directions),
             "order": _BY_OUTPUT,
             "epsilon": epsilon,
