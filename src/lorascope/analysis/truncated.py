@@ -4,8 +4,9 @@ Every module's update is a sum of singular directions (``lora.truncate``). All d
 one that does most first, and a cut keeps the first so many: one threshold for the whole adapter, from which each module gets
 its own rank, down to none. What a direction does is its singular value over the Frobenius norm of its module's frozen weight.
 For inputs that favour no direction, its square is the share that the direction adds to the energy of what the module puts
-out anyway; so it does not matter how large a module's weights happen to be. Without the base's weights the order is that of
-the singular values themselves, which for every number of directions loses the least energy in all.
+out anyway, so it does not matter how large a module's weights happen to be (docs/experiments.md compares five orders). Without
+the base's weights the order is that of the singular values themselves, which for every number of directions loses the least
+energy in all.
 
 Where a task is given, the fewest directions whose score stays within ε are searched: a bisection over the line, several cuts
 at once as slots of one stack. It takes for granted that fewer directions score no better; each cut that was tried is told, and
