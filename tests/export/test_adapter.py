@@ -107,7 +107,7 @@ def test_the_code_in_the_card_runs(exported, study, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() in ("negative", "positive")
 
 
-@pytest.mark.parametrize(("family", "task_type"), [("roberta", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM")])
+@pytest.mark.parametrize(("family", "task_type"), [("roberta", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("bart", "SEQ_2_SEQ_LM")])
 def test_the_code_of_every_kind_of_card_runs(family, task_type, peft_adapter, model_directory, tmp_path, monkeypatch, capsys):
     adapter, _ = peft_adapter(family, task_type)
     export(adapter, tmp_path / "out")
