@@ -144,13 +144,14 @@ def measure(place: Path, num_bytes: int, limit_bytes: int) -> dict[str, Any]:
         "limit_bytes": limit_bytes,
         "exit_code": merged.returncode,
         "seconds": round(seconds, 1),
-        "error": merged.stderr.strip()[-300:] or None,
+        "stderr": merged.stderr.strip()[-300:] or None,
         "control_exit_code": loaded.returncode,
         "control_error": loaded.stderr.strip().rpartition("\n")[2][-300:],
     }
     if merged.returncode == 0:
-        document["merge"] = json.loads(merged.stdout)
-        document["merge"].pop("tensors", None)
+        certificate = json.loads(merged.stdout)["certificate"]
+        document |= {name: certificate[name] for name in ("holds", "level", "why_level")}
+        document["largest_error"] = max(module["ratio"] for module in certificate["modules"])
     return document
 
 

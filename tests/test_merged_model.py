@@ -182,8 +182,19 @@ def test_an_adapter_without_a_task_type_is_of_the_bases_own_class(peft_adapter, 
     adapter, _ = peft_adapter("llama", "CAUSAL_LM")
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
-    out, _ = merge(adapter)
+    out, merged = merge(adapter)
     assert config_of(out)["architectures"] == ["LlamaForCausalLM"]
+    assert merged.base.task_type == "CAUSAL_LM"
+
+
+def test_an_adapter_of_a_kind_that_is_not_trained_here_merges_with_its_labels(peft_adapter, merge):
+    adapter, _ = peft_adapter("bert")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": "TOKEN_CLS"}))
+    out, merged = merge(adapter)
+    assert config_of(out)["architectures"] == ["BertForTokenClassification"]
+    assert len(config_of(out)["id2label"]) == 3
+    assert merged.base.task_type is None
 
 
 def test_a_hub_id_is_found_in_the_cache(peft_adapter, merge, model_directory, tmp_path, monkeypatch):

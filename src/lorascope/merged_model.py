@@ -14,14 +14,16 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForQuestionAnswering,
@@ -29,9 +31,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from lorascope.base_model import load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.base_model import label_names, load_tokenizer, read_config, skeleton, task_type_of
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
 from lorascope.lora.checkpoint_files import (
@@ -53,6 +56,12 @@ _TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
 )  # fmt: skip
 _OTHER_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
+# Class names by model type.
+_CLASSES: dict[TaskType, Mapping[str, Any]] = {
+    "SEQ_CLS": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "CAUSAL_LM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "SEQ_2_SEQ_LM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
 # Adapters that Lorascope does not train, and yet merges.
 _OTHER_CLASSES = {
     "TOKEN_CLS": AutoModelForTokenClassification,
@@ -72,7 +81,7 @@ class MergeBase:
         commit: of the hub's snapshot that was found; None for a directory.
         model: the merged model's class on the meta device: every name and shape, no weights; its ``config`` has the labels
             that the adapter was trained with.
-        task_type: None where the adapter's is none that Lorascope trains.
+        task_type: what the class is for; None where Lorascope trains no such thing.
         warnings: what a user should know about the choice.
     """
 
@@ -129,8 +138,7 @@ def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) ->
         warnings.append(f"the adapter was trained on the base in {kind}; it is merged into the base in full, {name}")
     if not any((directory / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
         warnings.append(f"the base has no safetensors; its {TORCH_FILE} is read through torch")
-    task_type = saved.task_type if saved.task_type in get_args(TaskType) else None
-    return MergeBase(name, directory, revision, commit, model, task_type, tuple(warnings))  # type: ignore[arg-type]
+    return MergeBase(name, directory, revision, commit, model, _task_type(model), tuple(warnings))
 
 
 def write_merged(
@@ -163,10 +171,10 @@ def write_merged(
         changes["dtype"] = dtype
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
-    if base.task_type == "SEQ_CLS":
-        names = base.model.config.id2label
-        changes["id2label"] = {str(number): label for number, label in names.items()}
-        changes["label2id"] = {label: number for number, label in names.items()}
+    if saved.task_type == "TOKEN_CLS" or base.task_type == "SEQ_CLS":
+        labels = label_names(base.model.config)
+        changes["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        changes["label2id"] = {label: number for number, label in enumerate(labels)}
     warnings += _write_tokenizer(adapter, base, directory, changes)
     _write_config(base.directory / "config.json", directory / "config.json", changes)
     files = tuple(sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
@@ -230,7 +238,7 @@ def _of_class(task_type: str | None, config: PretrainedConfig) -> PreTrainedMode
     """
     if task_type in get_args(TaskType):
         kind: TaskType = task_type_of(config, task_type)  # type: ignore[arg-type]
-        return skeleton(config, kind, config.num_labels)
+        return skeleton(config, kind, config.num_labels or 2)
     try:
         with torch.device("meta"):
             if task_type in _OTHER_CLASSES:
@@ -244,15 +252,20 @@ def _of_class(task_type: str | None, config: PretrainedConfig) -> PreTrainedMode
     raise ModelError(what, where=str(config.name_or_path), fix="write the adapter's task_type into adapter_config.json")
 
 
+def _task_type(model: PreTrainedModel) -> TaskType | None:
+    """What a class is for; adapters that PEFT wrote do not always say."""
+    name, kind = type(model).__name__, model.config.model_type
+    return next((task for task, classes in _CLASSES.items() if classes.get(kind) == name), None)
+
+
 def _notes(plan: MergePlan) -> list[str]:
     """What is not as it was in the base, and not because the adapter says so by its updates."""
     notes = []
     if plan.untied:
         notes.append(f"the adapter changes one of {', '.join(plan.untied)}, which the base ties; each is written with its own")
     if plan.unused:
-        notes.append(
-            f"{len(plan.unused)} tensors of the base are not part of the model and are left out ({plan.unused[0]}, …)"
-        )
+        many = "1 tensor" if len(plan.unused) == 1 else f"{len(plan.unused)} tensors"
+        notes.append(f"{many} of the base without a place in the model, left out ({', '.join(plan.unused[:2])})")
     return notes
 
 
@@ -267,9 +280,9 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
         return ["the base has no tokenizer; none is written"]
     pads = base.model.config.pad_token_id is not None
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
-    rows = base.model.get_input_embeddings().num_embeddings
+    rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values())
-    if int(rows) <= largest:
+    if rows <= largest:
         fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
         raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
     if base.task_type == "SEQ_CLS" and not pads:

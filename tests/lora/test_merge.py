@@ -83,6 +83,17 @@ def test_small_shards_hold_the_same_model(merge):
     assert all(torch.equal(one[name], many[name]) for name in one)
 
 
+def test_a_base_in_shards_merges_into_the_same_model(merge, model_directory, tmp_path):
+    _, directory, _ = merge("llama")
+    one = whole(directory)
+    AutoModelForCausalLM.from_pretrained(model_directory("llama")).save_pretrained(tmp_path / "cut", max_shard_size="5KB")
+    _, directory, _ = merge("llama", base=tmp_path / "cut")
+    assert [path.name for path in directory.iterdir()] == ["model.safetensors"]
+    found = whole(directory)
+    assert one.keys() == found.keys()
+    assert all(torch.equal(one[name], found[name]) for name in one)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_dtype_holds_for_every_number_which_is_rounded_once(dtype, merge, model_directory):
     plan, directory, _ = merge("llama", dtype=dtype)

@@ -245,7 +245,7 @@ def _merged_record(claim: MergeClaim, merged: Checkpoint | None, figures: Tensor
     record: dict[str, Any] = {
         "directory": str(claim.shown_as or claim.merged),
         "class": type(claim.model).__name__,
-        "dtype": claim.dtype,
+        "dtype": claim.stored_dtype,
     }
     if merged is not None and figures is not None:
         record |= {

@@ -147,7 +147,7 @@ def output_checks(outputs: Outputs, dtype: str) -> list[Check]:
         if dtype in ("float32", "float64"):
             value = _value(row.difference.relative_difference)
             verdict: Verdict = "holds" if value <= MOST_RELATIVE_FLOAT32 else "fails"
-            says = f"{name}: logits differ from the adapter's by {value:.1e} (relative)"
+            says = f"logits differ from the adapter's by {value:.1e} (relative)"
             checks.append(Check(f"relative-difference ({name})", verdict, says, value, MOST_RELATIVE_FLOAT32))
     again = outputs.find(RELOADED, IN_MEMORY)
     if again is not None:
@@ -166,7 +166,7 @@ def _kl_check(row: Compared, unmerged: Compared | None) -> Check:
     own = 0.0 if unmerged is None else _value(unmerged.difference.kl)
     tolerance = KL_FACTOR * own + KL_SLACK
     beside = "" if unmerged is None else f", unmerged {own:.1e}"
-    says = f"{row.name}: KL {value:.1e} from the adapter in float32{beside}"
+    says = f"KL {value:.1e} from the adapter in float32{beside}"
     return Check(f"kl ({row.name})", "holds" if value <= tolerance else "fails", says, value, tolerance)
 
 

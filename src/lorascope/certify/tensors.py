@@ -34,6 +34,7 @@ class Layout:
         tied: by name, the name whose tensor it shares.
         transposed: modules whose weight is stored as ``[D, O]``.
         optional: expressions for names that transformers computes where a file lacks them.
+        in_float32: expressions for modules that transformers keeps in float32 whatever is asked for (a T5's ``wo``).
     """
 
     names: frozenset[str]
@@ -41,6 +42,7 @@ class Layout:
     tied: Mapping[str, str]
     transposed: frozenset[str]
     optional: tuple[str, ...] = ()
+    in_float32: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
@@ -48,7 +50,9 @@ class Layout:
         transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
         tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         optional = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
-        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional)
+        kinds = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        in_float32 = tuple(pattern for kind in kinds for pattern in getattr(model, kind, None) or ())
+        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional, in_float32)
 
     def name_of(self, key: str) -> str | None:
         """The model's name for a tensor of a file; None where it has none."""
@@ -183,7 +187,10 @@ def compare_tensors(
         if tensor.dtype.is_floating_point:
             source = before.get(name)
             kept = base.main_dtype if source is None or name in adapter.replaced else dtype_name(source.dtype)
-            if dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
+            spared = tensor.dtype == torch.float32 and any(
+                re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in layout.in_float32
+            )
+            if not spared and dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
                 figures.strays[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
     for name in sorted(layout.names):
         found = after.get(name)

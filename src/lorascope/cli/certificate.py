@@ -22,7 +22,7 @@ def print_certificate(console: Console, document: Mapping[str, Any]) -> None:
     console.print(Text("the merge holds" if holds else "THE MERGE DOES NOT HOLD", style="bold green" if holds else "bold red"))
     _print_facts(console, document)
     if document["comparisons"]:
-        _print_comparisons(console, document["comparisons"])
+        _print_comparisons(console, document["comparisons"], document["merged"]["dtype"])
     _print_modules(console, document["modules"])
     _print_checks(console, document["checks"])
 
@@ -65,7 +65,8 @@ def _effect_text(effect: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "none was measured"
 
 
-def _print_comparisons(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_comparisons(console: Console, rows: Sequence[Mapping[str, Any]], dtype: str) -> None:
+    """Every model against the reference; those whose name does not say so are in the merged model's dtype."""
     reference = next(row["name"] for row in rows if row["against"] is None)
     scores = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     table = Table(show_edge=False, pad_edge=False)
@@ -76,6 +77,7 @@ def _print_comparisons(console: Console, rows: Sequence[Mapping[str, Any]]) -> N
         figures = [row.get(key) for key in ("max_difference", "relative_difference", "kl", "kl_max")]
         same = row.get("top1_agreement")
         other = "" if row["against"] in (None, reference) else f" (against: {row['against']})"
+        other = other or ("" if "float32" in row["name"] else f", {dtype}")
         table.add_row(
             Text(row["name"] + other),
             *("–" if figure is None else f"{figure:.1e}" for figure in figures),

@@ -49,11 +49,14 @@ def merge(
     from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
     from lorascope.lora.merge_plan import MERGE_DTYPES
     from lorascope.lora.peft_io import read_adapter
+    from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base, write_merged
     from lorascope.store import atomic_directory, write_atomically
 
     if dtype not in MERGE_DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
+    if quantization == "nf4":
+        check_installed()
     chosen: MergeDtype = dtype  # type: ignore[assignment]
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
@@ -113,10 +116,7 @@ def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantiz
     from importlib.util import find_spec
 
     from lorascope.certify import why_tensors_only
-    from lorascope.lora.quantised import check_installed
 
-    if quantization == "nf4":
-        check_installed()
     # An adapter that was trained on packed weights will be run on them, if that can be tried here.
     packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
     return replace(

@@ -182,7 +182,8 @@ def row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in order, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    numbers: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)
 
 
 def read_fully(file: Any, view: memoryview, path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,7 +100,8 @@ def merge_into(model: PreTrainedModel, saved: SavedAdapter, dtype: torch.dtype |
     model.all_tied_weights_keys = {
         target: source for target, source in model.all_tied_weights_keys.items() if target not in gone
     }
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _cast(model: nn.Module, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
@@ -139,7 +141,7 @@ def merge_files(
         StoreError: the disk has no room for it.
     """
     plan = plan_merge(saved, open_checkpoint(base), model, dtype)
-    tensors = {one.written: PlannedTensor(one.dtype, one.shape, lambda one=one: _chunks(one)) for one in plan.tensors}
+    tensors = {one.written: PlannedTensor(one.dtype, one.shape, partial(_chunks, one)) for one in plan.tensors}
     assert len(tensors) == len(plan.tensors), "two tensors under one name"
     _check_space(directory, plan.num_bytes)
     write_checkpoint(directory, tensors, max_shard_bytes)
