@@ -1,5 +1,7 @@
 """What a store records of a study, as facts; and the short card of a trial, the same bytes whenever it is written."""
 
+from types import SimpleNamespace
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -46,17 +48,11 @@ def test_every_place_that_a_study_names_is_known(study):
 def test_a_trials_card_is_short_and_names_no_path(study, tmp_path):
     wanted = study()
     (trial,) = [one for one in expand(wanted) if one.seed == 42]
-    more = {
-        "task_type": "SEQ_CLS",
-        "labels": ("no", "yes"),
-        "heads": ("classifier",),
-        "num_modules": 2,
-        "base_checksum": "c0ffee",
-    }
+    base = SimpleNamespace(task_type="SEQ_CLS", labels=("no", "yes"), heads=("classifier",), checksum="c0ffee")
     with Store.create(tmp_path / "run", wanted) as store:
-        text = trial_card(store, trial, {"accuracy": 0.5}, **more)
+        text = trial_card(store, trial, {"accuracy": 0.5}, base, 2)
         store.add_warning(None, "x", 1, "x", "something")
-        assert trial_card(store, trial, {"accuracy": 0.5}, **more) == text
+        assert trial_card(store, trial, {"accuracy": 0.5}, base, 2) == text
     assert str(tmp_path) not in text
     assert "`tiny-base`" in text
     assert "c0ffee" in text
