@@ -107,6 +107,17 @@ def test_the_code_in_the_card_runs(exported, study, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() in ("negative", "positive")
 
 
+@pytest.mark.parametrize(("family", "task_type"), [("roberta", "SEQ_CLS"), ("gpt2", "CAUSAL_LM"), ("bart", "SEQ_2_SEQ_LM")])
+def test_the_code_of_every_kind_of_card_runs(family, task_type, peft_adapter, model_directory, tmp_path, monkeypatch, capsys):
+    adapter, _ = peft_adapter(family, task_type)
+    export(adapter, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    base = model_directory(family)
+    (tmp_path / base.name).symlink_to(base)
+    exec(compile(code_of((tmp_path / "out" / "README.md").read_text(encoding="utf-8")), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip().startswith("LABEL_") == (task_type == "SEQ_CLS")
+
+
 def test_the_study_beside_it_trains_the_same_trial_again(exported, row, study, finished, tmp_path):
     document = yaml.safe_load((exported / "study.yaml").read_text(encoding="utf-8"))
     assert document["seeds"] == [row.seed]

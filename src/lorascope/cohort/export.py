@@ -64,16 +64,8 @@ def _write_adapter(
         if weights.placements:
             origin = {"checksum": base.checksum, "dtype": trial.base.dtype, "quantization": trial.base.quantization}
             write_record(directory, base.labels, origin)
-            card = trial_card(
-                store,
-                trial,
-                evaluation.metrics,
-                task_type=base.task_type,
-                labels=base.labels,
-                heads=base.heads,
-                num_modules=len({placement.target.module for placement in weights.placements}),
-                base_checksum=base.checksum,
-            )
+            modules = {placement.target.module for placement in weights.placements}
+            card = trial_card(store, trial, evaluation.metrics, base, len(modules))
             (directory / "README.md").write_text(card, encoding="utf-8")
     if weights.placements:
         return str(place.relative_to(store.directory))

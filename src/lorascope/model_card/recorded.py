@@ -7,15 +7,18 @@ resumed study leaves the same bytes. Floor: ``model_card``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorascope import __version__
-from lorascope.config import AdapterConfig, Study, TaskType, TrainConfig, TrialConfig
+from lorascope.config import AdapterConfig, Study, TrainConfig, TrialConfig
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.model_card.document import model_card
 from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, DataFacts, MetricFacts
 from lorascope.model_card.privacy import Privacy, is_local, public_name
 from lorascope.store import Store
+
+if TYPE_CHECKING:
+    from lorascope.base_model import BaseModel
 
 _LIMITS = ("max_train", "max_eval", "max_length")
 
@@ -62,36 +65,30 @@ def settings_of(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     return {name: config[name] for name in names if config.get(name) not in (None, False, [])}
 
 
-def trial_card(
-    store: Store,
-    trial: TrialConfig,
-    metrics: Mapping[str, float],
-    *,
-    task_type: TaskType,
-    labels: tuple[str, ...],
-    heads: tuple[str, ...],
-    num_modules: int,
-    base_checksum: str,
-) -> str:
-    """The short card of a trial whose study is still running."""
+def trial_card(store: Store, trial: TrialConfig, metrics: Mapping[str, float], base: BaseModel, num_modules: int) -> str:
+    """The short card of a trial whose study is still running.
+
+    Args:
+        num_modules: linear layers that the adapter changes.
+    """
     config = trial.flat()
     facts = CardFacts(
         name="adapter",
         form="adapter",
-        task_type=task_type,
+        task_type=base.task_type,
         base=BaseFacts(
             name=public_name(trial.base.model),
             is_local=is_local(trial.base.model),
             revision=trial.base.revision,
-            checksum=base_checksum,
+            checksum=base.checksum,
             dtype=trial.base.dtype,
             quantization=trial.base.quantization,
         ),
         adapter=AdapterFacts(
             settings=settings_of(config, [name for name in AdapterConfig.model_fields if name != "path"]),
             modules=num_modules,
-            heads=heads,
-            labels=labels,
+            heads=base.heads,
+            labels=base.labels,
         ),
         version=__version__,
         study=store.study.name,
