@@ -116,8 +116,8 @@ def small_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Cal
 
 
 @pytest.fixture
-def peft_adapter(tmp_path: Path, model_directory: Callable[[str], Path]) -> Callable[..., Path]:
-    """``peft_adapter(name, seed)``: made by PEFT alone, on the GPT-2."""
+def causal_adapter(tmp_path: Path, model_directory: Callable[[str], Path]) -> Callable[..., Path]:
+    """``causal_adapter(name, seed)``: made by PEFT alone, on the GPT-2."""
 
     import peft
     import torch

@@ -100,8 +100,8 @@ def test_a_mistyped_command_gets_a_suggestion_and_the_session_goes_on(talk):
         assert what in ended.err
 
 
-def test_adapters_made_by_peft_take_turns_in_one_conversation(talk, cli, peft_adapter, tmp_path):
-    a, b = peft_adapter("a", 1), peft_adapter("b", 2)
+def test_adapters_made_by_peft_take_turns_in_one_conversation(talk, cli, causal_adapter, tmp_path):
+    a, b = causal_adapter("a", 1), causal_adapter("b", 2)
     arguments = ["--adapter", a, "--adapter", b]
     ended = talk("/adapters", "the river", "/adapter b", "the river", "/base", "the river", f"/save {tmp_path / 'said'}",
                  arguments=arguments)  # fmt: skip

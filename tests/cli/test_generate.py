@@ -23,8 +23,8 @@ def check_refused(ended, what, code=2):
     assert ended.out == ""
 
 
-def test_an_answer_is_printed_and_nothing_else(cli, peft_adapter, model_directory):
-    path = peft_adapter("a", 1)
+def test_an_answer_is_printed_and_nothing_else(cli, causal_adapter, model_directory):
+    path = causal_adapter("a", 1)
     ended = cli("generate", "--adapter", path, "--prompt", PROMPT, "--max-new-tokens", 9)
     assert ended.code == 0
     document = json.loads(cli("generate", "--adapter", path, "--prompt", PROMPT, "--max-new-tokens", 9, "--json").out)
@@ -43,8 +43,8 @@ def test_an_answer_is_printed_and_nothing_else(cli, peft_adapter, model_director
     assert answer["text"] == tokenizer.decode(answer["token_ids"], skip_special_tokens=True).strip()
 
 
-def test_the_base_and_every_adapter_side_by_side_answer_as_each_alone(cli, peft_adapter, model_directory):
-    a, b = peft_adapter("a", 1), peft_adapter("b", 2)
+def test_the_base_and_every_adapter_side_by_side_answer_as_each_alone(cli, causal_adapter, model_directory):
+    a, b = causal_adapter("a", 1), causal_adapter("b", 2)
     common = ["--prompt", PROMPT, "--max-new-tokens", 9, "--raw", "--json"]
     ended = cli("generate", "--adapter", a, "--adapter", b, "--side-by-side", *common)
     together = {one["adapter"]: one["token_ids"] for one in json.loads(ended.out)["answers"]}
@@ -57,8 +57,8 @@ def test_the_base_and_every_adapter_side_by_side_answer_as_each_alone(cli, peft_
     assert "\n\n[b]\n" in lines, "elsewhere than on a terminal, and without --side-by-side: one below the other"
 
 
-def test_every_way_to_decode_is_tried_and_drawn_from_the_seed(cli, peft_adapter):
-    arguments = ["generate", "--adapter", peft_adapter("a", 1), "--prompt", PROMPT, "--max-new-tokens", 9, "--raw"]
+def test_every_way_to_decode_is_tried_and_drawn_from_the_seed(cli, causal_adapter):
+    arguments = ["generate", "--adapter", causal_adapter("a", 1), "--prompt", PROMPT, "--max-new-tokens", 9, "--raw"]
     ways = ["greedy", "nucleus,top_p=0.9,samples=3", "top_k,top_k=5,temperature=1.4", "temperature,temperature=2"]
     arguments += [part for way in ways for part in ("--decode", way)]
     first = json.loads(cli(*arguments, "--json").out)["answers"]
@@ -116,13 +116,13 @@ def test_an_answer_that_came_to_no_end_is_told(cli, model_directory):
     assert "tokens; the model has 128 positions" in ended.err
 
 
-def test_what_cannot_be_answered_is_one_line_and_exit_code_2(cli, peft_adapter, model_directory, tmp_path, typed):
+def test_what_cannot_be_answered_is_one_line_and_exit_code_2(cli, causal_adapter, model_directory, tmp_path, typed):
     gpt2 = model_directory("gpt2")
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    a = peft_adapter("a", 1)
-    llama = peft_adapter("b", 1, "llama", "q_proj")
+    a = causal_adapter("a", 1)
+    llama = causal_adapter("b", 1, "llama", "q_proj")
     asked = ["--prompt", "hi", "--raw"]
     for arguments, what in [
         (["--base", model_directory("bert"), *asked], "this model writes nothing: bert is no causal model"),
