@@ -80,7 +80,7 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
     saved = read_adapter(claim.adapter)
     base = _load(claim, claim.base.model, "float32", claim.base.revision)
     inputs = (
-        drawn_inputs(base.tokenizer, base.task_type)
+        drawn_inputs(base.tokenizer, base.task_type, sum(one.numel() for one in base.model.parameters()))
         if task is None
         else task_inputs(task, settings.split, base.task_type, base.tokenizer)
     )
