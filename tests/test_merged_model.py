@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig, pipeline
 
 from lorascope.errors import AdapterError, ModelError, UsageError
-from lorascope.lora.peft_io import read_adapter, write_record
+from lorascope.lora.peft_io import read_adapter, write_adapter, write_record
+from lorascope.lora.stack import Placement, Slot, Stack
+from lorascope.lora.targets import resolve
 from lorascope.merged_model import merged_in_memory, open_merge_base, write_merged
 
 
@@ -224,3 +226,27 @@ def test_what_is_merged_in_memory_is_what_comes_back_from_the_disk(family, task_
     assert all(torch.equal(value, loaded[name]) for name, value in made.state_dict().items())
     frequencies = {name: value for name, value in made.named_buffers() if name.endswith("inv_freq")}
     assert {value.dtype for value in frequencies.values()} == ({torch.float32} if family == "llama" else set())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_slices_of_a_fused_projection_merge_into_what_the_stack_computed(family, model_directory, merge, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_directory(family)).eval()
+    ids = torch.tensor([[5, 9, 33, 71, 12, 4]])
+    placements = tuple(Placement(target, 3, 2.0) for target in resolve(model, ["query", "value", "down"], ()))
+    slot = Slot("slices", 1, placements)
+    stack = Stack(model, [slot])
+    weights = stack.read(0)
+    generator = torch.Generator().manual_seed(1)
+    for lora_B in weights.lora_B.values():
+        lora_B += 0.1 * torch.randn(lora_B.shape, generator=generator)
+    stack.write(0, weights)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    (tmp_path / "slices").mkdir()
+    base = str(model_directory(family))
+    write_adapter(tmp_path / "slices", weights, slot, model, heads=(), base_model=base, task_type="CAUSAL_LM")
+    stack.detach()
+    out, _ = merge(tmp_path / "slices")
+    with torch.no_grad():
+        found, untouched = (AutoModelForCausalLM.from_pretrained(path)(input_ids=ids).logits for path in (out, base))
+    assert (found - expected).norm() < 1e-5 * expected.norm() < 0.1 * (untouched - expected).norm()

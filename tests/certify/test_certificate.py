@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from lorascope.base_model import load_base
 from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
-from lorascope.config import TaskConfig
+from lorascope.config import BaseModelConfig, TaskConfig
 from lorascope.errors import CheckFailed
+from lorascope.lora.peft_io import write_record
 
 # Warnings of libraries, when PEFT loads what a fault has left.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,6 +69,16 @@ def test_a_model_that_may_not_be_loaded_gets_a_certificate_of_its_tensors_that_s
     assert certificate.document["inputs"] is None
     made.reweigh(lambda name: 0.5)
     assert not certify(made.claim(tensors_only="the base takes 90 GB")).holds
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("bert", "float32"), ("t5", "bfloat16")])
+def test_the_checksum_that_a_trial_leaves_with_its_adapter_is_that_of_its_base(scene, family, dtype):
+    made = scene(family)
+    claim = made.claim(tensors_only="the checksum needs no model")
+    base = load_base(BaseModelConfig(model=str(made.base), dtype=dtype), claim.task_type, claim.labels)
+    write_record(made.adapter, made.labels, {"checksum": base.checksum, "dtype": dtype, "quantization": None})
+    (check,) = [one for one in certify(claim).document["checks"] if one["name"] == "base-checksum"]
+    assert check["verdict"] == "holds"
 
 
 def test_memory_and_disk_and_four_bits_are_compared(scene):

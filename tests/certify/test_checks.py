@@ -12,6 +12,7 @@ from lorascope.certify.outputs import (
     REFERENCE,
     RELOADED,
     UNMERGED,
+    UNMERGED_FLOAT64,
     UNMERGED_QUANTISED,
     Compared,
     Outputs,
@@ -96,6 +97,13 @@ def test_float32_logits_may_differ_by_a_hundred_thousandth():
         found = checks.output_checks(outputs(row(RELOADED, 0.0, relative)), "float32")
         assert verdicts(found)[f"relative-difference ({RELOADED})"] == verdict
     assert not any("relative-difference" in check.name for check in checks.output_checks(outputs(row(RELOADED)), "bfloat16"))
+
+
+def test_where_float32_itself_costs_more_the_unmerged_adapter_is_the_measure():
+    for relative, exact, verdict in ((3e-5, 1e-5, "holds"), (5e-5, 1e-5, "fails"), (3e-5, 1e-7, "fails")):
+        rows = (row(RELOADED, 0.0, relative), row(UNMERGED_FLOAT64, 0.0, exact))
+        found = checks.output_checks(outputs(*rows), "float32")
+        assert verdicts(found)[f"relative-difference ({RELOADED})"] == verdict
 
 
 def test_the_disk_must_give_back_what_was_in_memory():

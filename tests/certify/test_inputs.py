@@ -35,6 +35,12 @@ def test_texts_are_drawn_the_same_every_time(tokenizer, family, task_type):
         assert len(places[0]) == int(batch.target_mask_BS.sum())
 
 
+def test_of_a_large_model_fewer_texts_are_drawn_and_they_are_the_first_of_the_others(tokenizer):
+    every, few = (drawn_inputs(tokenizer("gpt2"), "CAUSAL_LM", number).examples for number in (10**8, 7 * 10**9))
+    assert (len(every), len(few)) == (module.NUM_DRAWN, module.FEWEST_DRAWN)
+    assert every[: len(few)] == few
+
+
 def test_special_tokens_are_those_that_the_tokenizer_adds(tokenizer):
     encoder = tokenizer("bert")
     for example in drawn_inputs(encoder, "SEQ_CLS").examples:

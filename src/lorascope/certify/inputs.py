@@ -23,8 +23,9 @@ from lorascope.data.packing import Batch, collate, evaluation_batches
 from lorascope.data.task import Example, Task, encode_task, read_task
 from lorascope.errors import UsageError
 
-# Drawn where there is no task.
-NUM_DRAWN = 96
+# Texts that are drawn where there is no task; of large models fewer, so that a processor takes minutes and not hours.
+NUM_DRAWN, FEWEST_DRAWN = 96, 24
+_DRAWN_PARAMETERS = 5e10
 _SEED = 0
 _SHORTEST, _LONGEST = 6, 32
 # Logits that are kept for comparison, of each of two models: 128 MB in float32.
@@ -105,8 +106,13 @@ def task_inputs(config: TaskConfig, split: str, task_type: TaskType, tokenizer: 
     return Inputs(examples, task_type, origin, len(examples), task, warnings)
 
 
-def drawn_inputs(tokenizer: PreTrainedTokenizerBase, task_type: TaskType) -> Inputs:
-    """Texts of tokens that are drawn evenly from the vocabulary, special ones left out, and encoded as any text is."""
+def drawn_inputs(tokenizer: PreTrainedTokenizerBase, task_type: TaskType, num_parameters: int = 0) -> Inputs:
+    """Texts of tokens that are drawn evenly from the vocabulary, special ones left out, and encoded as any text is.
+
+    Args:
+        num_parameters: of the model, which decides how many texts.
+    """
+    num_texts = max(FEWEST_DRAWN, min(NUM_DRAWN, int(_DRAWN_PARAMETERS / max(1, num_parameters))))
     special = set(tokenizer.all_special_ids)
     ids = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
     draw = np.random.default_rng(_SEED)
@@ -117,7 +123,7 @@ def drawn_inputs(tokenizer: PreTrainedTokenizerBase, task_type: TaskType) -> Inp
         return list(encoded) if len(encoded) > 1 else drawn.tolist()
 
     examples = []
-    for number in range(NUM_DRAWN):
+    for number in range(num_texts):
         row = text()
         if task_type == "SEQ_CLS":
             examples.append(Example(str(number), row, None, 0, 0))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lorascope.adapter import stack_saved
 from lorascope.base_model import BaseModel, load_base, num_positions
-from lorascope.certify.claim import MergeClaim
+from lorascope.certify.claim import MergeClaim, why_tensors_only
 from lorascope.certify.inputs import Inputs, compared_positions, drawn_inputs, limited, task_inputs
 from lorascope.certify.logits import Difference, difference
 from lorascope.config import EvaluateConfig, TaskConfig
@@ -34,6 +34,9 @@ from lorascope.losses import model_inputs
 
 REFERENCE, UNMERGED = "adapter, float32", "adapter, unmerged"
 BASE, IN_MEMORY, RELOADED = "base alone, float32", "merged in memory", "merged, reloaded"
+UNMERGED_FLOAT64 = "adapter, unmerged, float64"
+# Of two float32 models, relative to the logits: what few models exceed by rounding alone.
+MOST_RELATIVE_FLOAT32 = 1e-5
 QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the nf4 base"
 
 
@@ -77,7 +80,7 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
     saved = read_adapter(claim.adapter)
     base = _load(claim, claim.base.model, "float32", claim.base.revision)
     inputs = (
-        drawn_inputs(base.tokenizer, base.task_type)
+        drawn_inputs(base.tokenizer, base.task_type, sum(one.numel() for one in base.model.parameters()))
         if task is None
         else task_inputs(task, settings.split, base.task_type, base.tokenizer)
     )
@@ -100,6 +103,11 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
         run.merged(reference)
     except (LorascopeError, RuntimeError, ValueError) as error:
         outputs.unloadable = str(error).splitlines()[0][:300]
+    found = outputs.find(RELOADED)
+    apart = 0.0 if found is None else found.difference.relative_difference or 0.0
+    if claim.dtype == "float32" and apart > MOST_RELATIVE_FLOAT32 and why_tensors_only(claim.model, copies=2.0) is None:
+        # Is it the merge, or does float32 cost so much in this model?
+        run.unmerged(saved, reference, "float64", UNMERGED_FLOAT64)
     return outputs
 
 
@@ -137,11 +145,11 @@ class _Run:
             self.row(QUANTISED, reference, self.logits(packed.model), self.score(packed, None))
 
     def unmerged(self, saved: SavedAdapter, reference: Sequence[Tensor], kind: str, name: str) -> None:
-        """The adapter on the base in the merged model's dtype, or in four bits: what merging has to be measured by."""
+        """The adapter on the base in this dtype, or in four bits: what merging has to be measured by."""
         claim = self.claim
-        quantization = "nf4" if kind == "nf4" else None
-        base = _load(claim, claim.base.model, claim.dtype, claim.base.revision, quantization)
-        logits, scores = self.with_adapter(base, saved)
+        dtype, quantization = (claim.dtype, "nf4") if kind == "nf4" else (kind, None)
+        base = _load(claim, claim.base.model, dtype, claim.base.revision, quantization)
+        logits, scores = self.with_adapter(base, saved, scored=kind != "float64")
         self.row(name, reference, logits, scores)
 
     def with_adapter(
