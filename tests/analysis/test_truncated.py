@@ -52,9 +52,10 @@ def make_adapter(model_directory, tmp_path):
             weights.lora_A[key] = inner @ torch.randn(true_rank, shape[0], generator=generator) / 8
             size = 0.0 if zero else 0.3 / (1 + number)
             weights.lora_B[key] = size * torch.randn(shape[1], true_rank, generator=generator) @ outer
-        for group in (weights.biases, weights.heads):
-            for value in group.values():
-                value += torch.randn(value.shape, generator=generator)
+        for value in weights.biases.values():
+            value += torch.randn(value.shape, generator=generator)
+        for value in weights.heads.values():  # the base's own head is drawn anew each time that it is loaded
+            value.copy_(torch.randn(value.shape, generator=generator))
         directory = tmp_path / "adapter"
         directory.mkdir()
         write_adapter(

@@ -105,7 +105,7 @@ def small_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Cal
             weights.lora_A[key] = inner @ torch.randn(3, num_inputs, generator=generator) / 8
             weights.lora_B[key] = torch.randn(num_outputs, 3, generator=generator) @ outer / 8
         for value in weights.heads.values():
-            value += torch.randn(value.shape, generator=generator)
+            value.copy_(torch.randn(value.shape, generator=generator))
         directory = tmp_path / name
         directory.mkdir()
         task_type, labels = ("SEQ_CLS", ["no", "yes"]) if classifies else ("CAUSAL_LM", [])
