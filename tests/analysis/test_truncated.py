@@ -14,7 +14,6 @@ from lorascope.analysis.truncated import (
     keep_energy,
     line_up,
     num_parameters,
-    run_to_end,
     search,
     weight_norms,
     write_and_verify,
@@ -23,7 +22,7 @@ from lorascope.base_model import BaseModel
 from lorascope.cohort.single import evaluate_together, prepare
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, CheckFailed, UsageError
-from lorascope.evaluate import Evaluation
+from lorascope.evaluate import Evaluation, run_to_end
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
@@ -51,7 +50,9 @@ def make_adapter(model_directory, tmp_path):
             inner, outer = torch.randn(16, true_rank, generator=generator), torch.randn(true_rank, 16, generator=generator)
             weights.lora_A[key] = inner @ torch.randn(true_rank, shape[0], generator=generator) / 8
             size = 0.0 if zero else 0.3 / (1 + number)
-            weights.lora_B[key] = size * torch.randn(shape[1], true_rank, generator=generator) @ outer
+            # The last directions do next to nothing, whatever ids the tokenizer's training happens to give to words.
+            falling = 0.1 ** torch.arange(true_rank, dtype=torch.float32)
+            weights.lora_B[key] = size * torch.randn(shape[1], true_rank, generator=generator) * falling @ outer
         for value in weights.biases.values():
             value += torch.randn(value.shape, generator=generator)
         for value in weights.heads.values():  # the base's own head is drawn anew each time that it is loaded

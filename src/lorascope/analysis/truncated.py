@@ -19,7 +19,7 @@ Knows adapters, evaluations and thresholds. Does not know which metric matters, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,19 +248,6 @@ def loss_of(whole: Evaluation, cut: Evaluation, metric: str) -> float:
 def num_parameters(saved: SavedAdapter) -> int:
     """Numbers in the adapter's A's and B's."""
     return sum(value.numel() for group in (saved.weights.lora_A, saved.weights.lora_B) for value in group.values())
-
-
-def run_to_end(running: Generator[Tried, None, Found], tell: Callable[[Tried], None] | None = None) -> Found:
-    """The result of a search, each cut handed to ``tell`` on the way."""
-    while True:
-        try:
-            one = next(running)
-        except StopIteration as stop:
-            found = stop.value
-            assert isinstance(found, Found)
-            return found
-        if tell is not None:
-            tell(one)
 
 
 def _between(low: int, high: int, most: int, *, with_end: bool) -> list[int]:

@@ -26,7 +26,7 @@ from lorascope.certify.inputs import Inputs, compared_positions, drawn_inputs, l
 from lorascope.certify.logits import Difference, difference
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import LorascopeError, UsageError
-from lorascope.evaluate import Evaluation, evaluate
+from lorascope.evaluate import evaluate, run_to_end
 from lorascope.lora.frozen import install, slow_bfloat16
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
@@ -190,7 +190,7 @@ class _Run:
             return {}
         own = stack or Stack(base.model, [Slot("merged", 0, ())], base.heads)
         try:
-            evaluation = _finished(evaluate(own, base, self.inputs.task, self.settings))
+            evaluation = run_to_end(evaluate(own, base, self.inputs.task, self.settings))[0]
         finally:
             if stack is None:
                 own.detach()
@@ -232,12 +232,3 @@ def _load(claim: MergeClaim, model: str, dtype: str, revision: str | None, quant
     base = load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
     _hasten(base.model, base.heads)
     return base
-
-
-def _finished(run: Any) -> Evaluation:
-    """Run the evaluation of a stack of one to its end."""
-    while True:
-        try:
-            next(run)
-        except StopIteration as stop:
-            return cast("list[Evaluation]", stop.value)[0]

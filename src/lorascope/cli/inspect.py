@@ -178,15 +178,11 @@ def _check_speed(speed: bool, has_idle_task: bool, options: Mapping[str, Any]) -
 def _drift(read: list[Inspected], task: TaskConfig, settings: EvaluateConfig, chosen: dict[str, Any]) -> dict[str, Any]:
     """The drift of hidden states, with its progress on stderr."""
     from lorascope.analysis.drift import drift_document
+    from lorascope.evaluate import run_to_end
 
     run = drift_document(read, task, settings, **chosen)
     with StudyProgress(stderr()) as progress:
-        while True:
-            try:
-                progress.show(next(run))
-            except StopIteration as stop:
-                found: dict[str, Any] = stop.value
-                return found
+        return run_to_end(run, progress.show)
 
 
 def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:

@@ -47,6 +47,7 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
 
     from lorascope.base_model import hardware, load_base
     from lorascope.cohort.single import base_of_adapter
+    from lorascope.evaluate import run_to_end
     from lorascope.speed import Workload, measure, phases_of
 
     names, saved = [one.label for one in adapters], [one.saved for one in adapters]
@@ -57,13 +58,7 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
     task_type = _task_type(saved[0], str(adapters[0].directory))
     base = load_base(configs[0], task_type, _labels(saved[0]), chosen_device(on.device))
     running = measure(base, saved, names, Workload(**workload))
-    while True:
-        try:
-            done, total = next(running)
-        except StopIteration as stop:
-            speed: Speed = stop.value
-            break
-        stderr().print(f"round {done} of {total}", markup=False, highlight=False)
+    speed = run_to_end(running, lambda at: stderr().print(f"round {at[0]} of {at[1]}", markup=False, highlight=False))
     machine = hardware()
     device = machine["cuda"] if base.device.type == "cuda" else machine["processor"]
     return {

@@ -84,8 +84,9 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
 
 
 def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
-    from lorascope.analysis.truncated import NUM_SLOTS, line_up, run_to_end, search, weight_norms, write_and_verify
+    from lorascope.analysis.truncated import NUM_SLOTS, line_up, search, weight_norms, write_and_verify
     from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.evaluate import run_to_end
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lorascope.adapter import stack_several
 from lorascope.base_model import BaseModel, load_base
@@ -15,7 +15,7 @@ from lorascope.cohort.planner import packed_weights_budget
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import Task, encode_task, read_task
 from lorascope.errors import AdapterError, UsageError
-from lorascope.evaluate import Evaluation, EvaluationRun, evaluate, foreseen_metrics
+from lorascope.evaluate import Evaluation, evaluate, foreseen_metrics, run_to_end
 from lorascope.judge import Judge, load_judge
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.plan import check_lengths
@@ -92,7 +92,7 @@ def evaluate_together(prepared: Prepared, adapters: Mapping[str, SavedAdapter]) 
     """
     stack = stack_several(prepared.base, adapters)
     try:
-        return _finished(evaluate(stack, prepared.base, prepared.task, prepared.settings, prepared.judge))
+        return run_to_end(evaluate(stack, prepared.base, prepared.task, prepared.settings, prepared.judge))
     finally:
         stack.detach()
 
@@ -157,12 +157,3 @@ def adapter_trial(study: Study, path: Path) -> TrialConfig:
     }
     adapter = validate(AdapterConfig, values, str(path))
     return TrialConfig(base=study.base, adapter=adapter, train=study.train, seed=study.seeds[0])
-
-
-def _finished(run: EvaluationRun) -> list[Evaluation]:
-    """Run an evaluation to its end."""
-    while True:
-        try:
-            next(run)
-        except StopIteration as stop:
-            return cast("list[Evaluation]", stop.value)

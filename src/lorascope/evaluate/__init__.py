@@ -6,7 +6,16 @@
 """
 
 from lorascope.evaluate.foreseen import check_metrics, foreseen_metrics
-from lorascope.evaluate.result import Decoded, Evaluation, EvaluationRun, EvaluationStep
+from lorascope.evaluate.result import Decoded, Evaluation, EvaluationRun, EvaluationStep, run_to_end
 from lorascope.evaluate.run import evaluate
 
-__all__ = ["Decoded", "Evaluation", "EvaluationRun", "EvaluationStep", "check_metrics", "evaluate", "foreseen_metrics"]
+__all__ = [
+    "Decoded",
+    "Evaluation",
+    "EvaluationRun",
+    "EvaluationStep",
+    "check_metrics",
+    "evaluate",
+    "foreseen_metrics",
+    "run_to_end",
+]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lorascope.config import DecodingConfig
 from lorascope.data.task import Example
+
+_Step = TypeVar("_Step")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,15 @@ def group_of(example: Example) -> dict[str, str]:
 
 
 EvaluationRun = Generator[EvaluationStep, None, list[Evaluation]]
+
+
+def run_to_end(running: Generator[_Step, None, _Result], tell: Callable[[_Step], object] | None = None) -> _Result:
+    """The result of an evaluation, or of what yields its progress likewise; each step is handed to ``tell`` on the way."""
+    while True:
+        try:
+            step = next(running)
+        except StopIteration as stop:
+            result: _Result = stop.value
+            return result
+        if tell is not None:
+            tell(step)

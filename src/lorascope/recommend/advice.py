@@ -106,7 +106,6 @@ def advise(request: Request, studies: Sequence[StudyEvidence]) -> Advice:
         for key, value in _DEFAULTS.items()
     }
     plain = by_rule(request.task.kind, request.roles, "default", request.memory_bytes if request.goal != "better" else None)
-    choices |= by_rule(request.task.kind, request.roles, request.goal, request.memory_bytes)
     weighed = [_weigh(request, study) for study in studies]
     weighed.sort(key=lambda one: _order(request, one))
     usable = [one for one in weighed if one.chosen is not None and one.place is not None and one.place != TOO_FAR]
