@@ -96,13 +96,15 @@ def two_parameters(num_slots):
     return parameters
 
 
-def test_the_optimiser_is_torchs_adamw_with_clipping_for_every_slot():
+@pytest.mark.parametrize("numbers_at_once", [2**22, 5])
+def test_the_optimiser_is_torchs_adamw_with_clipping_for_every_slot(numbers_at_once, monkeypatch):
     """Decay on weights and not on biases; the first slot is clipped hard, the second never, the third has no decay."""
     settings = [
         TrainConfig(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.05),
         TrainConfig(learning_rate=3e-2, weight_decay=0.3, max_grad_norm=1e6),
         TrainConfig(learning_rate=2e-3, max_grad_norm=1.0),
     ]
+    monkeypatch.setattr(train_module, "_MOST_NUMBERS_AT_ONCE", numbers_at_once)
     parameters = two_parameters(3)
     references, optimizers = [], []
     for slot, one in enumerate(settings):
@@ -129,8 +131,10 @@ def test_the_optimiser_is_torchs_adamw_with_clipping_for_every_slot():
             torch.testing.assert_close(parameters.values_NP[slot], expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("numbers_at_once", [2**22, 5])
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_a_slot_that_is_not_finite_is_left_alone_and_said_so(broken):
+def test_a_slot_that_is_not_finite_is_left_alone_and_said_so(broken, numbers_at_once, monkeypatch):
+    monkeypatch.setattr(train_module, "_MOST_NUMBERS_AT_ONCE", numbers_at_once)
     settings = [TrainConfig(weight_decay=0.1)] * 3
     parameters, reference = two_parameters(3), two_parameters(3)
     before = parameters.values_NP.clone()
@@ -477,6 +481,6 @@ def test_a_norm_taken_part_by_part_is_the_whole_ones(monkeypatch):
     gradients_NP = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
     whole = torch.linalg.vector_norm(gradients_NP.double(), dim=1)
     torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
-    monkeypatch.setattr(train_module, "_MOST_CAST_NUMBERS", 64)
+    monkeypatch.setattr(train_module, "_MOST_NUMBERS_AT_ONCE", 64)
     torch.testing.assert_close(train_module._norms(gradients_NP), whole, rtol=1e-14, atol=0)
     assert train_module._norms(torch.zeros(2, 0)).tolist() == [0.0, 0.0]

@@ -44,8 +44,7 @@ from lorascope.losses import LOGIT_CHUNK
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of one trained number in single precision: value, gradient and AdamW's two moments.
 STATE_BYTES = 16
-# Of the step itself, where the whole base trains: its gradients before they are added up, or AdamW's quotient; and a mark of
-# what decays.
+# Besides, where the whole base trains: its gradients before they are added up, and a mark of what decays.
 STEP_BYTES = 5
 # Positions whose logits exist together.
 LOGIT_POSITIONS = LOGIT_CHUNK

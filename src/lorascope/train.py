@@ -31,8 +31,8 @@ from lorascope.losses import follows_trees, is_out_of_memory, padded_losses, rel
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
-# So many numbers of a slot are cast to float64 at a time.
-_MOST_CAST_NUMBERS = 2**22
+# So many numbers of a slot are cast to float64, or updated, at a time.
+_MOST_NUMBERS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -268,28 +268,33 @@ def adamw_step(
 
     Source: Loshchilov and Hutter 2019; bias correction as in ``torch.optim.AdamW``.
     """
-    gradients_NP = parameters.gradients_NP
-    values = parameters.values_NP
+    gradients_NP, values_NP = parameters.gradients_NP, parameters.values_NP
     norms_N = _norms(gradients_NP).to(gradients_NP.dtype)
     finite_N = torch.isfinite(norms_N) & torch.isfinite(losses_N.to(norms_N.dtype))
-    limits_N = torch.tensor([one.max_grad_norm for one in settings], dtype=values.dtype, device=values.device)
-    rates_N = torch.tensor(rates, dtype=values.dtype, device=values.device)
-    decay_N = torch.tensor([one.weight_decay for one in settings], dtype=values.dtype, device=values.device)
-    gradients_NP *= (limits_N / (norms_N + 1e-6)).clamp(max=1.0)[:, None]
-    if not bool(finite_N.all()):
-        gradients_NP[~finite_N] = 0.0
-        rates_N = torch.where(finite_N, rates_N, 0.0)
+    per_slot = partial(torch.tensor, dtype=values_NP.dtype, device=values_NP.device)
+    clipping_N = (per_slot([one.max_grad_norm for one in settings]) / (norms_N + 1e-6)).clamp(max=1.0)
+    rates_N = torch.where(finite_N, per_slot(rates), 0.0)
+    decay_N = rates_N * per_slot([one.weight_decay for one in settings])
     beta1, beta2 = ADAM_BETAS
-    if bool(decay_N.any()):
-        values.addcmul_(values, (rates_N * decay_N)[:, None] * parameters.decays_P, value=-1.0)
-    parameters.first_moment_NP.lerp_(gradients_NP, 1.0 - beta1)
-    parameters.second_moment_NP.mul_(beta2).addcmul_(gradients_NP, gradients_NP, value=1.0 - beta2)
-    denominator_NP = parameters.second_moment_NP.sqrt().div_(math.sqrt(1.0 - beta2 ** (step + 1))).add_(ADAM_EPSILON)
-    # In the denominator's memory: where a whole base trains, each such matrix is as large as the base.
-    update_NP = torch.div(parameters.first_moment_NP, denominator_NP, out=denominator_NP)
-    values.sub_(update_NP.mul_((rates_N / (1.0 - beta1 ** (step + 1)))[:, None]))
-    # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
-    return norms_N, finite_N & torch.isfinite(torch.linalg.vecdot(values, values))
+    rates_N = rates_N / (1.0 - beta1 ** (step + 1))
+    lost_N = ~finite_N
+    # Where a whole base trains, each temporary of all numbers at once would be as large as the base.
+    for start in range(0, values_NP.shape[1], _MOST_NUMBERS_AT_ONCE):
+        part = slice(start, start + _MOST_NUMBERS_AT_ONCE)
+        gradients, values = gradients_NP[:, part], values_NP[:, part]
+        first_moment, second_moment = parameters.first_moment_NP[:, part], parameters.second_moment_NP[:, part]
+        gradients *= clipping_N[:, None]
+        if bool(lost_N.any()):
+            gradients[lost_N] = 0.0
+        if bool(decay_N.any()):
+            values.addcmul_(values, decay_N[:, None] * parameters.decays_P[part], value=-1.0)
+        first_moment.lerp_(gradients, 1.0 - beta1)
+        second_moment.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+        denominator = second_moment.sqrt().div_(math.sqrt(1.0 - beta2 ** (step + 1))).add_(ADAM_EPSILON)
+        values.sub_(torch.div(first_moment, denominator, out=denominator).mul_(rates_N[:, None]))
+        # Values whose squares overflow are lost, though a norm inside the model may hide it from loss and gradient.
+        finite_N = finite_N & torch.isfinite(torch.linalg.vecdot(values, values))
+    return norms_N, finite_N
 
 
 def _norms(gradients_NP: Tensor) -> Tensor:
@@ -298,7 +303,7 @@ def _norms(gradients_NP: Tensor) -> Tensor:
     Part by part, because torch makes a float64 copy of what it is given.
     """
     parts: list[Tensor] = [
-        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in gradients_NP.split(_MOST_CAST_NUMBERS, dim=1)
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in gradients_NP.split(_MOST_NUMBERS_AT_ONCE, dim=1)
     ]
     return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
