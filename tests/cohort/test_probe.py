@@ -4,11 +4,13 @@ import gc
 import sys
 import weakref
 
+import psutil
 import pytest
 import torch
 
 from lorascope.base_model import load_base, weights_checksum
-from lorascope.cohort.probe import MemoryMeter, measure_alone
+from lorascope.cohort import probe
+from lorascope.cohort.probe import Heap, MemoryMeter, measure_alone
 from lorascope.data.task import encode_task, read_task
 from lorascope.design import expand
 from lorascope.lora.stack import Stack
@@ -73,3 +75,30 @@ def test_a_stack_is_freed_with_its_last_user(prepared):
         assert [number() for number in numbers] == [None, None]
     finally:
         gc.enable()
+
+
+def in_pieces():
+    """A heap of 100 MiB of which the last block alone is in use."""
+    blocks = [torch.ones(MEBIBYTE // 4) for _ in range(100)]
+    return blocks.pop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_a_heap_in_pieces_above_the_limit_goes_back_to_the_system():
+    last = in_pieces()
+    before = psutil.Process().memory_info().rss
+    Heap(before + 50 * MEBIBYTE).settle()
+    assert psutil.Process().memory_info().rss > before - 5 * MEBIBYTE
+    Heap(0).settle()
+    assert psutil.Process().memory_info().rss < before - 50 * MEBIBYTE
+    assert bool((last == 1).all())
+
+
+def test_a_heap_in_use_is_not_searched_after_every_step(monkeypatch):
+    trims = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(probe, "_trim", lambda: trims.append(1))
+    heap = Heap(0)
+    for _ in range(5):
+        heap.settle()
+    assert len(trims) == 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 
 from lorascope.base_model import BaseModel
@@ -29,6 +30,8 @@ from lorascope.train import fitting_gradients, train
 _STEPS = 4
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
 _MMAP_BYTES = 2**24
+# How far a heap may grow above what was in use when it was last given back.
+_ROOM = 1.25
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,30 @@ def steady_allocator() -> None:
             ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
+class Heap:
+    """The C library's heap, given back to the system between steps when it has fallen into too many pieces.
+
+    torch asks for aligned blocks, and glibc before 2.38 hardly ever takes a freed block for another one of the same size
+    (glibc's bug 14581): batches of many shapes let the heap grow by the step, though nothing is kept. Measured in
+    docs/experiments.md. Does something on Linux only.
+
+    Args:
+        limit_bytes: of the process, up to which the heap is left alone. What is in use raises it: a heap without holes is not
+            searched for them after every step.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._process = psutil.Process()
+
+    def settle(self) -> None:
+        """Give free pages back if the process is above the limit."""
+        if sys.platform != "linux" or self._process.memory_info().rss <= self._limit_bytes:
+            return
+        _trim()
+        self._limit_bytes = max(self._limit_bytes, round(_ROOM * self._process.memory_info().rss))
+
+
 class MemoryMeter:
     """Peak memory since the meter was made: of the device's allocator on CUDA, of the process elsewhere.
 
@@ -119,8 +146,8 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(device)
             return
         if sys.platform == "linux":
-            with suppress(OSError, AttributeError):
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            _trim()
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def peak_bytes(self) -> int:
@@ -133,3 +160,8 @@ class MemoryMeter:
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _trim() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -17,7 +17,7 @@ from lorascope.cohort.checkpoint import Checkpoints, Progress, discard
 from lorascope.cohort.events import CohortStarted, Event, Events, ProbeDone, TrialEnded, Warned
 from lorascope.cohort.export import finish_trial
 from lorascope.cohort.planner import Cohort
-from lorascope.cohort.probe import MemoryMeter, SoloCost, measure_alone
+from lorascope.cohort.probe import Heap, MemoryMeter, SoloCost, measure_alone
 from lorascope.cohort.proposals import Pruner
 from lorascope.cohort.rungs import Rungs, judging
 from lorascope.config import Study, TrainConfig, TrialConfig
@@ -247,6 +247,7 @@ def _train(
     buffers: dict[str, list[dict[str, float | int]]] = {trial.trial: [] for trial in cohort.pending}
     flushed = time.perf_counter()
     earlier, size = progress, progress.micro_batch_size
+    heap = Heap(cohort.predicted_peak_bytes or 0) if base.device.type == "cpu" else None
 
     def saved() -> list[Notice]:
         """A checkpoint of the state at hand, after the curves that lead there."""
@@ -258,6 +259,8 @@ def _train(
         yield from rungs.judged(stack, progress.step, progress.seconds, progress.num_examples)
     for step in train(stack, base, task.train, settings, progress.step):
         progress = progress.after(step)
+        if heap is not None:
+            heap.settle()
         for name, rows in buffers.items():
             if name in step.slots:
                 rows.append(_step_row(step, step.slots[name]))
