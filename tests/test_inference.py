@@ -82,7 +82,14 @@ def test_an_answer_is_what_evaluation_generates(adapter):
         example = Example("x", prompt.ids, [False] * len(prompt.ids), None, len(prompt.ids))
         with session._stack.running([1]):
             [(_, [[whole]])] = list(generate(session._stack, session.base, [example], SHORT, 10**6))
-    assert (streamed.text, streamed.tokens, streamed.finished) == (whole.text, whole.tokens, whole.finished)
+    assert (streamed.text.strip(), streamed.tokens, streamed.finished) == (whole.text, whole.tokens, whole.finished)
+
+
+def test_a_raw_prompt_and_its_answer_make_one_text(model_directory):
+    with open_session(str(model_directory("gpt2")), {}) as session:
+        prompt, answer = session.turns.raw(PROMPT), answers(session, ["base"])[0, 0]
+        decoded = session.base.tokenizer.decode([*prompt.ids, *answer.tokens], skip_special_tokens=True)
+        assert PROMPT + answer.text == decoded
 
 
 def test_drawn_answers_depend_on_the_seed_alone(adapter):

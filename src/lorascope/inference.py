@@ -144,7 +144,9 @@ class Session:
         self._stack.context.seeds = [seed] * len(self.names)
         try:
             with self._stack.running(indices):
-                yield from stream(self._stack, self.base, [example], decoding, prompt.ends)
+                # A prompt that is given as it is is a text that goes on; an encoder's is another one than its decoder's.
+                continues = prompt.form == "raw" and not self.encodes
+                yield from stream(self._stack, self.base, [example], decoding, prompt.ends, continues=continues)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -40,7 +40,7 @@ def test_an_answer_is_printed_and_nothing_else(cli, causal_adapter, model_direct
     assert note in document["warnings"]
     tokenizer = AutoTokenizer.from_pretrained(model_directory("gpt2"))
     assert document["prompt_tokens"] == len(tokenizer(PROMPT)["input_ids"])
-    assert answer["text"] == tokenizer.decode(answer["token_ids"], skip_special_tokens=True).strip()
+    assert answer["text"] == tokenizer.decode(answer["token_ids"], skip_special_tokens=True)
 
 
 def test_the_base_and_every_adapter_side_by_side_answer_as_each_alone(cli, causal_adapter, model_directory):
