@@ -126,7 +126,7 @@ def test_what_cannot_be_answered_is_one_line_and_exit_code_2(cli, causal_adapter
     asked = ["--prompt", "hi", "--raw"]
     for arguments, what in [
         (["--base", model_directory("bert"), *asked], "this model writes nothing: bert is no causal model"),
-        (["--adapter", a, "--adapter", llama, *asked], "adapters of different bases: a is of"),
+        (["--adapter", a, "--adapter", llama, *asked], "adapters of different bases"),
         (["--adapter", empty, *asked], "no PEFT adapter here"),
         (["--base", gpt2, "--prompt", "too slow " * 200, "--raw"], "tokens, and the model can read 127 and write one more"),
         (asked, "there is no model; give --base or --adapter"),
