@@ -184,7 +184,7 @@ def test_what_an_adapter_is_run_as_is_what_its_file_says_or_what_it_holds(saved)
         (
             {"checksum": "y", "dtype": "float64", "quantization": None},
             None,
-            "there was trained on other weights than those of",
+            "there was trained on other weights than",
         ),
         ({}, "elsewhere", "there was trained on elsewhere, and runs on"),
         ({}, None, None),
