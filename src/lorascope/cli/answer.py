@@ -256,7 +256,7 @@ def _fitting(
         fix = "allow more, or choose a smaller model or a shorter task.max_length"
         raise UsageError(what, where=f"memory of {tables.bytes_text(most)}", fix=fix)
     if request.memory_bytes is not None and request.memory_bytes < LITTLE_MEMORY_BYTES and request.goal != "better":
-        plain = {**choices, **by_rule(request.task.kind, request.roles, "default", None)}
+        plain = {**choices, **by_rule(request.task.kind, request.roles, None)}
         plain |= {"quantization": Choice(None, "rule", ""), "dtype": Choice("float32", "rule", "")}
         full = forecast(plain)
         if full <= most and any(choice.source == "rule" and "under 8 GB" in choice.why for choice in choices.values()):
