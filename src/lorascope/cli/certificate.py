@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.cli.tables import bytes_text
+from lorascope.amounts import bytes_text
 
 # In the order of how much they matter, least first.
 _STYLES = {"holds": "green", "not judged": "dim", "warning": "yellow", "fails": "bold red"}

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorascope.amounts import counted
 from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, Span, grid_of, leading_of, span_of
-from lorascope.cli.tables import counted, number_text, print_table, text_of
+from lorascope.cli.tables import number_text, print_table, text_of
 
 # Viridis, from low to high: it reads in grey too.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.cli import tables
 from lorascope.cli.console import stderr
 from lorascope.config import (
@@ -142,7 +143,7 @@ def planned(study: Study, trials: list[TrialConfig] | Proposer, directory: Path,
     begun = budget.select(prices[len(listed) :], memory_bytes=bounds.memory_bytes, speedup=ratio)
     share, further = (1.0, "") if proposer is None else _further(study, proposer, first)
     seconds = [kept.train_seconds, None if begun.train_seconds is None else share * begun.train_seconds, after]
-    scope = [tables.counted(len(kept.kept), "trial")] if kept.kept or proposer is None else []
+    scope = [counted(len(kept.kept), "trial")] if kept.kept or proposer is None else []
     scope += [further] if further else []
     scope += ["the maps"] if after != 0.0 else []
     foreseen = costs.rows(foreseeing(proposer))[0]
@@ -243,11 +244,11 @@ def _further(study: Study, proposer: Proposer, first: Sequence[TrialConfig]) -> 
     """How many times what is proposed first all proposals are, at most, and what they are in words."""
     from lorascope.attribution.players import SampledCoalitions
 
-    seeds = tables.counted(len(study.seeds), "seed")
+    seeds = counted(len(study.seeds), "seed")
     shown = len({trial.configuration for trial in first})
     if isinstance(study.design, SearchDesign):
         most, pruned = study.design.trials, "" if study.design.pruner == "none" else ", none pruned"
-        what = f"all {tables.counted(most, 'configuration')} with {seeds}, at the cost of the first {shown}{pruned}"
+        what = f"all {counted(most, 'configuration')} with {seeds}, at the cost of the first {shown}{pruned}"
         return most / shown, what
     assert isinstance(proposer, SampledCoalitions)
     shown -= len({trial.configuration for trial in proposer.others})
@@ -287,11 +288,11 @@ def _cut_game(game: Sequence[Price], kept: Selection, needed_seconds: float | No
     lost = [price for price in game if price.trial in kept.dropped]
     if not lost:
         return None
-    what = f"without {len(lost)} of its {tables.counted(len(game), 'trial')} the game has no values"
+    what = f"without {len(lost)} of its {counted(len(game), 'trial')} the game has no values"
     if _exceeds(lost, bounds):
-        size = tables.bytes_text(max(price.memory_bytes for price in lost))
+        size = bytes_text(max(price.memory_bytes for price in lost))
         return {"what": f"{what}: they need up to {size}", "where": "--memory", "fix": "allow as much, or name fewer players"}
-    needed = tables.seconds_text(needed_seconds)
+    needed = seconds_text(needed_seconds)
     return {
         "what": f"{what}: all of it takes about {needed}",
         "where": "--budget",
@@ -304,7 +305,7 @@ def _too_large(foreseen: Sequence[Mapping[str, Any]], bounds: Bounds) -> dict[st
     sizes = [row["memory_bytes"] for row in foreseen]
     if bounds.memory_bytes is None or max(sizes, default=0) <= bounds.memory_bytes:
         return None
-    what = f"what may be proposed needs up to {tables.bytes_text(max(sizes))}"
+    what = f"what may be proposed needs up to {bytes_text(max(sizes))}"
     return {"what": what, "where": "--memory", "fix": "allow as much, or leave the largest values out of the design"}
 
 

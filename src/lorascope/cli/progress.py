@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from lorascope.cli.tables import bytes_text, counted, seconds_text
+from lorascope.amounts import bytes_text, counted, seconds_text
 
 if TYPE_CHECKING:
     from lorascope.cohort import events

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.config import AdapterConfig, configuration_of
 
 # Shown in every table, whether they vary or not.
@@ -519,24 +520,3 @@ def text_of(value: Any) -> str:
 def number_text(value: float | None, digits: int = 4) -> str:
     """A metric in a cell."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def bytes_text(value: int | None) -> str:
-    """MiB or GiB."""
-    if value is None:
-        return "–"
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def seconds_text(value: float | None) -> str:
-    """Seconds, minutes or hours."""
-    if value is None:
-        return "–"
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

@@ -95,6 +95,11 @@ class StudyEvidence:
         """Of its metric."""
         return self.metric is None or HIGHER_IS_BETTER[self.metric]
 
+    @property
+    def num_trials(self) -> int:
+        """All there are, whatever became of them."""
+        return sum(self.counts().values())
+
     def counts(self) -> dict[str, int]:
         """Trials by what became of them."""
         return dict(sum((Counter(one.counts) for one in self.tried), Counter()))
