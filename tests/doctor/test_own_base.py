@@ -137,7 +137,8 @@ def test_outputs_that_are_not_finite_are_caught(tried, monkeypatch):
     assert "logits are not finite" in result.showed
 
 
-def test_padding_that_changes_an_output_is_caught(tried, monkeypatch):
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+def test_padding_that_changes_an_output_is_caught(family, tried, monkeypatch):
     original = own_base._inputs
 
     def unmasked(base, rows):
@@ -145,7 +146,7 @@ def test_padding_that_changes_an_output_is_caught(tried, monkeypatch):
         return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
     monkeypatch.setattr(own_base, "_inputs", unmasked)
-    result = tried("bert", "base: outputs")
+    result = tried(family, "base: outputs")
     assert result.status == "failed"
     assert result.showed.startswith("padding")
 

@@ -66,7 +66,7 @@ def kernels(setting: Setting) -> Finding:
     slowness = _bfloat16_slowness(setting.device)
     own, fitting = torch.get_num_threads(), recommended_threads()
     warnings = [f"{fitting} would fit"] if own != fitting and setting.device == "cpu" else []
-    fast = "as fast as" if 0.8 < slowness < 1.25 else f"{slowness:.0f}× slower than" if slowness > 1 else "faster than"
+    fast = "is as fast as" if 0.8 < slowness < 1.25 else f"takes {slowness:.2g}× as long as"
     rates = ", ".join(f"{path} {rate:.0f}" for path, rate in choice.gflops.items())
     speed = f" ({rates} GFLOP/s)" if rates else ""
     showed = f"kernel {choice.path}{speed}, error {errors['float32']:.0e}; bfloat16 {fast} float32; threads: {own}"
@@ -195,13 +195,15 @@ def _faults_of_writing(place: Path) -> Iterator[str]:
 
 
 def cuda(setting: Setting) -> Finding:
-    """Where there is a GPU, its products are those of the processor, in float64 and in true float32."""
+    """Where there is a GPU and it is to be used, its products are the processor's, in float64 and in true float32."""
     if not torch.cuda.is_available():
         without = torch.version.cuda is None and shutil.which("nvidia-smi") is not None
         what = "an NVIDIA driver is here, but this torch was built without CUDA"
         fix = "install the CUDA build: https://pytorch.org/get-started/locally"
         return Finding("no GPU", {"devices": 0}, warnings=(what,) if without else (), skipped=not without, fix=fix)
-    device = setting.device if setting.device != "cpu" else "cuda"
+    device = setting.device
+    if device == "cpu":
+        return Finding("the processor was asked for, not the GPU", {"devices": torch.cuda.device_count()}, skipped=True)
     facts = _gpu_facts(device)
     generator = torch.Generator().manual_seed(1)
     x_MD, weight_DO = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in range(2))
