@@ -25,7 +25,7 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stderr, stdout
+from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stdout, tell
 from lorascope.cli.doctor import doctor
 from lorascope.cli.export import export
 from lorascope.cli.generate import chat, generate
@@ -209,7 +209,7 @@ def run(
         print_json(document)
     else:
         tables.print_results(stdout(), document)
-        stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
+        tell(f"results, adapters and predictions: {directory}")
     failed = sum(trial["status"] == "failed" for trial in document["trials"])
     if failed:
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
@@ -313,7 +313,7 @@ def evaluate(
         print_json(document)
     else:
         for warning in facts["warnings"]:
-            stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            tell(f"warning: {warning}")
         for name, value in evaluation.metrics.items():
             typer.echo(f"{name} {value:.4f}")
         row = {"trial": adapter.name, "decoding": facts["decoding"]}
@@ -342,9 +342,8 @@ def demo(
         print_json(document)
         return
     tables.print_results(stdout(), document)
-    console = stderr()
-    console.print(f"study file: {study_file}", markup=False, highlight=False)
-    console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
+    tell(f"study file: {study_file}")
+    tell(f"results, adapters and predictions: {out / 'study'}")
 
 
 def _print_csv(document: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lorascope.cli.answers import Answers, print_columns, print_lines
-from lorascope.cli.console import stdout
-from lorascope.cli.generate import checked, decoding_from, plain_format, tell, unfinished
+from lorascope.cli.console import stdout, tell
+from lorascope.cli.generate import checked, decoding_from, plain_format, unfinished
 from lorascope.errors import LorascopeError, UsageError, did_you_mean
 
 if TYPE_CHECKING:

@@ -36,6 +36,11 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
+def tell(text: str) -> None:
+    """A line on stderr, as it is: progress, a note or a warning."""
+    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print the document; ASCII, so that it is the same in every locale."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.answers import Answers, print_columns, print_lines
-from lorascope.cli.console import AsJson, Device, decoding_of, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, Device, decoding_of, print_json, stdout, tell
 from lorascope.cli.planning import chosen_device
 from lorascope.config import DecodingConfig, validate
 from lorascope.errors import UsageError
@@ -126,11 +126,6 @@ def opened(base: str | None, adapters: list[Path] | None, dtype: str, quantizati
     for warning in session.warnings:
         tell(f"warning: {warning}")
     return session
-
-
-def tell(text: str) -> None:
-    """A line on stderr."""
-    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain_format(session: Session) -> str:

@@ -70,9 +70,10 @@ def study_and_trials(
             return study, proposed
         trials = proposed
     if adapters:
+        from lorascope.adapter import adapter_directory
         from lorascope.cohort.single import adapter_trial
 
-        trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
+        trials += [adapter_trial(study, path) for path in dict.fromkeys(map(adapter_directory, adapters))]
     if shard is not None and isinstance(study.design, SearchDesign):
         what = "a search cannot be cut into shards: what it proposes depends on all that there is"
         raise UsageError(what, where="--shard", fix="run it on one machine")

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 def recommend(
     task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
-    base: Annotated[
-        str, typer.Option(metavar="M", help="The base model: a hub id, or a directory; config.json is enough.")
-    ],
+    base: Annotated[str, typer.Option(metavar="M", help="The base model: a hub id, or a directory; config.json is enough.")],
     data: Annotated[
         str | None, typer.Option(help="A file, a directory or a hub id; by default your nearest study's, or as published.")
     ] = None,

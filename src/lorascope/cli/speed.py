@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lorascope.cli.console import stderr
+from lorascope.cli.console import tell
 from lorascope.cli.planning import chosen_device
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
     task_type, labels = form_of_adapter(saved[0], str(adapters[0].directory))
     base = load_base(config, task_type, labels, chosen_device(on.device))
     running = measure(base, saved, names, Workload(**workload))
-    speed = run_to_end(running, lambda at: stderr().print(f"round {at[0]} of {at[1]}", markup=False, highlight=False))
+    speed = run_to_end(running, lambda at: tell(f"round {at[0]} of {at[1]}"))
     machine = hardware()
     device = machine["cuda"] if base.device.type == "cuda" else machine["processor"]
     return {

@@ -141,9 +141,7 @@ def _trial(choices: Mapping[str, Choice], seed: int = DEFAULT_SEEDS[0]) -> Trial
     return TrialConfig.from_flat({key: choice.value for key, choice in choices.items()}, seed)
 
 
-def _fitting(
-    request: Request, choices: dict[str, Choice], costs: Costs, most: int, notes: list[str]
-) -> dict[str, Choice]:
+def _fitting(request: Request, choices: dict[str, Choice], costs: Costs, most: int, notes: list[str]) -> dict[str, Choice]:
     """The choices made to fit into so many bytes."""
     from importlib.util import find_spec
 
@@ -200,5 +198,3 @@ def _within_budget(
         choices = choices | {"max_steps": Choice(fewer, "budget", because)}
         notes.append(f"the budget cuts training from {steps} steps to {fewer}: a result of that says little")
     return choices, seeds, why
-
-

@@ -58,9 +58,7 @@ def task_section(
         return taken, reasons, near.directory
     if not section:
         if name not in _PUBLISHED:
-            raise UsageError(
-                f"where are the data of {name}?", where="--data", fix="give a file, a directory or a hub id"
-            )
+            raise UsageError(f"where are the data of {name}?", where="--data", fix="give a file, a directory or a hub id")
         section = {"name": name, "data": _PUBLISHED[name]}
         return section, {"name": "as asked for", "data": "where it is published; --data names other data"}, None
     return section, dict.fromkeys(section, "as asked for"), None
