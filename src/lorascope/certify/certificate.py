@@ -2,8 +2,8 @@
 
 Before: a directory that is said to hold base + adapter.
 After: a ``Certificate``, whose document is ``merge-certificate.json``.
-The certificate looks at the result alone: files are read by its own reader, ΔW comes from the adapter's own files, and models
-are loaded from their directories. Nothing that merges is called.
+The certificate looks at the result alone: the files' tensors are compared here, ΔW comes from the adapter's own files, and
+models are loaded from their directories. Nothing that merges is called; rows of bytes come from ``lora.stored_tensors``.
 
 A model that does not fit into memory gets a certificate of its tensors, which says so. Floor: ``certify``.
 """
@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 
 from lorascope import __version__
-from lorascope.base_model import head_modules, load_tokenizer
+from lorascope.base_model import has_tokenizer, head_modules, load_tokenizer
 from lorascope.certify import checks as judged
 from lorascope.certify.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lorascope.certify.checks import Check
@@ -37,7 +37,6 @@ CERTIFICATE_FILE = "merge-certificate.json"
 _VERSION = 1
 # A model whose tensors are no numbers, or not there, need not be run.
 _NOT_WORTH_RUNNING = ("tensors-present", "tensors-finite", "adapter-fits", "adapter-whole")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,7 @@ def _directory_checks(claim: MergeClaim, adapter: AdapterFiles, merged: Pretrain
 
 def _tokenizer_check(claim: MergeClaim) -> Check:
     """That the merged model's tokenizer says the same as the adapter's, if that has one, or else the base's."""
-    brings = any(path for pattern in _VOCABULARIES for path in claim.adapter.glob(pattern))
-    source, whose = (claim.adapter, "adapter") if brings else (claim.base_directory, "base")
+    source, whose = (claim.adapter, "adapter") if has_tokenizer(claim.adapter) else (claim.base_directory, "base")
     try:
         own = load_tokenizer(BaseModelConfig(model=str(source)))
     except ModelError as error:

@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.certify.checkpoint import Checkpoint, StoredTensor, dtype_name
+from lorascope.certify.checkpoint import Checkpoint, dtype_name
 from lorascope.certify.update import AdapterFiles, Update
+from lorascope.lora.stored_tensors import StoredTensor
 
 
 @dataclass(frozen=True)
