@@ -423,9 +423,7 @@ def test_an_adapter_whose_card_cannot_be_made_is_kept_and_that_is_told(make_stud
         "adapter_config.json", "adapter_model.safetensors", "lorascope.json",
     ]  # fmt: skip
     told = [event.notice.message for event in events if isinstance(event, Warned) and event.notice.kind == "model_card"]
-    assert told == [
-        "the adapter has no model card (license is none of the Hub's); `lorascope export` writes one"
-    ]
+    assert told == ["the adapter has no model card (license is none of the Hub's); `lorascope export` writes one"]
     with Store.open(tmp_path / "run") as store:
         assert [warning["trial"] for warning in store.warnings() if warning["kind"] == "model_card"] == [row.trial]
 

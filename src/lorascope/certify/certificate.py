@@ -32,6 +32,7 @@ from lorascope.certify.tensors import Layout, TensorFigures, base_weights_checks
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, CheckFailed, ModelError
+from lorascope.losses import is_out_of_memory
 
 CERTIFICATE_FILE = "merge-certificate.json"
 _VERSION = 1
@@ -122,6 +123,10 @@ def _outputs(
         return compare_outputs(claim, task, settings), None
     except (AdapterError, ModelError) as error:
         return None, f"the adapter cannot be run unmerged ({error.what})"
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, "memory ran out while the models were run"
 
 
 def _fails(found: Sequence[Check]) -> bool:

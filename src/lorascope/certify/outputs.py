@@ -30,7 +30,7 @@ from lorascope.evaluate import evaluate, run_to_end
 from lorascope.lora.frozen import install, slow_bfloat16
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
-from lorascope.losses import model_inputs
+from lorascope.losses import is_out_of_memory, model_inputs
 
 REFERENCE, UNMERGED = "adapter, float32", "adapter, unmerged"
 BASE, IN_MEMORY, RELOADED = "base alone, float32", "merged in memory", "merged, reloaded"
@@ -102,6 +102,8 @@ def compare_outputs(claim: MergeClaim, task: TaskConfig | None, settings: Evalua
     try:
         run.merged(reference)
     except (LorascopeError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         outputs.unloadable = str(error).splitlines()[0][:300]
     found = outputs.find(RELOADED)
     apart = 0.0 if found is None else found.difference.relative_difference or 0.0

@@ -10,14 +10,14 @@ import typer
 
 from lorascope.cli.certificate import print_certificate
 from lorascope.cli.console import AsJson, print_json, stderr, stdout
-from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, parse_memory, validate
+from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from lorascope.certify import Certificate, MergeClaim
+    from lorascope.certified_merge import CertifiedMerge, MergeOrder
     from lorascope.lora.merge_plan import MergeDtype
     from lorascope.lora.peft_io import SavedAdapter
-    from lorascope.merged_model import MergeBase, MergedModel
+    from lorascope.merged_model import MergedModel
 
 
 def merge(
@@ -46,38 +46,50 @@ def merge(
         raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
-    from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
-    from lorascope.lora.merge_plan import MERGE_DTYPES
+    from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
     from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
-    from lorascope.merged_model import open_merge_base, write_merged
-    from lorascope.store import atomic_directory, write_atomically
+    from lorascope.merged_model import open_merge_base
 
-    if dtype not in MERGE_DTYPES:
-        raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
+    chosen = merge_dtype(dtype)
     if quantization == "nf4":
         check_installed()
-    chosen: MergeDtype = dtype  # type: ignore[assignment]
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
-    with atomic_directory(out) as directory:
-        _say(f"merging into {found.name}")
-        merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
-        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
-        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
-        certificate = certify(claim, task_config, settings)
-        if not certificate.holds:  # what failed is worth more than that it did
-            _show(adapter, out, merged, certificate, as_json)
-        certificate.raise_unless_it_holds(out)
-        write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
-    _show(adapter, out, merged, certificate, as_json)
+    order = MergeOrder(
+        saved, adapter, found, chosen, max_shard_bytes, quantization, tensors_only, task=task_config, settings=settings
+    )
+    _announce(order)
+    try:
+        with certified_merge(order, out) as done:
+            pass  # nothing is added to the directory
+    except MergeRefused as refused:  # what failed is worth more than that it did
+        if refused.merge is not None:
+            _show(adapter, out, refused.merge, as_json)
+        raise
+    _show(adapter, out, done, as_json)
 
 
-def _say(text: str) -> None:
-    """A line of progress: each step takes minutes on a large base."""
-    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+def merge_dtype(text: str) -> MergeDtype:
+    """The dtype that ``--dtype`` names.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    from lorascope.lora.merge_plan import MERGE_DTYPES
+
+    if text not in MERGE_DTYPES:
+        raise UsageError(f"there is no dtype {text!r}", where="--dtype", fix=did_you_mean(text, list(MERGE_DTYPES)))
+    return text  # type: ignore[return-value]
+
+
+def _announce(order: MergeOrder) -> None:
+    """What will be done, on stderr: it takes minutes on a large base."""
+    compared = "with base and adapter" if order.why_tensors_only is None else "by its tensors alone"
+    line = f"merging into {order.base.name}, and comparing the result {compared}"
+    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
@@ -91,49 +103,14 @@ def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
     return replace(saved, labels=names)
 
 
-def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path, out: Path, dtype: MergeDtype) -> MergeClaim:
-    """What the merge says of itself."""
-    from lorascope.base_model import label_names
-    from lorascope.certify import MergeClaim
-    from lorascope.merged_model import merged_in_memory
-
-    return MergeClaim(
-        base=BaseModelConfig(model=found.name, revision=found.revision),
-        base_directory=found.directory,
-        model=found.model,
-        adapter=adapter,
-        merged=directory,
-        dtype=dtype,
-        task_type=found.task_type,
-        labels=label_names(found.model.config) if found.task_type == "SEQ_CLS" else (),
-        in_memory=lambda: merged_in_memory(saved, found, dtype),
-        shown_as=out,
-    )
-
-
-def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantization: str | None) -> MergeClaim:
-    """The claim, with what can be compared within the memory that there is."""
-    from importlib.util import find_spec
-
-    from lorascope.certify import why_tensors_only
-
-    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
-    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
-    return replace(
-        claim,
-        quantise=quantization == "nf4" or packed,
-        tensors_only="only the tensors were asked for" if tensors_only else why_tensors_only(claim.model),
-    )
-
-
-def _show(adapter: Path, out: Path, merged: MergedModel, certificate: Certificate, as_json: bool) -> None:
-    document = _document(adapter, out, merged)
+def _show(adapter: Path, out: Path, done: CertifiedMerge, as_json: bool) -> None:
+    document = _document(adapter, out, done.merged)
     if as_json:
-        print_json({**document, "certificate": certificate.document})
+        print_json({**document, "certificate": done.certificate.document})
         return
-    for warning in [*merged.warnings, *certificate.document["warnings"]]:
+    for warning in done.warnings:
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    print_certificate(stdout(), certificate.document)
+    print_certificate(stdout(), done.certificate.document)
 
 
 def _refuse_existing(out: Path) -> None:

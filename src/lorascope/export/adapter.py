@@ -41,11 +41,11 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
     """
     facts = described(source, saved, wishes)
     privacy = privacy_for(source, saved, wishes)
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         shutil.copyfile(source.adapter / WEIGHTS_FILE, directory / WEIGHTS_FILE)
         base = facts.base
         config = {**saved.config, "base_model_name_or_path": base.name, "revision": base.revision}
-        _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_values(config).items())))
+        _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_places(config).items())))
         origin = {"checksum": base.checksum, "dtype": base.dtype, "quantization": base.quantization}
         if saved.labels or base.checksum is not None:
             write_record(directory, saved.labels, None if base.checksum is None else origin)
