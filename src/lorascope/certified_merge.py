@@ -113,7 +113,7 @@ class MergeRefused(CheckFailed):
         merge: what was written and what was found of it.
     """
 
-    merge: CertifiedMerge | None = None
+    merge: CertifiedMerge
 
 
 @contextmanager

@@ -109,12 +109,11 @@ def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool
     try:
         written = write_merged_directory(source, read_adapter(source.adapter), out, wishes, chosen)
     except MergeRefused as refused:
-        if refused.merge is not None:
-            certificate = refused.merge.certificate.document
-            if as_json:
-                print_json(_document(source, out, "merged") | {"certificate": certificate})
-            else:
-                print_certificate(stdout(), certificate)
+        certificate = refused.merge.certificate.document
+        if as_json:
+            print_json(_document(source, out, "merged") | {"certificate": certificate})
+        else:
+            print_certificate(stdout(), certificate)
         raise
     return _described(source, out, written.facts, written.certificate, written.warnings)
 

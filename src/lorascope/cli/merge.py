@@ -66,8 +66,7 @@ def merge(
         with certified_merge(order, out) as done:
             pass  # nothing is added to the directory
     except MergeRefused as refused:  # what failed is worth more than that it did
-        if refused.merge is not None:
-            _show(adapter, out, refused.merge, as_json)
+        _show(adapter, out, refused.merge, as_json)
         raise
     _show(adapter, out, done, as_json)
 
