@@ -84,14 +84,15 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
 
 
 def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
+    from lorascope.adapter import agreed_base
     from lorascope.analysis.truncated import NUM_SLOTS, line_up, search, weight_norms, write_and_verify
-    from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.cohort.single import prepare
     from lorascope.evaluate import run_to_end
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
 
     where = str(one.directory)
-    base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
+    base = agreed_base({where: one.saved}, scored.base, dtype=scored.dtype, quantization=scored.quantization)
     prepared = prepare(base, scored.task, scored.settings)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
