@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     out: Annotated[Path, typer.Option(help="A new directory for the merged model.")],
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or as-base: each tensor as it is.")] = "as-base",
@@ -46,12 +46,13 @@ def merge(
         raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
+    from lorascope.adapter import adapter_directory
     from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
     from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base
 
-    chosen = merge_dtype(dtype)
+    chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
     if quantization == "nf4":
         check_installed()
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)

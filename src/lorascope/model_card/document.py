@@ -116,8 +116,8 @@ def _introduction(facts: CardFacts) -> str:
     merged = facts.form == "merged"
     what = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter in PEFT's format"
     if facts.study is None:
-        origin = "It does not come from a study of Lorascope: what it learned, how, and how good it is, is not known here."
-        text = f"{what}, for the base model `{facts.base.name}`. {origin}"
+        unknown = "It does not come from a study of Lorascope: what it learned, how, and how good it is, is not known here."
+        text = f"{what}, for the base model `{facts.base.name}`. {facts.made_from or unknown}"
     else:
         task = "" if facts.data is None else f" on the task `{facts.data.task}`"
         text = (
@@ -152,7 +152,7 @@ def _data(facts: CardFacts) -> str:
     limits = ", ".join(f"{name} {value}" for name, value in data.limits.items())
     rows = {
         "task": f"`{data.task}`",
-        "read from": ", ".join(f"`{place}`" for place in data.places),
+        "read from": ", ".join(f"`{place}`" for place in data.places) or None,
         "form": data.shape,
         "trained on": None if data.num_train is None else f"{data.num_train:,} examples",
         "scored on": f"{data.split}" + ("" if data.num_eval is None else f", {data.num_eval:,} examples"),
