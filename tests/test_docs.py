@@ -147,6 +147,16 @@ def test_a_documented_command_runs(page, command, workshop, model_directory, tmp
         json.loads(result.stdout)
 
 
+def test_the_program_that_merges_runs(workshop, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trial = next((workshop / "run" / "trials").iterdir())
+    shutil.copytree(trial, "runs/study/trials/trial")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "merge.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(program, "docs/merge.md", "exec"), {})
+    assert {"config.json", "merge-certificate.json", "NOTES.md"} <= {path.name for path in Path("merged").iterdir()}
+    assert "True" in capsys.readouterr().out
+
+
 def test_what_runs_elsewhere_is_documented_still():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     every = [one for page in pages for one in shown(page.read_text("utf-8"), inline=True)]
