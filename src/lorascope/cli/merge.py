@@ -44,9 +44,12 @@ def merge(
         raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
     if quantization not in (None, "nf4"):
         raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
+    if tensors_only and (task is not None or quantization is not None):
+        what = "outputs cannot be compared where no model may be run"
+        raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
-    from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
+    from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, examine, refuse_unfinite, refused
     from lorascope.lora.merge_plan import MERGE_DTYPES
     from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
@@ -58,21 +61,24 @@ def merge(
     if quantization == "nf4":
         check_installed()
     chosen: MergeDtype = dtype  # type: ignore[assignment]
+    refuse_unfinite(adapter)
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
     with atomic_directory(out) as directory:
-        _say(f"merging into {found.name}")
-        merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
-        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
-        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
-        certificate = certify(claim, task_config, settings)
+        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), tensors_only, quantization)
+        before, merged = examine(claim, task_config, settings), None
+        if before.holds:
+            _say(f"merging into {found.name}")
+            merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
+            _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
+        certificate = refused(claim, before) if merged is None else certify(claim, before=before)
         if not certificate.holds:  # what failed is worth more than that it did
-            _show(adapter, out, merged, certificate, as_json)
+            _show(adapter, out, found, merged, certificate, as_json)
         certificate.raise_unless_it_holds(out)
         write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
-    _show(adapter, out, merged, certificate, as_json)
+    _show(adapter, out, found, merged, certificate, as_json)
 
 
 def _say(text: str) -> None:
@@ -111,27 +117,25 @@ def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path
     )
 
 
-def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantization: str | None) -> MergeClaim:
+def _bounded(claim: MergeClaim, tensors_only: bool, quantization: str | None) -> MergeClaim:
     """The claim, with what can be compared within the memory that there is."""
-    from importlib.util import find_spec
-
     from lorascope.certify import why_tensors_only
 
-    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
-    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
     return replace(
         claim,
-        quantise=quantization == "nf4" or packed,
+        quantise=quantization == "nf4",
         tensors_only="only the tensors were asked for" if tensors_only else why_tensors_only(claim.model),
     )
 
 
-def _show(adapter: Path, out: Path, merged: MergedModel, certificate: Certificate, as_json: bool) -> None:
-    document = _document(adapter, out, merged)
+def _show(
+    adapter: Path, out: Path, found: MergeBase, merged: MergedModel | None, certificate: Certificate, as_json: bool
+) -> None:
+    document = _document(adapter, out, found, merged, certificate)
     if as_json:
         print_json({**document, "certificate": certificate.document})
         return
-    for warning in [*merged.warnings, *certificate.document["warnings"]]:
+    for warning in [*document["warnings"], *certificate.document["warnings"]]:
         stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     print_certificate(stdout(), certificate.document)
 
@@ -141,18 +145,20 @@ def _refuse_existing(out: Path) -> None:
         raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
-def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
+def _document(
+    adapter: Path, out: Path, found: MergeBase, merged: MergedModel | None, certificate: Certificate
+) -> dict[str, Any]:
     return {
         "adapter": str(adapter),
         "out": str(out),
         "base": {
-            "name": merged.base.name,
-            "directory": str(merged.base.directory),
-            "revision": merged.base.revision,
-            "commit": merged.base.commit,
+            "name": found.name,
+            "directory": str(found.directory),
+            "revision": found.revision,
+            "commit": found.commit,
         },
-        "class": type(merged.base.model).__name__,
-        "dtype": merged.dtype,
-        "files": sorted([*merged.files, "merge-certificate.json"]),
-        "warnings": list(merged.warnings),
+        "class": type(found.model).__name__,
+        "dtype": certificate.document["merged"]["dtype"] if merged is None else merged.dtype,
+        "files": [] if merged is None else sorted([*merged.files, "merge-certificate.json"]),
+        "warnings": list(found.warnings if merged is None else merged.warnings),
     }

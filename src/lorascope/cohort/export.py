@@ -63,6 +63,8 @@ def _write_adapter(
             raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
         if weights.placements:
             origin = {"checksum": base.checksum, "dtype": trial.base.dtype, "quantization": trial.base.quantization}
+            if base.unpacked_checksum is not None:
+                origin["unpacked_checksum"] = base.unpacked_checksum
             write_record(directory, base.labels, origin)
             modules = {placement.target.module for placement in weights.placements}
             card = trial_card(store, trial, evaluation.metrics, base, len(modules))
