@@ -11,7 +11,7 @@ from lorascope import certified_merge as orchestration
 from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
 from lorascope.certify import CERTIFICATE_FILE
 from lorascope.errors import StoreError
-from lorascope.lora.peft_io import read_adapter
+from lorascope.lora.peft_io import read_adapter, write_record
 from lorascope.merged_model import open_merge_base
 from lorascope.model_card import Privacy
 
@@ -85,9 +85,9 @@ def test_paths_leave_configurations_before_they_are_certified(order, tmp_path, m
 
     seen = {}
 
-    def certify(claim, *_):
+    def certify(claim, **found):
         seen.update({name: (claim.merged / name).read_bytes() for name in ("config.json", "tokenizer_config.json")})
-        return certify_really(claim)
+        return certify_really(claim, **found)
 
     certify_really = orchestration.certify
     monkeypatch.setattr(orchestration, "certify", certify)
@@ -102,19 +102,23 @@ def test_paths_leave_configurations_before_they_are_certified(order, tmp_path, m
     assert done.certificate.document["merged"]["directory"] == "merged"
 
 
-@pytest.mark.parametrize(("asked", "trained", "compared"), [(None, None, False), ("nf4", None, True), (None, "nf4", True)])
-def test_four_bits_are_compared_where_they_are_asked_for_or_were_trained_on(asked, trained, compared, order, monkeypatch):
-    monkeypatch.setattr(orchestration, "find_spec", lambda name: object())
+@pytest.mark.parametrize(("asked", "trained"), [(None, None), ("nf4", None), (None, "nf4")])
+def test_four_bits_have_to_hold_where_they_are_asked_for_and_are_known_where_they_were_trained_on(asked, trained, order):
     made = order(quantization=asked)
-    made = replace(made, saved=replace(made.saved, origin={"quantization": trained}))
-    assert made.claim(Path("here"), Path("there")).quantise is compared
+    claim = replace(made, saved=replace(made.saved, origin={"quantization": trained})).claim(Path("here"), Path("there"))
+    assert (claim.quantise, claim.trained_in) == (asked == "nf4", trained)
 
 
-def test_an_adapter_of_four_bits_is_compared_in_full_where_they_cannot_be_tried(order, monkeypatch):
-    monkeypatch.setattr(orchestration, "find_spec", lambda name: None)
+def test_an_adapter_of_another_base_is_refused_before_a_weight_is_written(order, tmp_path, monkeypatch):
     made = order()
-    made = replace(made, saved=replace(made.saved, origin={"quantization": "nf4"}))
-    assert made.claim(Path("here"), Path("there")).quantise is False
+    write_record(made.adapter, [], {"checksum": "0" * 64, "dtype": "float32", "quantization": None})
+    monkeypatch.setattr(orchestration, "write_merged", pytest.fail)
+    with pytest.raises(MergeRefused, match="base-checksum: the adapter was trained on other weights") as caught:
+        with certified_merge(made, tmp_path / "merged"):
+            pytest.fail("nothing may be added")
+    document = caught.value.merge.certificate.document
+    assert (caught.value.merge.merged, document["holds"], document["why_level"]) == (None, False, "nothing was merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_base_without_room_is_certified_by_its_tensors(order, monkeypatch):

@@ -59,6 +59,7 @@ class BaseModel:
         heads: modules that are trained whole, newly initialised ones always among them.
         new_parameters: full names of the parameters that no checkpoint provided.
         checksum: SHA-256 of all weights outside the heads.
+        unpacked_checksum: the same before they were packed in four bits; None where they were not.
         plain_head: logits are exactly ``output_embeddings(head_scale · last_hidden_state)``, so they can be computed for some
             positions alone; False where the model scales or caps them otherwise.
         packs: whether prefix trees give this model's losses; None until it was tried.
@@ -78,6 +79,7 @@ class BaseModel:
     packs: bool | None = None
     last_block: LastBlock | None = None
     head_scale: float = 1.0
+    unpacked_checksum: str | None = None
     scratch: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -256,7 +258,9 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
             warnings.append(f"{owner} is not in the checkpoint; it is newly initialised and trained with every adapter")
     _check_finite(model, base)
     _check_vocabulary(model, tokenizer, base)
+    unpacked = None
     if base.quantization is not None:
+        unpacked = weights_checksum(model, heads)
         # Packed layer by layer on their way to the device, which never holds the weights in full.
         quantise(model, list(linear_modules(model, heads)), device)
         _leave_checkpoint(model)
@@ -270,7 +274,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         warnings.append(f"the last block is computed for every token: {reason}")
     return BaseModel(
         model, tokenizer, task_type, heads, new, checksum, scale is not None, warnings,
-        last_block=last_block, head_scale=1.0 if scale is None else scale,
+        last_block=last_block, head_scale=1.0 if scale is None else scale, unpacked_checksum=unpacked,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """A merge that is certified before it appears: the one way from an adapter to a merged directory.
 
-Order: what is to be merged, and how far it is to be compared. The directory is filled under a temporary name, what would tell
-paths of this machine is taken out of its files, the result is held against base and adapter, and only what holds takes its
-place; the certificate of what does not hold comes with the error.
+Order: what is to be merged, and how far it is to be compared. What can be known beforehand is looked at first: an adapter of
+another base is refused before a weight is written. The directory is filled under a temporary name, what would tell paths of
+this machine is taken out of its files, the result is held against base and adapter, and only what holds takes its place; the
+certificate of what does not hold comes with the error.
 
 Knows the steps. Does not know how merging is done (``merged_model``), what is compared (``certify``), nor what is printed.
 Floor: above ``certify``, below ``export``.
@@ -13,11 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from lorascope.base_model import label_names
-from lorascope.certify import CERTIFICATE_FILE, Certificate, MergeClaim, certificate_text, certify, why_tensors_only
+from lorascope.certify import (
+    CERTIFICATE_FILE,
+    Certificate,
+    MergeClaim,
+    certificate_text,
+    certify,
+    examine,
+    refused,
+    why_tensors_only,
+)
 from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig
 from lorascope.errors import CheckFailed
 from lorascope.lora.merge_plan import MergeDtype
@@ -38,8 +47,8 @@ class MergeOrder:
         saved: what lies in ``adapter``.
         base: what it is merged into.
         dtype, max_shard_bytes: as of ``write_merged``.
-        quantization: ``nf4`` where four bits are asked for; an adapter that was trained on them is compared in them anyway, if
-            that can be tried here.
+        quantization: ``nf4`` where four bits have to hold too; an adapter that was trained on them is compared in them anyway,
+            if that can be tried here, and is not refused by it.
         tensors_only: no model is to be run; where none can be, for want of memory, none is.
         task: whose examples are the inputs and whose score is compared; None for drawn texts.
         settings: how the task is evaluated.
@@ -69,7 +78,6 @@ class MergeOrder:
             shown_as: where it will be.
         """
         base = self.base
-        packed = self.saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
         return MergeClaim(
             base=BaseModelConfig(model=base.name, revision=base.revision),
             base_directory=base.directory,
@@ -80,7 +88,8 @@ class MergeOrder:
             task_type=base.task_type,
             labels=label_names(base.model.config) if base.task_type == "SEQ_CLS" else (),
             in_memory=lambda: merged_in_memory(self.saved, base, self.dtype),
-            quantise=self.quantization == "nf4" or packed,
+            quantise=self.quantization == "nf4",
+            trained_in=self.saved.origin.get("quantization"),
             tensors_only=self.why_tensors_only,
             shown_as=shown_as,
         )
@@ -92,18 +101,18 @@ class CertifiedMerge:
 
     Attributes:
         directory: where it lies, under a temporary name while the order's block runs.
-        merged: what was written.
+        merged: what was written; None where something spoke against it beforehand.
         certificate: what was found of it.
     """
 
     directory: Path
-    merged: MergedModel
+    merged: MergedModel | None
     certificate: Certificate
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know: of the merge, then of the certificate."""
-        return (*self.merged.warnings, *self.certificate.document["warnings"])
+        return (*(() if self.merged is None else self.merged.warnings), *self.certificate.document["warnings"])
 
 
 class MergeRefused(CheckFailed):
@@ -128,25 +137,30 @@ def certified_merge(order: MergeOrder, out: Path) -> Iterator[CertifiedMerge]:
         LorascopeError: base, adapter or task cannot be used, or the directory cannot be written.
     """
     with atomic_directory(out, replace=False) as directory:
-        merged = write_merged(
-            order.saved, order.adapter, order.base, directory, dtype=order.dtype, max_shard_bytes=order.max_shard_bytes
-        )
-        done = CertifiedMerge(directory, merged, _certified(order, directory, out))
+        done = _made(order, directory, out)
         try:
             done.certificate.raise_unless_it_holds(out)
         except CheckFailed as error:
-            refused = MergeRefused(error.what, where=error.where, fix=error.fix)
-            refused.merge = done
-            raise refused from None
+            refusal = MergeRefused(error.what, where=error.where, fix=error.fix)
+            refusal.merge = done
+            raise refusal from None
         (directory / CERTIFICATE_FILE).write_text(certificate_text(done.certificate), encoding="utf-8")
         yield done
 
 
-def _certified(order: MergeOrder, directory: Path, out: Path) -> Certificate:
-    if order.privacy is None:
-        return certify(order.claim(directory, out), order.task, order.settings)
-    for name in _CONFIGURATIONS:  # before it is certified: what ships is what was looked at
-        if (directory / name).is_file():
-            order.privacy.clean_json(directory / name)
-    certificate = certify(order.claim(directory, Path(out.name)), order.task, order.settings)
-    return replace(certificate, document=order.privacy.clean_values(certificate.document))
+def _made(order: MergeOrder, directory: Path, out: Path) -> CertifiedMerge:
+    """Look, write unless something speaks against it, clean what was written, look again."""
+    privacy, merged = order.privacy, None
+    claim = order.claim(directory, out if privacy is None else Path(out.name))
+    before = examine(claim, order.task, order.settings)
+    if before.holds:
+        merged = write_merged(
+            order.saved, order.adapter, order.base, directory, dtype=order.dtype, max_shard_bytes=order.max_shard_bytes
+        )
+        if privacy is not None:  # before it is certified: what ships is what was looked at
+            for path in (directory / name for name in _CONFIGURATIONS if (directory / name).is_file()):
+                privacy.clean_json(path)
+    certificate = refused(claim, before) if merged is None else certify(claim, before=before)
+    if privacy is not None:
+        certificate = replace(certificate, document=privacy.clean_values(certificate.document))
+    return CertifiedMerge(directory, merged, certificate)

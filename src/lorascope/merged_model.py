@@ -12,6 +12,7 @@ into place: the directory is given, and its owner makes it appear whole (``store
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -45,8 +46,9 @@ from lorascope.base_model import (
 )
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
+from lorascope.lora.checkpoint_files import open_checkpoint
 from lorascope.lora.merge import merge_files, merge_into
-from lorascope.lora.merge_plan import MergeDtype, MergePlan, replacements
+from lorascope.lora.merge_plan import MergeDtype, MergePlan, plan_merge, replacements
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.stored_tensors import INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE, WEIGHTS_FILE
 
@@ -152,20 +154,21 @@ def write_merged(
     Args:
         adapter: the adapter's directory; a tokenizer saved there goes before the base's.
         directory: exists and is empty; what fails leaves unfinished files in it, for its owner to remove.
-        dtype: of every floating-point tensor; ``as-base`` keeps each one's own.
+        dtype: of every floating-point tensor; ``as-base`` keeps each one's own, and ``config.json`` names that of most.
         max_shard_bytes: where a file ends and the next begins.
 
     Raises:
         AdapterError: the adapter does not fit the base.
-        ModelError: the base is damaged or holds NaN.
-        CheckFailed: a merged number overflows ``dtype``.
+        ModelError: the base is damaged.
+        CheckFailed: a merged number overflows ``dtype``, or the base holds NaN.
     """
     plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
     warnings = [*base.warnings, *_notes(plan)]
     copy_files(base.directory, directory, _OTHER_FILES)
-    changes: dict[str, Any] = {"architectures": [type(base.model).__name__]}
-    if dtype != "as-base":
-        changes["dtype"] = dtype
+    changes: dict[str, Any] = {
+        "architectures": [type(base.model).__name__],
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
     if saved.task_type == "TOKEN_CLS" or base.task_type == "SEQ_CLS":
@@ -181,15 +184,23 @@ def write_merged(
 def merged_in_memory(saved: SavedAdapter, base: MergeBase, dtype: MergeDtype = "as-base") -> PreTrainedModel:
     """The merged model without a detour by the disk, on the CPU; what ``write_merged`` writes has to load as this.
 
+    The base is loaded in a dtype that holds every number of its files, whatever its configuration says.
+
     Args:
-        dtype: as given to ``write_merged``; ``as-base`` is the dtype that the base's own configuration or checkpoint names.
+        dtype: as given to ``write_merged``; with ``as-base`` the model is in the dtype of most of the base's numbers.
 
     Raises:
         AdapterError, CheckFailed: as ``lora.merge.merge_into``.
     """
     transformers_logging.disable_progress_bar()
-    model = type(base.model).from_pretrained(base.directory, config=copy.deepcopy(base.model.config), dtype="auto")
-    return merge_into(model, saved, None if dtype == "as-base" else getattr(torch, dtype))
+    checkpoint = open_checkpoint(base.directory)
+    plan = plan_merge(saved, checkpoint, base.model, dtype)
+    # torch promotes no floats of 8 bits; they are what a quantised base holds, which is refused.
+    held = {one.dtype for one in checkpoint.values() if one.dtype.is_floating_point and one.dtype.itemsize > 1}
+    wide = functools.reduce(torch.promote_types, held or {plan.dtype})
+    model = type(base.model).from_pretrained(base.directory, config=copy.deepcopy(base.model.config), dtype=wide)
+    changed = {one.name: one.dtype for one in plan.tensors if one.update is not None or one.replacement is not None}
+    return merge_into(model, saved, plan.dtype, changed)
 
 
 def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
@@ -275,19 +286,22 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
         notes.append("the tokenizer is the one that was saved with the adapter")
     if not copy_files(source, directory, TOKENIZER_FILES):
         return ["the base has no tokenizer; none is written"]
-    pads = base.model.config.pad_token_id is not None
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
     rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values())
     if rows <= largest:
         fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
         raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
-    if base.task_type == "SEQ_CLS" and not pads:
+    own = base.model.config.pad_token_id
+    # A causal model's classifier finds a row's last word by the pad token, which was the tokenizer's when it was trained.
+    if base.task_type == "SEQ_CLS" and (own is None or hasattr(base.model, "score")):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
             tokenizer.save_pretrained(directory)
-        changes["pad_token_id"] = tokenizer.pad_token_id
-        notes.append(f"the base has no pad token; the classifier pads with {tokenizer.pad_token!r}")
+        if tokenizer.pad_token_id != own:
+            changes["pad_token_id"] = tokenizer.pad_token_id
+            has = "has no pad token" if own is None else f"pads with {own} by config.json, its tokenizer otherwise"
+            notes.append(f"the base {has}; the classifier pads with {tokenizer.pad_token!r}")
     return notes
 
 

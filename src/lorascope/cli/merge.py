@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lorascope.certified_merge import CertifiedMerge, MergeOrder
     from lorascope.lora.merge_plan import MergeDtype
     from lorascope.lora.peft_io import SavedAdapter
-    from lorascope.merged_model import MergedModel
+    from lorascope.merged_model import MergeBase
 
 
 def merge(
@@ -44,10 +44,14 @@ def merge(
         raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
     if quantization not in (None, "nf4"):
         raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
+    if tensors_only and (task is not None or quantization is not None):
+        what = "outputs cannot be compared where no model may be run"
+        raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
     from lorascope.adapter import adapter_directory
     from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
+    from lorascope.certify import refuse_unfinite
     from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base
@@ -55,6 +59,7 @@ def merge(
     chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
     if quantization == "nf4":
         check_installed()
+    refuse_unfinite(adapter)
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
@@ -67,9 +72,9 @@ def merge(
         with certified_merge(order, out) as done:
             pass  # nothing is added to the directory
     except MergeRefused as refused:  # what failed is worth more than that it did
-        _show(adapter, out, refused.merge, as_json)
+        _show(adapter, out, found, refused.merge, as_json)
         raise
-    _show(adapter, out, done, as_json)
+    _show(adapter, out, found, done, as_json)
 
 
 def merge_dtype(text: str) -> MergeDtype:
@@ -103,8 +108,8 @@ def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
     return replace(saved, labels=names)
 
 
-def _show(adapter: Path, out: Path, done: CertifiedMerge, as_json: bool) -> None:
-    document = _document(adapter, out, done.merged)
+def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_json: bool) -> None:
+    document = _document(adapter, out, found, done)
     if as_json:
         print_json({**document, "certificate": done.certificate.document})
         return
@@ -118,18 +123,19 @@ def _refuse_existing(out: Path) -> None:
         raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
-def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
+def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:
+    merged = done.merged
     return {
         "adapter": str(adapter),
         "out": str(out),
         "base": {
-            "name": merged.base.name,
-            "directory": str(merged.base.directory),
-            "revision": merged.base.revision,
-            "commit": merged.base.commit,
+            "name": found.name,
+            "directory": str(found.directory),
+            "revision": found.revision,
+            "commit": found.commit,
         },
-        "class": type(merged.base.model).__name__,
-        "dtype": merged.dtype,
-        "files": sorted([*merged.files, "merge-certificate.json"]),
-        "warnings": list(merged.warnings),
+        "class": type(found.model).__name__,
+        "dtype": done.certificate.document["merged"]["dtype"] if merged is None else merged.dtype,
+        "files": [] if merged is None else sorted([*merged.files, "merge-certificate.json"]),
+        "warnings": list(found.warnings if merged is None else merged.warnings),
     }

@@ -69,6 +69,8 @@ def _write_adapter(store: Store, base: BaseModel, trial: TrialConfig, weights: A
             raise StoreError(f"cannot write ({error})", where=str(place), fix="free some space, then use --resume") from error
         if weights.placements:
             origin = {"checksum": base.checksum, "dtype": trial.base.dtype, "quantization": trial.base.quantization}
+            if base.unpacked_checksum is not None:
+                origin["unpacked_checksum"] = base.unpacked_checksum
             write_record(directory, base.labels, origin)
     if weights.placements:
         return str(place.relative_to(store.directory))
