@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,7 +29,9 @@ class MergeClaim:
         task_type: None where outputs cannot be compared, for want of a way to load and feed such a model.
         labels: class names in the order of the head's outputs; empty unless SEQ_CLS.
         in_memory: hands over the merged model as it was before it was written; None where there never was one.
-        quantise: compare in four bits (NF4) too.
+        quantise: compare in four bits (NF4) too, and have that hold. An adapter that was trained on a base in four bits is
+            compared so without being asked, as far as that can be done here, and never fails by it.
+        trained_in: ``nf4`` where the adapter was trained so and its own files do not say it.
         tensors_only: why no model may be loaded; None to run them all.
         shown_as: where the merged directory will be; None where it is there already.
     """
@@ -43,6 +46,7 @@ class MergeClaim:
     labels: tuple[str, ...] = ()
     in_memory: Callable[[], nn.Module] | None = None
     quantise: bool = False
+    trained_in: str | None = None
     tensors_only: str | None = None
     shown_as: Path | None = None
 
@@ -50,6 +54,11 @@ class MergeClaim:
     def stored_dtype(self) -> str:
         """The dtype in which the merged model is loaded: the base's own for ``as-base``."""
         return open_checkpoint(self.base_directory).main_dtype if self.dtype == "as-base" else self.dtype
+
+
+def trained_in(claim: MergeClaim, origin: Mapping[str, Any]) -> str | None:
+    """What the base was packed as when the adapter was trained: by its own record, or else by the claim."""
+    return origin.get("quantization") or claim.trained_in
 
 
 # Of a model in float32: itself, activations and logits, and an adapter's small change.

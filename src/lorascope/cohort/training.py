@@ -172,7 +172,9 @@ def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs
             store.update(slot.name, peak_memory_bytes=peak)
             told = [Notice("evaluation", 1, task.eval_split, warning) for warning in evaluation.warnings]
             yield from warn(store, [*told, *_unfinished(evaluation.decoded, task.eval_split)], slot.name)
-            yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+            ended, told = finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+            yield from warn(store, told, slot.name)
+            yield ended
         checkpoints.discard()
     finally:
         stack.detach()

@@ -108,7 +108,8 @@ def write_record(directory: Path, labels: Sequence[str], origin: Mapping[str, An
 
     Args:
         labels: a classifier's class names in the order of their numbers; may be empty.
-        origin: the base that it was trained on: ``checksum``, ``dtype``, ``quantization``.
+        origin: the base that it was trained on: ``checksum``, ``dtype``, ``quantization``; where that packed it,
+            ``unpacked_checksum`` of the weights in full.
     """
     record = {"labels": list(labels)} if labels else {}
     if origin is not None:
