@@ -86,6 +86,7 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
 def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
     from lorascope.analysis.truncated import NUM_SLOTS, line_up, search, weight_norms, write_and_verify
     from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.compare import loss_over_examples
     from lorascope.evaluate import run_to_end
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
@@ -110,7 +111,9 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
             "higher_is_better": HIGHER_IS_BETTER[metric],
             "original": {"score": whole.metrics[metric], "metrics": whole.metrics},
             "truncated": {"score": written.metrics[metric], "metrics": written.metrics},
-            "paired": _paired(metric, epsilon, whole, written),
+            "paired": loss_over_examples(
+                metric, epsilon, (whole.predictions, whole.metrics), (written.predictions, written.metrics)
+            ),
             "tried": [asdict(tried) for tried in found.tried],
             "notes": list(found.notes),
             **prepared.facts,
@@ -164,27 +167,6 @@ def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
         "modules": modules,
         "left_out": [module for module, rank in ranks.items() if rank == 0],
     }
-
-
-def _paired(metric: str, epsilon: float, whole: Any, written: Any) -> dict[str, Any]:
-    """The loss over the examples, and what it says of others."""
-    from lorascope.compare import difference_over_examples
-    from lorascope.metrics import HIGHER_IS_BETTER
-
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    found = difference_over_examples(metric, (whole.predictions, whole.metrics), (written.predictions, written.metrics))
-    record = asdict(found)
-    ends = None if found.low is None or found.high is None else sorted((sign * found.low, sign * found.high))
-    record |= {"difference": sign * found.difference, "low": ends and ends[0], "high": ends and ends[1]}
-    if found.changed == 0:
-        verdict = "no example scores differently"
-    elif ends is None:
-        verdict = "it holds for these very examples; nothing tells how far others would differ"
-    elif ends[1] <= epsilon:
-        verdict = "it would hold for other examples of the same kind too (95 %)"
-    else:
-        verdict = "it holds for these examples; for others of the same kind the interval does not exclude a larger loss"
-    return {"loss": record.pop("difference"), **record, "verdict": verdict}
 
 
 def _write_beside(directory: Path, document: Mapping[str, Any], base: str | None) -> None:
