@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorascope.analysis import truncated
@@ -13,6 +14,19 @@ from lorascope.lora.peft_io import read_adapter
 
 def scored(data):
     return ("--task", "file", "--data", data, "--labels", "no,yes", "--max-length", 32)
+
+
+def logits_of(directory, base=None):
+    """By PEFT, of two sentences; of the base with a head of its own where there is no adapter."""
+    base = base or read_adapter(directory).base_model
+    inputs = AutoTokenizer.from_pretrained(base)(
+        ["the film is warm", "the acting is wooden"], return_tensors="pt", padding=True
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        adapted = model if directory is None else peft.PeftModel.from_pretrained(model, str(directory))
+        return adapted.eval()(**inputs).logits
 
 
 def test_rank_three_inside_eight_is_cut_to_three_by_energy_with_equal_logits_in_peft(cli, small_adapter, tmp_path):
@@ -25,20 +39,36 @@ def test_rank_three_inside_eight_is_cut_to_three_by_energy_with_equal_logits_in_
     assert document["parameters"] == document["parameters_before"] * 3 // 8
     assert "no score was measured" in document["what"]
     assert json.loads((out / "truncation.json").read_text()) == document
-    base = read_adapter(source).base_model
-    inputs = AutoTokenizer.from_pretrained(base)(
-        ["the film is warm", "the acting is wooden"], return_tensors="pt", padding=True
-    )
-    logits = []
-    for directory in (source, out):
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-        with torch.no_grad():
-            logits.append(peft.PeftModel.from_pretrained(model, str(directory)).eval()(**inputs).logits)
-    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(source), logits_of(out), rtol=1e-5, atol=1e-5)
     table = cli("inspect", source, "--truncate", 0.5, "--out", tmp_path / "half")
     assert table.code == 0, table.err
     assert "rank kept of r = 8" in table.out
     assert f"written to {tmp_path / 'half'}" in table.out
+
+
+@pytest.mark.parametrize("has_task", [False, True])
+def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_equal_logits(
+    has_task, cli, small_adapter, data, tmp_path
+):
+    source, out = small_adapter(), tmp_path / "cut"
+    path = source / "adapter_model.safetensors"
+    tensors = {key: value if "classifier" in key else value.bfloat16() for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    (seen,) = json.loads(cli("inspect", source, "--json").out)["adapters"]
+    assert {row["numerical_rank"] for row in seen["modules"]} == {3}
+    assert {row["r"] for row in seen["modules"]} == {8}
+    options = (*scored(data), "--metric", "eval_loss") if has_task else ()
+    ended = cli("inspect", source, "--truncate", 0.02 if has_task else 0, "--out", out, *options, "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)["truncation"]
+    assert document["directions_above_rounding"] == 12
+    if not has_task:
+        assert {row["rank"] for row in document["modules"]} == {3}
+        whole, cut = (logits_of(directory) for directory in (source, out))
+        moved = (whole - logits_of(None, read_adapter(source).base_model)).abs().max()
+        # As far as the rounding of bfloat16 goes.
+        assert (whole - cut).abs().max() < 2**-7 * moved
+    assert document["directions"] <= 12
 
 
 def test_the_written_adapter_scores_what_the_document_says(cli, small_adapter, data, tmp_path):
@@ -51,7 +81,7 @@ def test_the_written_adapter_scores_what_the_document_says(cli, small_adapter, d
     assert after - before <= 0.05 + 1e-5
     assert document["paired"]["loss"] == pytest.approx(after - before, abs=1e-9)
     assert document["paired"]["groups"] == document["num_examples"] == 6
-    assert [one["holds"] for one in document["tried"] if one["directions"] == document["directions"]] == [True]
+    assert [one["holds"] for one in document["tried"] if one["num_directions"] == document["directions"]] == [True]
     assert "directions: eval_loss" in ended.err
     for directory, score in ((source, before), (out, after)):
         again = cli("evaluate", directory, *scored(data), "--json")

@@ -74,7 +74,8 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
         "epsilon": epsilon,
         "metric": None,
         "warnings": [],
-        "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy is kept, and no score was measured",
+        "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy above rounding is kept, "
+        "and no score was measured",
     }
     with atomic_directory(out) as directory:
         write_truncated(one.directory, directory, line.cut(count))
@@ -88,15 +89,17 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
     from lorascope.cohort.single import base_of_adapter, prepare
     from lorascope.compare import loss_over_examples
     from lorascope.evaluate import run_to_end
+    from lorascope.lora.peft_io import check_fits
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
 
     where = str(one.directory)
     base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
     prepared = prepare(base, scored.task, scored.settings)
+    check_fits(one.saved, prepared.base.model, where)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
-    _tell(f"{len(line.keys)} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
+    _tell(f"{line.num_clear} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
     found = run_to_end(
         search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
         lambda tried: _tell(_tried_line(tried, metric)),
@@ -104,7 +107,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
     with atomic_directory(out) as directory:
         whole, written = write_and_verify(prepared, line, found, one.directory, directory)
         document: dict[str, Any] = {
-            **_ranks(one, out, line, found.smallest.directions),
+            **_ranks(one, out, line, found.smallest.num_directions),
             "order": _BY_OUTPUT,
             "epsilon": epsilon,
             "metric": metric,
@@ -161,6 +164,7 @@ def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
         "out": str(out),
         "directions": sum(ranks.values()),
         "directions_before": sum(given.values()),
+        "directions_above_rounding": line.num_clear,
         "parameters": num_parameters(line.cut(count)),
         "parameters_before": num_parameters(line.saved),
         "energy_kept": line.energy_kept(count),
@@ -209,7 +213,7 @@ def _tell(line: str) -> None:
 
 def _tried_line(one: Tried, metric: str) -> str:
     score = "not finite" if one.score is None else f"{metric} {one.score:.6g}"
-    return f"{one.directions} directions: {score}, {'holds' if one.holds else 'does not hold'}"
+    return f"{one.num_directions} directions: {score}, {'holds' if one.holds else 'does not hold'}"
 
 
 def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
@@ -223,6 +227,11 @@ def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
         f"{document['directions_before']} → {document['directions']} directions, {document['parameters_before']:,} → "
         f"{document['parameters']:,} numbers ({share:.1%}), {document['energy_kept']:.4%} of the energy"
     ]
+    within = document["directions_before"] - document["directions_above_rounding"]
+    if within:
+        lines.append(
+            f"{within} of the {document['directions_before']} directions are within the rounding of the stored numbers"
+        )
     if document["left_out"]:
         lines.append(f"left out: {len(document['left_out'])} of {len(document['modules'])} modules")
     if document["metric"] is None:
