@@ -70,14 +70,14 @@ def base_of_adapter(
     return config
 
 
-def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig) -> Prepared:
+def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig, device: str = "cpu") -> Prepared:
     """Load a base and what a task is scored on."""
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, config, generates=raw.generates)
-    base = load_base(config, raw.task_type, raw.labels)
-    install_kernels(base, packed_weights_budget("cpu"))
+    base = load_base(config, raw.task_type, raw.labels, device)
+    install_kernels(base, packed_weights_budget(device))
     encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
-    judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
+    judge = None if settings.judge is None else load_judge(settings.judge, device)
     return Prepared(config, base, task, encoded, settings, judge, tuple(foreseen_metrics(raw, settings)))
 
 

@@ -51,8 +51,8 @@ def directions_of(weights: AdapterWeights) -> dict[str, Decomposition]:
 def num_computed(weights: AdapterWeights, placement: Placement, update: Decomposition) -> int:
     """Directions of a module that the rounding of a computation in float32 does not explain.
 
-    Of an adapter that is stored in a narrower dtype these are more than ``numerical_rank``: weak directions that storing it may
-    have made, or may only have blurred.
+    Of an adapter that is stored in a narrower dtype these may be more than ``numerical_rank``: weak directions that storing it
+    made, or only blurred.
     """
     key = placement.target.key
     lora_A_RD, lora_B_OR = (group[key] for group in (weights.lora_A, weights.lora_B))
