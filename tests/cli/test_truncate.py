@@ -1,6 +1,7 @@
 """``lorascope inspect --truncate``: what is written, printed and stored, and that what fails leaves nothing."""
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -106,7 +107,7 @@ def test_a_cut_that_does_not_hold_ends_with_three_and_leaves_nothing(cli, small_
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_wrong_options_are_refused_before_anything_is_read(cli, small_adapter, data, tmp_path):
+def test_wrong_options_and_bases_are_refused_and_nothing_is_written(cli, small_adapter, data, tmp_path, model_directory):
     source, out = small_adapter(), tmp_path / "cut"
     (tmp_path / "full").mkdir()
     cases = [
@@ -123,6 +124,13 @@ def test_wrong_options_are_refused_before_anything_is_read(cli, small_adapter, d
         ended = cli("inspect", source, *options)
         assert (ended.code, ended.out) == (2, ""), options
         assert message in ended.err
+    wrong = tmp_path / "wrong"
+    shutil.copytree(model_directory("bert"), wrong)
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    ended = cli("inspect", source, "--truncate", 0.1, "--out", out, *scored(data), "--base", wrong)
+    assert (ended.code, ended.out) == (2, "")
+    assert "the base model has no linear layer" in ended.err.splitlines()[-1]
     other = small_adapter("other")
     assert "one adapter is truncated at a time" in cli("inspect", source, other, "--truncate", 0.1, "--out", out).err
     assert not out.exists()

@@ -66,8 +66,11 @@ class Place:
     kind: str
 
 
-def read_adapters(directories: Sequence[Path]) -> list[Inspected]:
+def read_adapters(directories: Sequence[Path], *, factors_only: bool = True) -> list[Inspected]:
     """Read adapters; a trial's directory stands for the adapter in it.
+
+    Args:
+        factors_only: to look at their updates, not to run them: kinds of LoRA that cannot be run here are read too.
 
     Raises:
         UsageError: one is given twice.
@@ -79,7 +82,8 @@ def read_adapters(directories: Sequence[Path]) -> list[Inspected]:
     if twice is not None:
         raise UsageError("the adapter is given twice", where=str(twice), fix="give each once")
     read = [
-        Inspected(label, directory, read_adapter(directory)) for label, directory in zip(_labels(resolved), found, strict=True)
+        Inspected(label, directory, read_adapter(directory, factors_only=factors_only))
+        for label, directory in zip(_labels(resolved), found, strict=True)
     ]
     for one in read:
         _check_factors(one)
@@ -205,12 +209,15 @@ def _slice_record(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> dict[
 
 
 def _warnings(one: Inspected, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    warnings = [f"{one.label}: {what}" for what in one.saved.left_out]
     zero = [row["module"] for row in rows if row["spectral_norm"] == 0.0]
     if not zero:
-        return []
+        return warnings
     if len(zero) == len(rows):
-        return [f"{one.label}: every update is zero; the adapter was not trained, or changes nothing but heads and biases"]
-    return [f"{one.label}: {len(zero)} of {len(rows)} updates are zero: {zero[0]}{', …' if len(zero) > 1 else ''}"]
+        what = "every update is zero; the adapter was not trained, or changes nothing but heads and biases"
+    else:
+        what = f"{len(zero)} of {len(rows)} updates are zero: {zero[0]}{', …' if len(zero) > 1 else ''}"
+    return [*warnings, f"{one.label}: {what}"]
 
 
 def _check_factors(one: Inspected) -> None:

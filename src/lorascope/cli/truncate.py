@@ -37,6 +37,7 @@ class Scored:
     base: str | None = None
     dtype: str = "float32"
     quantization: str | None = None
+    device: str = "cpu"
 
 
 def truncate_adapter(
@@ -95,7 +96,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
 
     where = str(one.directory)
     base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
-    prepared = prepare(base, scored.task, scored.settings)
+    prepared = prepare(base, scored.task, scored.settings, scored.device)
     check_fits(one.saved, prepared.base.model, where)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
