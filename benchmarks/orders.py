@@ -62,7 +62,8 @@ def by_inputs(prepared: Prepared, saved: SavedAdapter, line: Line) -> Line:
         for value, square in zip(update.values_S[: update.numerical_rank], meters[key].inputs_S, strict=False)
     ]
     found.sort(key=lambda one: -one[0])
-    return Line(saved, line.directions, tuple(key for _, key, _ in found), line.least, tuple(one[2] for one in found))
+    keys, energies = tuple(key for _, key, _ in found), tuple(one[2] for one in found)
+    return Line(saved, line.directions, keys, line.least, energies, len(found))
 
 
 def orders(prepared: Prepared, saved: SavedAdapter) -> dict[str, Line]:

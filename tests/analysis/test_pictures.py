@@ -15,8 +15,8 @@ DRIFT = {
         {
             "label": "a",
             "layers": [
-                {"layer": "embeddings", "cka": None, "relative_norm": 0.0},
-                {"layer": "layer 0", "cka": 0.9, "relative_norm": 0.2},
+                {"layer": "embeddings", "cka_debiased": None, "relative_norm": 0.0},
+                {"layer": "layer 0", "cka_debiased": 0.9, "relative_norm": 0.2},
             ],
         }
     ],

@@ -59,6 +59,10 @@ def test_figures_from_the_factors_are_those_of_the_dense_matrix(rank, size_in, s
     assert found.norm_A == pytest.approx(float(lora_A_RD.double().norm()), rel=1e-12)
     assert found.norm_B == pytest.approx(float(lora_B_OR.double().norm()), rel=1e-12)
     assert found.r == rank
+    assert found.nuclear_norm == pytest.approx(float(found.values_S.sum()), rel=1e-12)
+    assert found.spectral_norm == pytest.approx(norm / math.sqrt(stable_rank), rel=1e-6)
+    update = decompose(lora_A_RD, lora_B_OR, scaling)
+    assert (found.numerical_rank, found.rounding) == (update.numerical_rank, update.rounding)
 
 
 def test_singular_values_are_those_of_the_dense_matrix_at_a_layers_size():
@@ -96,11 +100,11 @@ def test_overall_norms_are_over_everything_and_ranks_on_average():
     )
     updates = diagnose(weights)
     assert list(updates) == ["a", "b[0:6]"]
-    found = overall(updates)
+    found = overall(updates.values())
     dense = [0.5 * torch.eye(6, 2) @ torch.eye(2, 5), 2.0 * torch.eye(6, 4) @ torch.eye(4, 5)]
     assert found.norm == pytest.approx(float(torch.cat(dense).norm()))
     assert (found.r, found.effective_rank, found.stable_rank, found.utilisation) == pytest.approx((6, 3.0, 3.0, 1.0))
-    assert overall({}) is None
+    assert overall([]) is None
 
 
 def normal(*shape, seed=0):

@@ -13,7 +13,7 @@ from lorascope.errors import AdapterError
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import AdapterWeights, Placement, Slot, Stack
 from lorascope.lora.targets import Target, resolve
-from lorascope.lora.truncate import directions_of, factors_of, truncated, write_truncated
+from lorascope.lora.truncate import directions_of, factors_of, num_computed, truncated, write_truncated
 
 
 def dense(lora_A_RD, lora_B_OR, scaling):
@@ -75,11 +75,17 @@ def test_the_first_directions_are_the_best_approximation_of_their_rank(r, size_i
 
 
 def test_rank_three_inside_sixteen_is_three_however_it_is_mixed_and_stored(tiny_model, tmp_path):
-    for dtype in (torch.float32, torch.float64):
-        model = tiny_model("llama", "CAUSAL_LM", dtype)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        model = tiny_model("llama", "CAUSAL_LM", torch.float64 if dtype == torch.float64 else torch.float32)
         saved = read_adapter(adapter_of(model, tmp_path))
+        for group in (saved.weights.lora_A, saved.weights.lora_B):
+            group.update({key: value.to(dtype) for key, value in group.items()})
         assert {one.shape[0] for one in saved.weights.lora_A.values()} == {16}
-        assert {update.numerical_rank for update in directions_of(saved.weights).values()} == {3}
+        directions = directions_of(saved.weights)
+        assert {update.numerical_rank for update in directions.values()} == {3}
+        computed = {num_computed(saved.weights, one, directions[one.target.key]) for one in saved.slot.placements}
+        # What storing in a narrow dtype left of thirteen zeros is more than a computation in float32 would.
+        assert computed == {3} if dtype in (torch.float32, torch.float64) else max(computed) > 3
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

@@ -3,7 +3,10 @@
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lorascope.analysis.truncated import keep_energy, line_up
+from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 from lorascope.base_model import head_modules
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -91,3 +94,24 @@ def test_a_pattern_of_ranks_with_modules_left_out_means_the_same_in_peft(family,
     here = ours(tiny_model(family, task_type), task_type, saved)
     assert (theirs(tiny_model(family, task_type), tmp_path / "cut") - here).abs().max() < 1e-10
     assert (here - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("family", "task_type"), [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
+def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_equal_logits(
+    family, task_type, tiny_model, tmp_path
+):
+    whole_adapter(tiny_model(family, task_type), task_type, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    stored = {key: value.bfloat16() if ".lora_" in key else value for key, value in load_file(path).items()}
+    save_file(stored, path, metadata={"format": "pt"})
+    (one,) = read_adapters([tmp_path])
+    rows = adapter_document(one, places_of(one.modules))["modules"]
+    assert {(row["r"], row["dtype"], row["numerical_rank"]) for row in rows} == {(16, "bfloat16", 3)}
+    line = line_up(one.saved, "here")
+    (tmp_path / "cut").mkdir()
+    write_truncated(tmp_path, tmp_path / "cut", line.cut(keep_energy(line, 0.0)))
+    assert {placement.r for placement in read_adapter(tmp_path / "cut").slot.placements} == {3}
+    whole, found = (theirs(tiny_model(family, task_type), tmp_path / name) for name in ("", "cut"))
+    moved = (whole - logits_of(tiny_model(family, task_type))).abs().max()
+    # What is left out is what rounding to bfloat16 put in.
+    assert (whole - found).abs().max() < 2**-6 * moved

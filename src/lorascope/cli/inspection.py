@@ -208,7 +208,7 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
     for adapter in adapters:
         drifts = adapter["layers"]
         suffix = "" if len(adapters) == 1 else f" {adapter['label']}"
-        columns[f"CKA{suffix}"] = [number_text(drift["cka"]) for drift in drifts]
+        columns[f"CKA{suffix}"] = [number_text(drift["cka_debiased"]) for drift in drifts]
         columns[f"moved{suffix}"] = [number_text(drift["relative_norm"]) for drift in drifts]
         if len(adapters) == 1:
             most = max(drift["relative_norm"] for drift in drifts) or 1.0
@@ -219,6 +219,6 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
     print_table(console, "hidden states against the base's", columns, {"layer", " "}, dispensable)
     for told in (
         f"of {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}",
-        "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
+        "CKA: linear, debiased, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
     ):
         console.print(told, markup=False, highlight=False, soft_wrap=True)

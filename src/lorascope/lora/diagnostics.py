@@ -12,6 +12,7 @@ Legend: D in, O out, R rank, S singular values, N rows of a basis, I and J direc
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -25,17 +26,37 @@ _COMPUTING_EPSILON = 64 * torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class UpdateDiagnostics:
-    """Figures of one update ``ΔW``, or over all of an adapter's.
+    """Figures of one update ``ΔW``; the ranks of a zero update are 0.
 
     Attributes:
-        r: the rank it was given; over all, the sum.
-        norm: Frobenius norm of ΔW, the scaling included.
+        r: the rank it was given.
+        norm, spectral_norm, nuclear_norm: of ΔW, the scaling included: Frobenius norm, largest singular value, their sum.
         norm_A, norm_B: Frobenius norms of the factors.
-        effective_rank: exponential of the entropy of the normalised singular values (Roy and Vetterli 2007); between 1 and r,
-            and 0 where ΔW is zero. Over all, the mean.
-        stable_rank: ``‖ΔW‖²_F / ‖ΔW‖²_2``; 0 where ΔW is zero. Over all, the mean.
-        utilisation: ``effective_rank / r``; over all, the mean.
+        effective_rank: exponential of the entropy of the normalised singular values (Roy and Vetterli 2007); between 1 and r.
+        stable_rank: ``‖ΔW‖²_F / ‖ΔW‖²_2``.
+        utilisation: ``effective_rank / r``.
+        numerical_rank: singular values above ``rounding``.
+        rounding: the largest singular value that the rounding of the stored numbers explains (``rounding_level``).
+        values_S: the singular values, falling; all others are zero.
     """
+
+    r: int
+    norm: float
+    spectral_norm: float
+    nuclear_norm: float
+    norm_A: float
+    norm_B: float
+    effective_rank: float
+    stable_rank: float
+    utilisation: float
+    numerical_rank: int
+    rounding: float
+    values_S: Tensor
+
+
+@dataclass(frozen=True)
+class OverallDiagnostics:
+    """All updates of an adapter as one: ``r`` is the sum, norms are over everything, and ranks are means."""
 
     r: int
     norm: float
@@ -44,6 +65,7 @@ class UpdateDiagnostics:
     effective_rank: float
     stable_rank: float
     utilisation: float
+    numerical_rank: float
 
 
 @dataclass(frozen=True)
@@ -127,28 +149,38 @@ def diagnose(weights: AdapterWeights) -> dict[str, UpdateDiagnostics]:
 
 def diagnose_update(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> UpdateDiagnostics:
     """Figures of ``scaling · B A``."""
-    r = lora_A_RD.shape[0]
-    values_S = singular_values(lora_A_RD, lora_B_OR, scaling)
-    norm_A = float(torch.linalg.vector_norm(lora_A_RD.double()))
-    norm_B = float(torch.linalg.vector_norm(lora_B_OR.double()))
+    values_S, rounding = singular_values(lora_A_RD, lora_B_OR, scaling), rounding_level(lora_A_RD, lora_B_OR, scaling)
     effective, stable = effective_rank(values_S), stable_rank(values_S)
-    norm = float(values_S.max()) * math.sqrt(stable)
-    return UpdateDiagnostics(r, norm, norm_A, norm_B, effective, stable, effective / r)
+    r, largest = lora_A_RD.shape[0], float(values_S.max())
+    return UpdateDiagnostics(
+        r=r,
+        norm=largest * math.sqrt(stable),
+        spectral_norm=largest,
+        nuclear_norm=float(values_S.sum()),
+        norm_A=float(torch.linalg.vector_norm(_on_cpu(lora_A_RD))),
+        norm_B=float(torch.linalg.vector_norm(_on_cpu(lora_B_OR))),
+        effective_rank=effective,
+        stable_rank=stable,
+        utilisation=effective / r,
+        numerical_rank=int((values_S > rounding).sum()),
+        rounding=rounding,
+        values_S=values_S,
+    )
 
 
-def overall(updates: dict[str, UpdateDiagnostics]) -> UpdateDiagnostics | None:
-    """All updates as one: norms over everything, ranks on average; None where there is no update."""
+def overall(updates: Collection[UpdateDiagnostics]) -> OverallDiagnostics | None:
+    """All updates as one; None where there is none."""
     if not updates:
         return None
-    each = list(updates.values())
-    return UpdateDiagnostics(
-        r=sum(one.r for one in each),
-        norm=math.hypot(*(one.norm for one in each)),
-        norm_A=math.hypot(*(one.norm_A for one in each)),
-        norm_B=math.hypot(*(one.norm_B for one in each)),
-        effective_rank=sum(one.effective_rank for one in each) / len(each),
-        stable_rank=sum(one.stable_rank for one in each) / len(each),
-        utilisation=sum(one.utilisation for one in each) / len(each),
+    return OverallDiagnostics(
+        r=sum(one.r for one in updates),
+        norm=math.hypot(*(one.norm for one in updates)),
+        norm_A=math.hypot(*(one.norm_A for one in updates)),
+        norm_B=math.hypot(*(one.norm_B for one in updates)),
+        effective_rank=sum(one.effective_rank for one in updates) / len(updates),
+        stable_rank=sum(one.stable_rank for one in updates) / len(updates),
+        utilisation=sum(one.utilisation for one in updates) / len(updates),
+        numerical_rank=sum(one.numerical_rank for one in updates) / len(updates),
     )
 
 
