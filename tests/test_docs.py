@@ -32,7 +32,7 @@ ELSEWHERE = {
 }
 # Values of options, and what is added so that a command ends soon.
 TINY_ANSWERS = ["--max-new-tokens", "4"]
-TINY_SPEED = ["--prompt-tokens", "8", "--new-tokens", "2", "--repeats", "1"]
+TINY_SPEED = ["--prompt-tokens", "8", "--max-new-tokens", "2", "--repeats", "1"]
 
 
 def shown(text, *, inline):
@@ -92,9 +92,8 @@ def filled(command, workshop, model_directory):
     texts = iter(writing)
     values = {
         "--adapter": lambda: next(texts),
-        "--base": lambda: model_directory("gpt2"),
+        "--base": lambda: model_directory("bert" if words[0] == "recommend" else "gpt2"),
         "--data": lambda: workshop,
-        "--model": lambda: model_directory("gpt2" if words[0] == "doctor" else "bert"),
         "--prompt": lambda: "the acting",
     }
     found = []

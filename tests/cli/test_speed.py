@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-QUICK = ("--prompt-tokens", 6, "--new-tokens", 2, "--repeats", 2, "--tenants", 2)
+QUICK = ("--prompt-tokens", 6, "--max-new-tokens", 2, "--repeats", 2, "--slots", 2)
 
 
 def test_generation_is_timed_as_prefill_and_per_token_in_every_configuration(cli, small_adapter):
@@ -48,7 +48,7 @@ def test_adapters_of_different_bases_rows_too_long_and_idle_options_are_refused(
     one, other = small_adapter("one"), small_adapter("two", "llama")
     cases = [
         ((one, other, "--speed", *QUICK), "adapters of different bases"),
-        ((other, "--speed", "--prompt-tokens", 120, "--new-tokens", 20),
+        ((other, "--speed", "--prompt-tokens", 120, "--max-new-tokens", 20),
          "120 prompt tokens + 20 new tokens exceed the model's 128 positions; ask for fewer"),
         ((one, "--batch", 2), "--batch: it belongs to --speed; add --speed"),
         ((one, "--speed", "--task", "sst2", "--data", "x"), "--task: it has no effect with --speed"),

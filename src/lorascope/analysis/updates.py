@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lorascope.errors import AdapterError, UsageError
+from lorascope.adapter import adapter_names
+from lorascope.errors import AdapterError
 from lorascope.lora.diagnostics import (
     UpdateDiagnostics,
     diagnose,
@@ -27,7 +28,7 @@ from lorascope.lora.diagnostics import (
     rank_keeping,
     update_moments,
 )
-from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, read_adapter
+from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.targets import layer_of
 
 # A B that is zero outside of so small a part of its outputs was made for a slice of a fused projection.
@@ -76,14 +77,9 @@ def read_adapters(directories: Sequence[Path], *, factors_only: bool = True) -> 
         UsageError: one is given twice.
         AdapterError: one cannot be read, or its factors do not belong together.
     """
-    found = [_adapter_directory(directory) for directory in directories]
-    resolved = [directory.resolve() for directory in found]
-    twice = next((one for index, one in enumerate(resolved) if one in resolved[:index]), None)
-    if twice is not None:
-        raise UsageError("the adapter is given twice", where=str(twice), fix="give each once")
     read = [
-        Inspected(label, directory, read_adapter(directory, factors_only=factors_only))
-        for label, directory in zip(_labels(resolved), found, strict=True)
+        Inspected(name, directory, read_adapter(directory, factors_only=factors_only))
+        for name, directory in adapter_names(directories).items()
     ]
     for one in read:
         _check_factors(one)
@@ -230,18 +226,6 @@ def _check_factors(one: Inspected) -> None:
         if lora_A_RD.shape[0] != lora_B_OR.shape[1] or 0 in (*lora_A_RD.shape, *lora_B_OR.shape):
             shapes = f"lora_A {list(lora_A_RD.shape)} and lora_B {list(lora_B_OR.shape)} do not belong together"
             raise AdapterError(f"{module!r}: {shapes}", where=str(one.directory), fix="save the adapter again")
-
-
-def _adapter_directory(directory: Path) -> Path:
-    inside = directory / "adapter"
-    return inside if not (directory / CONFIG_FILE).exists() and (inside / CONFIG_FILE).exists() else directory
-
-
-def _labels(directories: Sequence[Path]) -> list[str]:
-    """For each directory the shortest end of its path that no other shares; a trial's ``adapter`` goes by its trial."""
-    parts = [path.parts[:-1] if path.name == "adapter" and len(path.parts) > 2 else path.parts for path in directories]
-    parts = parts if len(set(parts)) == len(parts) else [path.parts for path in directories]
-    return ["/".join(name) for name in _shortest_ends(parts)]
 
 
 def _shortest_ends(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

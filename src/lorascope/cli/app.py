@@ -131,6 +131,7 @@ def plan(
     out: Annotated[
         Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
@@ -140,7 +141,7 @@ def plan(
     bounds = Bounds(
         None if budget is None else parse_duration(budget),
         None if memory is None else parse_memory(memory),
-        chosen_device(),
+        chosen_device(device),
         None if shard is None else parse_shard(shard),
     )
     document = planned(study, trials, out or Path("runs") / study.name, bounds)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, print_json, stdout, tell
 from lorascope.cli.merge import merge_dtype
 from lorascope.errors import UsageError
 
@@ -58,7 +58,7 @@ def export(
 
     source = find_source(place, best=best, trial=trial)
     if source.choice is not None:
-        stderr().print(source.choice.sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(source.choice.sentence)
     if script:
         document = _script(source, place, out)
     else:
@@ -105,7 +105,7 @@ def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool
     from lorascope.lora.peft_io import read_adapter
 
     chosen = merge_dtype(dtype)
-    stderr().print("merging, and comparing the result with base and adapter", markup=False, highlight=False)
+    tell("merging, and comparing the result with base and adapter")
     try:
         written = write_merged_directory(source, read_adapter(source.adapter), out, wishes, chosen)
     except MergeRefused as refused:
@@ -124,7 +124,7 @@ def _described(
     """Tell what the card cannot say for certain; the command's document."""
     notes = [*_notes(facts), *warnings, *(f"vLLM: {item}" for item in facts.serving)]
     for note in notes:
-        stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        tell(f"note: {note}")
     return _document(source, out, facts.form) | {
         "base": {"name": facts.base.name, "revision": facts.base.revision, "checksum": facts.base.checksum},
         "licence": None if facts.licence is None else {"name": facts.licence.shown, "source": facts.licence.source},

@@ -11,7 +11,7 @@ import typer
 
 from lorascope.analysis.figures import FIGURES
 from lorascope.cli import inspection
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, Device, print_json, stderr, stdout, tell
 from lorascope.cli.planning import chosen_device
 from lorascope.cli.progress import StudyProgress
 from lorascope.cli.records import given, with_records
@@ -65,7 +65,15 @@ class Running:
     base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None
     dtype: Annotated[str | None, typer.Option(help=f"The base model's dtype; {_DTYPE}.")] = None
     quantization: Annotated[str | None, typer.Option(help="nf4: the base in 4 bits.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None
+    device: Device = None
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most at once on one base: with --truncate cuts that are scored, with --speed adapters; 4."),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of an answer: with --truncate the most, with --speed as many as are timed; 32."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,6 @@ class Cutting:
     metric: Annotated[str | None, typer.Option(help="With --truncate: the score; by default the task's primary metric.")] = (
         None
     )
-    slots: Annotated[int | None, typer.Option(min=1, help="With --truncate: cuts that are scored together; 4.")] = None
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="With --truncate: most tokens of an answer; 32.")] = None
 
 
 @dataclass(frozen=True)
@@ -97,16 +103,8 @@ class Timing:
         bool, typer.Option("--speed", help="Measure latency and throughput: merged, unmerged, several on one base.")
     ] = False
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens of a prompt; 128.")] = None
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens generated after it; 32.")] = None
     batch: Annotated[int | None, typer.Option(min=1, help="With --speed: rows of each adapter; 1.")] = None
     repeats: Annotated[int | None, typer.Option(min=1, help="With --speed: rounds over all configurations; 5.")] = None
-    tenants: Annotated[int | None, typer.Option(min=1, help="With --speed: the most adapters on one base at once; 4.")] = None
-
-    @property
-    def workload(self) -> dict[str, int]:
-        """What was given of ``speed.Workload``."""
-        values = {name: value for name, value in vars(self).items() if name != "speed"}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 @with_records
@@ -125,7 +123,7 @@ def inspect(
     """Sizes, ranks and directions of adapters' updates, layer by module, from their files alone; several are compared."""
     wanted = _figures(looks.figure)
     _check_looks(looks, as_json)
-    _check_task(on_task, running, timing)
+    _check_task(on_task, running, cutting, timing)
     _check_truncation(cutting, on_task, adapters)
     _check_speed(timing, cutting, on_task)
     document = _document(adapters, on_task, running, cutting, timing)
@@ -143,7 +141,7 @@ def inspect(
         inspection.print_inspection(stdout(), document, wanted)
     # Of what is not shown, nothing is told.
     for warning in document["warnings"] if shows else _warnings(document, _ACTING):
-        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        tell(f"warning: {warning}")
 
 
 def _document(
@@ -163,13 +161,20 @@ def _document(
     }
     scored = None if on_task.task is None else _scored(on_task, running, cutting)
     if cutting.truncate is not None and cutting.out is not None:
-        document["truncation"] = truncate_adapter(read[0], cutting.truncate, cutting.out, scored, cutting.slots)
+        document["truncation"] = truncate_adapter(read[0], cutting.truncate, cutting.out, scored, running.slots)
     elif scored is not None:
         document["representations"] = _drift(read, scored)
     if timing.speed:
         on = OnBase(running.base, running.dtype or _DTYPE, running.quantization, running.device)
-        document["speed"] = speed_of(read, on, timing.workload)
+        document["speed"] = speed_of(read, on, _workload(timing, running))
     return document | {"warnings": _warnings(document)}
+
+
+def _workload(timing: Timing, running: Running) -> dict[str, int]:
+    """What was given of ``speed.Workload``."""
+    values = {"prompt_tokens": timing.prompt_tokens, "batch": timing.batch, "repeats": timing.repeats}
+    values |= {"new_tokens": running.max_new_tokens, "tenants": running.slots}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _scored(on_task: OnTask, running: Running, cutting: Cutting) -> Scored:
@@ -177,7 +182,7 @@ def _scored(on_task: OnTask, running: Running, cutting: Cutting) -> Scored:
     names = None if on_task.labels is None else [name.strip() for name in on_task.labels.split(",")]
     values = {"name": on_task.task, "data": on_task.data, "labels": names, "max_eval": on_task.max_eval}
     values |= {"speaker": on_task.speaker} | ({} if on_task.max_length is None else {"max_length": on_task.max_length})
-    decoding = {} if cutting.max_new_tokens is None else {"max_new_tokens": cutting.max_new_tokens}
+    decoding = {} if running.max_new_tokens is None else {"max_new_tokens": running.max_new_tokens}
     settings = {"decoding": [decoding]} | ({} if on_task.split is None else {"split": on_task.split})
     return Scored(
         validate(TaskConfig, values, "inspect"),
@@ -205,11 +210,14 @@ def _check_looks(looks: Looks, as_json: bool) -> None:
         raise UsageError("it says what maps show, and --json holds every figure", where="--figure", fix=fix)
 
 
-def _check_task(on_task: OnTask, running: Running, timing: Timing) -> None:
+def _check_task(on_task: OnTask, running: Running, cutting: Cutting, timing: Timing) -> None:
     """A task needs its data; what belongs to a task means nothing without, nor what belongs to a base where none is loaded."""
     if on_task.task is not None:
         if on_task.data is None:
             raise UsageError("the task has no data", where="--task", fix="give a file, a directory or a hub id with --data")
+        acts = cutting.truncate is not None or timing.speed
+        for option in () if acts else given(running, "base", "dtype", "quantization", "device"):
+            raise UsageError("hidden states need no such bound", where=option, fix="leave it out, or add --truncate EPS")
         return
     for option in given(on_task):
         raise UsageError(
@@ -257,7 +265,7 @@ def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:
     from lorascope.store import write_atomically
 
     write_atomically(path, picture(document, figures, path.suffix.lower().removeprefix(".")))
-    stderr().print(f"picture: {path}", markup=False, highlight=False, soft_wrap=True)
+    tell(f"picture: {path}")
 
 
 def _warnings(document: Mapping[str, Any], parts: Sequence[str] = _PARTS) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, print_json, stdout, tell
 from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
 
@@ -94,7 +94,7 @@ def _announce(order: MergeOrder) -> None:
     """What will be done, on stderr: it takes minutes on a large base."""
     compared = "with base and adapter" if order.why_tensors_only is None else "by its tensors alone"
     line = f"merging into {order.base.name}, and comparing the result {compared}"
-    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+    tell(line)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
@@ -114,7 +114,7 @@ def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_j
         print_json({**document, "certificate": done.certificate.document})
         return
     for warning in done.warnings:
-        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        tell(f"warning: {warning}")
     print_certificate(stdout(), done.certificate.document)
 
 

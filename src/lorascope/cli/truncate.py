@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lorascope.analysis.figures import Figure, grid_of
-from lorascope.cli.console import stderr
+from lorascope.cli.console import tell
 from lorascope.cli.inspection import print_map
 from lorascope.config import EvaluateConfig, Study, TaskConfig
 from lorascope.errors import UsageError, did_you_mean
@@ -99,10 +99,10 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
     check_fits(one.saved, prepared.base.model, where)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
-    _tell(f"{line.num_clear} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
+    tell(f"{line.num_clear} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
     found = run_to_end(
         search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
-        lambda tried: _tell(_tried_line(tried, metric)),
+        lambda tried: tell(_tried_line(tried, metric)),
     )
     with atomic_directory(out, replace=False) as directory:
         whole, written = write_and_verify(prepared, line, found, one.directory, directory)
@@ -191,10 +191,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and value - value != 0.0 else value
-
-
-def _tell(line: str) -> None:
-    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tried_line(one: Tried, metric: str) -> str:
