@@ -305,16 +305,16 @@ def _plain_copy(layer: nn.Module) -> nn.Module:
     """A copy of its own; of a packed layer the layer in full, as nothing can be merged into four bits."""
     if not isinstance(layer, NF4Linear):
         return copy.deepcopy(layer)
-    own, bias = layer.weight, layer.bias
-    full: nn.Module
+    own_OD, bias = layer.weight, layer.bias
+    full: nn.Linear | Conv1D
     if layer.transposed:
         full = Conv1D(layer.out_features, layer.in_features)
-        full.weight, full.bias = nn.Parameter(own.T.contiguous()), nn.Parameter(torch.zeros_like(own[:, 0]))
+        full.weight = nn.Parameter(own_OD.T.contiguous())
+        full.bias = nn.Parameter(torch.zeros_like(own_OD[:, 0]) if bias is None else bias.clone())
     else:
-        full = nn.Linear(layer.in_features, layer.out_features, bias is not None, dtype=own.dtype, device=own.device)
-        full.weight.copy_(own)
-    if bias is not None:
-        full.bias.copy_(bias)
+        full = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        full.weight = nn.Parameter(own_OD.clone())
+        full.bias = None if bias is None else nn.Parameter(bias.clone())
     return full.requires_grad_(False).eval()
 
 
