@@ -377,9 +377,7 @@ def good_merges() -> list[Good]:
 
 def certify_good(good: Good, root: Path) -> Certificate:
     """Merge as it should be, and certify."""
-    scene = Scene(root, good.family, good.size, good.dtype, good.base_dtype, lora=good.lora)
-    merge_with_lorascope(scene)
-    return certify(scene.claim())
+    return merge_with_lorascope(Scene(root, good.family, good.size, good.dtype, good.base_dtype, lora=good.lora))
 
 
 def certify_fault(fault: Fault, root: Path) -> Certificate:

@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.certify import MergeClaim
+from lorascope.certify import Certificate, MergeClaim
 from lorascope.config import BaseModelConfig
 
 WORDS = [f"{first}{second}" for first in "bdfgklmnprstvz" for second in ("a", "e", "i", "o", "u", "an", "en", "on")]
@@ -313,12 +313,18 @@ def fresh(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def merge_with_lorascope(scene: Scene) -> None:
-    """The merge as ``lorascope merge`` does it."""
+def merge_with_lorascope(scene: Scene) -> Certificate:
+    """The merge as ``lorascope merge`` does it, with the certificate that comes of it whether it holds or not."""
+    from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
     from lorascope.lora.peft_io import read_adapter
-    from lorascope.merged_model import open_merge_base, write_merged
+    from lorascope.merged_model import open_merge_base
 
     saved = read_adapter(scene.adapter)
     base = open_merge_base(saved, str(scene.adapter), str(scene.base))
-    fresh(scene.merged)
-    write_merged(saved, scene.adapter, base, scene.merged, dtype=scene.dtype)  # type: ignore[arg-type]
+    order = MergeOrder(saved, scene.adapter, base, scene.dtype)  # type: ignore[arg-type]
+    shutil.rmtree(scene.merged, ignore_errors=True)
+    try:
+        with certified_merge(order, scene.merged) as done:
+            return done.certificate
+    except MergeRefused as refused:
+        return refused.merge.certificate

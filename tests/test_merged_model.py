@@ -105,6 +105,15 @@ def test_a_tokenizer_that_was_saved_with_the_adapter_goes_first(peft_adapter, me
         merge(adapter)
 
 
+@pytest.mark.parametrize("name", ["source.spm", "sentencepiece.bpe.model", "qwen.tiktoken", "vocab-src.json"])
+def test_a_vocabulary_of_any_kind_comes_along(name, peft_adapter, merge, copied):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    base = copied("llama")
+    (base / name).write_bytes(b"words")
+    out, _ = merge(adapter, str(base))
+    assert (out / name).read_bytes() == b"words"
+
+
 def test_a_base_without_a_tokenizer_merges_and_says_so(peft_adapter, merge, copied):
     base = copied("llama")
     for path in base.glob("*token*"):

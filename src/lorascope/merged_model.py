@@ -35,28 +35,25 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from lorascope.base_model import label_names, load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.base_model import (
+    TOKENIZER_FILES,
+    has_tokenizer,
+    label_names,
+    load_tokenizer,
+    read_config,
+    skeleton,
+    task_type_of,
+)
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
-from lorascope.lora.checkpoint_files import (
-    INDEX_FILE,
-    TORCH_FILE,
-    TORCH_INDEX_FILE,
-    WEIGHTS_FILE,
-    open_checkpoint,
-)
+from lorascope.lora.checkpoint_files import open_checkpoint
 from lorascope.lora.merge import merge_files, merge_into
 from lorascope.lora.merge_plan import MergeDtype, MergePlan, plan_merge, replacements
 from lorascope.lora.peft_io import SavedAdapter
+from lorascope.lora.stored_tensors import INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE, WEIGHTS_FILE
 
 _SAFETENSORS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _TORCH_FILES = (TORCH_FILE, TORCH_INDEX_FILE, "pytorch_model-*-of-*.bin")
-# A tokenizer is there when one of these is.
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-_TOKENIZER_FILES = (
-    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
-)  # fmt: skip
 _OTHER_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
 # Class names by model type.
 _CLASSES: dict[TaskType, Mapping[str, Any]] = {
@@ -167,7 +164,7 @@ def write_merged(
     """
     plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
     warnings = [*base.warnings, *_notes(plan)]
-    _copy(base.directory, directory, _OTHER_FILES)
+    copy_files(base.directory, directory, _OTHER_FILES)
     changes: dict[str, Any] = {
         "architectures": [type(base.model).__name__],
         "dtype": str(plan.dtype).removeprefix("torch."),
@@ -211,7 +208,7 @@ def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
     local = Path(base.model).expanduser()
     if local.is_dir():
         return local, None
-    patterns = ["config.json", *_SAFETENSORS, *_TOKENIZER_FILES, *_OTHER_FILES]
+    patterns = ["config.json", *_SAFETENSORS, *TOKENIZER_FILES, *_OTHER_FILES]
     try:
         folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
         if not any((folder / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
@@ -284,10 +281,10 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
     """Copy the tokenizer; a classifier that knows no pad token gets the one that it was trained with."""
     notes = []
     source = base.directory
-    if any(path for pattern in _VOCABULARIES for path in adapter.glob(pattern)):
+    if has_tokenizer(adapter):
         source = adapter
         notes.append("the tokenizer is the one that was saved with the adapter")
-    if not _copy(source, directory, _TOKENIZER_FILES):
+    if not copy_files(source, directory, TOKENIZER_FILES):
         return ["the base has no tokenizer; none is written"]
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
     rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
@@ -323,7 +320,7 @@ def _write_config(source: Path, target: Path, changes: dict[str, Any]) -> None:
     target.write_text(json.dumps(config | changes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
     """Copy the files of these names, what a hub's cache links to included; returns how many there were."""
     found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
     for path in found:

@@ -85,7 +85,7 @@ def test_adapters_of_different_bases_need_to_be_told_which(by_peft, task, model_
     directories = [by_peft(name)[0] for name in ("one", "two")]
     path = directories[1] / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere"}))
-    with pytest.raises(UsageError, match=r"name different bases .*elsewhere.*give the base with --base"):
+    with pytest.raises(UsageError, match=r"adapters of different bases: .*elsewhere.*name the base of both with --base"):
         compare(directories, task)
     assert len(compare(directories, task, base=str(model_directory("bert")))["adapters"]) == 2
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lorascope.base_model import load_base
-from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
+from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, outputs
 from lorascope.config import BaseModelConfig, TaskConfig
 from lorascope.errors import CheckFailed
 from lorascope.lora.peft_io import write_record
@@ -37,8 +37,7 @@ def test_a_good_merge_of_peft_s_or_ours_holds(merge_faults, scene, family, size,
     made = scene(family, size, dtype)
     by_peft = certify(made.claim())
     assert by_peft.failures == []
-    merge_faults.merge_with_lorascope(made)
-    ours = certify(made.claim())
+    ours = merge_faults.merge_with_lorascope(made)
     assert ours.failures == []
     document = json.loads(certificate_text(ours), parse_constant=pytest.fail)
     assert document["level"] == "outputs"
@@ -69,6 +68,19 @@ def test_a_model_that_may_not_be_loaded_gets_a_certificate_of_its_tensors_that_s
     assert certificate.document["inputs"] is None
     made.reweigh(lambda name: 0.5)
     assert not certify(made.claim(tensors_only="the base takes 90 GB")).holds
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_memory_that_runs_out_is_no_fault_of_the_merge(error, scene, monkeypatch):
+    def runs_out(self, reference):
+        raise error
+
+    monkeypatch.setattr(outputs._Run, "merged", runs_out)
+    certificate = certify(scene("gpt2").claim())
+    assert certificate.holds
+    assert certificate.document["level"] == "tensors"
+    assert "memory ran out while the models were run" in certificate.document["why_level"]
+    assert any("tensors alone were compared: memory ran out" in warning for warning in certificate.document["warnings"])
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("bert", "float32"), ("t5", "bfloat16")])

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from lorascope.base_model import head_modules, weights_checksum
-from lorascope.certify import checkpoint
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.certify.tensors import Layout, base_weights_checksum, compare_tensors, place
 from lorascope.certify.update import read_updates
+from lorascope.lora import stored_tensors
 
 
 def compared(scene, ties=None):
@@ -46,7 +46,7 @@ def test_a_ratio_of_one_is_a_merge_that_did_nothing(scene):
 def test_figures_do_not_depend_on_how_many_rows_are_read_at_a_time(scene, monkeypatch):
     made = scene("gpt2", dtype="bfloat16")
     whole = compared(made)
-    monkeypatch.setattr(checkpoint, "CHUNK", 100)
+    monkeypatch.setattr(stored_tensors, "CHUNK_NUMBERS", 100)
     for one, other in zip(compared(made).modules, whole.modules, strict=True):
         assert one.ratio == pytest.approx(other.ratio, rel=1e-6)
         assert one.update_norm == pytest.approx(other.update_norm, rel=1e-6)

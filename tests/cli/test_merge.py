@@ -122,7 +122,7 @@ def test_a_merge_that_does_nothing_ends_with_three_and_no_directory_remains(opti
 
 
 def test_a_base_beyond_memory_gets_a_certificate_of_its_tensors(cli, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorascope.certify.claim._free_bytes", lambda: 1000)
+    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda: 1000)
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
     assert ended.code == 0, ended.err
     certificate = json.loads(ended.out)["certificate"]

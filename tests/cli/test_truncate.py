@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorascope.analysis import truncated
@@ -25,6 +26,10 @@ def test_rank_three_inside_eight_is_cut_to_three_by_energy_with_equal_logits_in_
     assert document["parameters"] == document["parameters_before"] * 3 // 8
     assert "no score was measured" in document["what"]
     assert json.loads((out / "truncation.json").read_text()) == document
+    card = (out / "README.md").read_text()
+    assert ModelCard(card, ignore_metadata_errors=False).data.library_name == "peft"
+    assert "cut from 32 to 12 directions" in card
+    assert str(tmp_path) not in card
     base = read_adapter(source).base_model
     inputs = AutoTokenizer.from_pretrained(base)(
         ["the film is warm", "the acting is wooden"], return_tensors="pt", padding=True

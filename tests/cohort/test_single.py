@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lorascope.cohort.single import adapter_trial, base_of_adapter, evaluate_adapter, evaluate_together, prepare
+from lorascope.adapter import agreed_base
+from lorascope.cohort.single import adapter_trial, evaluate_adapter, evaluate_together, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, DataError, UsageError
 from lorascope.lora.peft_io import read_adapter
@@ -184,8 +185,7 @@ def test_an_adapters_trial_says_what_its_file_says(bert_run, rows_of, make_study
 def test_adapters_scored_together_get_what_each_gets_alone(bert_run, rows_of, file_task):
     directories = [bert_run / row.adapter for row in rows_of(bert_run)]
     adapters = {str(directory): read_adapter(directory) for directory in directories}
-    config = base_of_adapter(next(iter(adapters.values())), "here", None, "float32", None)
-    prepared = prepare(config, file_task, EvaluateConfig())
+    prepared = prepare(agreed_base(adapters), file_task, EvaluateConfig())
     assert prepared.foreseen == ("accuracy", "eval_loss")
     together = evaluate_together(prepared, adapters)
     assert len({evaluation.metrics["eval_loss"] for evaluation in together}) == len(directories) == 4

@@ -105,16 +105,9 @@ def test_a_broken_bitsandbytes_fails_in_one_line(check, monkeypatch):
 
 @pytest.mark.parametrize(("free", "status"), [(0.3, "failed"), (1.0, "warning"), (64.0, "passed")])
 def test_little_memory_is_named(free, status, check, monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda device: (int(free * GIB), 128 * GIB))
-    monkeypatch.setattr(machine, "_container_bytes", lambda: None)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: int(free * GIB))
     result = check("memory")
     assert (result.status, "GiB" in result.showed) == (status, True)
-
-
-def test_a_containers_limit_counts(check, monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda device: (64 * GIB, 128 * GIB))
-    monkeypatch.setattr(machine, "_container_bytes", lambda: (GIB // 4, GIB))
-    assert check("memory").showed == "only 0.25 of 1.0 GiB are free"
 
 
 def test_a_peak_that_does_not_rise_is_said(check, monkeypatch):

@@ -78,7 +78,7 @@ def test_a_weight_that_is_not_finite_is_caught(tried, copy_of):
 
 def test_a_base_that_memory_does_not_hold_is_refused_before_it_is_loaded(tried, monkeypatch):
     monkeypatch.setattr(own_base, "load_base", None)
-    monkeypatch.setattr(own_base, "memory_bytes", lambda device: (1000, 10**9))
+    monkeypatch.setattr(own_base, "free_bytes", lambda device: 1000)
     result = tried("gpt2", "base: loads")
     assert result.status == "failed"
     assert "GiB are free" in result.showed
@@ -86,7 +86,7 @@ def test_a_base_that_memory_does_not_hold_is_refused_before_it_is_loaded(tried, 
 
 
 def test_a_base_that_fits_in_bfloat16_alone_is_loaded_so(tried, monkeypatch):
-    monkeypatch.setattr(own_base, "memory_bytes", lambda device: (80_000, 10**9))
+    monkeypatch.setattr(own_base, "free_bytes", lambda device: 80_000)
     results = tried("gpt2")
     assert results["base: loads"].figures["dtype"] == "bfloat16"
     assert {name for name, result in results.items() if result.status == "failed"} == set()

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lorascope.errors import AdapterError, ModelError
-from lorascope.lora.checkpoint_files import StoredTensor
 from lorascope.lora.linear import features
 from lorascope.lora.merge_plan import module_updates, plan_merge, replacements
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
+from lorascope.lora.stored_tensors import StoredTensor
 from lorascope.lora.targets import Target
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"

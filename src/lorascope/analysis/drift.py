@@ -9,11 +9,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorascope.adapter import stack_beside_base
+from lorascope.adapter import agreed_base, stack_beside_base
 from lorascope.analysis.updates import Inspected
-from lorascope.cohort.single import base_of_adapter, prepare
+from lorascope.cohort.single import prepare
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import RunError, UsageError
+from lorascope.errors import RunError
 from lorascope.evaluate.representations import representation_drift
 from lorascope.evaluate.result import EvaluationStep
 from lorascope.losses import is_out_of_memory
@@ -46,12 +46,8 @@ def drift_document(
         AdapterError: one does not fit the base, or makes hidden states that are not finite.
         RunError: memory ran out.
     """
-    configs = [base_of_adapter(one.saved, str(one.directory), base_model, dtype, quantization) for one in adapters]
-    named = dict.fromkeys((config.model, config.revision) for config in configs)
-    if len(named) > 1:
-        told = ", ".join(model if revision is None else f"{model} at {revision}" for model, revision in named)
-        raise UsageError(f"the adapters name different bases ({told})", where="inspect", fix="give the base with --base")
-    prepared = prepare(configs[0], task, settings)
+    saved = {str(one.directory): one.saved for one in adapters}
+    prepared = prepare(agreed_base(saved, base_model, dtype=dtype, quantization=quantization), task, settings)
     stack = stack_beside_base(prepared.base, {one.label: one.saved for one in adapters})
     try:
         found = yield from representation_drift(stack, prepared.base, prepared.task, settings)

@@ -2,8 +2,8 @@
 
 Before: a directory that is said to hold base + adapter.
 After: a ``Certificate``, whose document is ``merge-certificate.json``.
-The certificate looks at the result alone: files are read by its own reader, ΔW comes from the adapter's own files, and models
-are loaded from their directories. Nothing that merges is called.
+The certificate looks at the result alone: the files' tensors are compared here, ΔW comes from the adapter's own files, and
+models are loaded from their directories. Nothing that merges is called; rows of bytes come from ``lora.stored_tensors``.
 
 A model that does not fit into memory gets a certificate of its tensors, which says so. Floor: ``certify``.
 """

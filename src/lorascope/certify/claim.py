@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import nn
 from transformers import PreTrainedModel
 
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskType
+from lorascope.memory import free_bytes
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,10 @@ def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None, cop
     Args:
         model: on the meta device.
         copies: of the model that are in memory at once.
-        limit_bytes: what there is; by default the memory that is free, or that the process may still take (``ulimit -v``).
+        limit_bytes: what there is; by default the memory that is free.
     """
     needed = int(copies * _ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
-    free = _free_bytes() if limit_bytes is None else limit_bytes
+    free = free_bytes() if limit_bytes is None else limit_bytes
     if needed <= free:
         return None
     return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free"
-
-
-def _free_bytes() -> int:
-    free = int(psutil.virtual_memory().available)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return free
-    for kind, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            free = min(free, limit - int(getattr(psutil.Process().memory_info(), used, 0)))
-    return max(0, free)

@@ -14,14 +14,13 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorascope.base_model import load_tokenizer
+from lorascope.base_model import has_tokenizer, load_tokenizer
 from lorascope.certify.checks import Check, none_of
 from lorascope.certify.claim import MergeClaim
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import BaseModelConfig
 from lorascope.errors import ModelError
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 GENERATION_FILE = "generation_config.json"
 # Keys of config.json that may differ from the base's, or that are judged by something else than the base's.
 _MAY_DIFFER = {
@@ -149,8 +148,7 @@ def _settings(directory: Path) -> dict[str, Any] | None:
 
 def _tokenizer_source(claim: MergeClaim) -> tuple[str, Path]:
     """Whose tokenizer the merged model should have: the adapter's, if that has one, or else the base's."""
-    brings = any(path for pattern in _VOCABULARIES for path in claim.adapter.glob(pattern))
-    return ("adapter", claim.adapter) if brings else ("base", claim.base_directory)
+    return ("adapter", claim.adapter) if has_tokenizer(claim.adapter) else ("base", claim.base_directory)
 
 
 def tokenizer_check(claim: MergeClaim, whose: str, own: PreTrainedTokenizerBase) -> Check:

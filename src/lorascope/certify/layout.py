@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.certify.checkpoint import Checkpoint, StoredTensor
+from lorascope.certify.checkpoint import Checkpoint
 from lorascope.lora.checkpoint_names import loader_names
+from lorascope.lora.stored_tensors import StoredTensor
 
 
 @dataclass(frozen=True)

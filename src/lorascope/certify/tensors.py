@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lorascope.certify.checkpoint import Checkpoint, StoredTensor, dtype_name
+from lorascope.certify.checkpoint import Checkpoint, dtype_name
 from lorascope.certify.layout import Layout, Placed, place
 from lorascope.certify.update import AdapterFiles, Update
+from lorascope.lora.stored_tensors import StoredTensor
 
 
 @dataclass(frozen=True)

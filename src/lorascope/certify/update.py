@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorascope.certify.checkpoint import read_header
 from lorascope.errors import AdapterError, ModelError
+from lorascope.lora.stored_tensors import read_header
 
 _CONFIG, _WEIGHTS, _RECORD = "adapter_config.json", "adapter_model.safetensors", "lorascope.json"
 _PREFIX = "base_model.model."

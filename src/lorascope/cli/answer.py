@@ -15,6 +15,7 @@ from lorascope.cli.evidence import absolute, model_facts, read_studies, task_fac
 from lorascope.cli.planning import Bounds, Costs, chosen_device
 from lorascope.config import DEFAULT_SEEDS, BaseModelConfig, DecodingConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.errors import MissingSplit, ModelError, UsageError, did_you_mean
+from lorascope.memory import free_bytes
 from lorascope.recommend.advice import Advice, Request, advise
 from lorascope.recommend.closeness import SAME_MODEL, ModelFacts, TaskFacts, closeness
 from lorascope.recommend.evidence import GROUPS, StudyEvidence
@@ -237,7 +238,7 @@ def _fitting(
     """The advice made to fit into the memory that is allowed, or free; and how much that is."""
     from importlib.util import find_spec
 
-    most = request.memory_bytes or _free_bytes()
+    most = request.memory_bytes or free_bytes(chosen_device())
     can_quantise = find_spec("bitsandbytes") is not None
     choices = {**advice.choices, **base}
     if choices["quantization"].value is not None and not can_quantise:
@@ -265,16 +266,6 @@ def _fitting(
                 "without --memory it is what the rules give"
             )
     return choices, most
-
-
-def _free_bytes() -> int:
-    import psutil
-
-    if chosen_device() != "cpu":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _within_budget(

@@ -25,7 +25,7 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
+from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stderr, stdout
 from lorascope.cli.doctor import doctor
 from lorascope.cli.export import export
 from lorascope.cli.generate import chat, generate
@@ -60,7 +60,7 @@ app.add_typer(data_commands.app)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
-    typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+    typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter, or another run's trial, enters as a trial."),
 ]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
@@ -160,7 +160,7 @@ def run(
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     memory: Memory = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    device: Device = None,
     checkpoint_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
@@ -251,7 +251,7 @@ def results(
 
 @app.command()
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
     data: Annotated[str, typer.Option(help="A file, a directory or a hub id.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
@@ -276,6 +276,7 @@ def evaluate(
     ] = None,
     judge_data: Annotated[str | None, typer.Option(help="SICK, to measure the judge's own accuracy on.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per example here.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Score an adapter, ours or PEFT's own, on a task."""
@@ -294,7 +295,13 @@ def evaluate(
     from lorascope.cohort.single import evaluate_adapter
 
     evaluation, facts = evaluate_adapter(
-        adapter, task_config, settings, base_model=base, dtype=dtype, quantization=quantization
+        adapter,
+        task_config,
+        settings,
+        base_model=base,
+        dtype=dtype,
+        quantization=quantization,
+        device=chosen_device(device),
     )
     if predictions is not None:
         from lorascope.store import write_atomically

@@ -182,12 +182,11 @@ class Costs:
     """What trials of a study cost: one model skeleton per base, one probe per dtype."""
 
     def __init__(self, study: Study, directory: Path, bounds: Bounds) -> None:
-        import psutil
-
         from lorascope.cohort.training import FINAL
+        from lorascope.memory import free_bytes
 
         self._work, self._task_type, self._num_labels, self._reason = _workload(study)
-        self._memory_bytes = min(psutil.virtual_memory().available, bounds.memory_bytes or sys.maxsize)
+        self._memory_bytes = min(free_bytes(bounds.device), bounds.memory_bytes or sys.maxsize)
         self._device = bounds.device
         self._rates: dict[str, float] = {}
         self._skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}

@@ -62,7 +62,6 @@ def truncate_adapter(
 
 def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
     from lorascope.analysis.truncated import keep_energy, line_up
-    from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.truncate import write_truncated
     from lorascope.store import atomic_directory
 
@@ -76,22 +75,22 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
         "warnings": [],
         "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy is kept, and no score was measured",
     }
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         write_truncated(one.directory, directory, line.cut(count))
-        read_adapter(directory)
-        _write_beside(directory, document, one.saved.base_model)
+        _write_beside(directory, document)
     return document
 
 
 def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
+    from lorascope.adapter import agreed_base
     from lorascope.analysis.truncated import NUM_SLOTS, line_up, search, weight_norms, write_and_verify
-    from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.cohort.single import prepare
     from lorascope.evaluate import run_to_end
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
 
     where = str(one.directory)
-    base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
+    base = agreed_base({where: one.saved}, scored.base, dtype=scored.dtype, quantization=scored.quantization)
     prepared = prepare(base, scored.task, scored.settings)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
@@ -100,7 +99,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
         search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
         lambda tried: _tell(_tried_line(tried, metric)),
     )
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         whole, written = write_and_verify(prepared, line, found, one.directory, directory)
         document: dict[str, Any] = {
             **_ranks(one, out, line, found.smallest.directions),
@@ -116,7 +115,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
             **prepared.facts,
         }
         strict: dict[str, Any] = _strict(document)
-        _write_beside(directory, strict, one.saved.base_model)
+        _write_beside(directory, strict)
     return strict
 
 
@@ -187,29 +186,15 @@ def _paired(metric: str, epsilon: float, whole: Any, written: Any) -> dict[str, 
     return {"loss": record.pop("difference"), **record, "verdict": verdict}
 
 
-def _write_beside(directory: Path, document: Mapping[str, Any], base: str | None) -> None:
+def _write_beside(directory: Path, document: Mapping[str, Any]) -> None:
+    """The report and the card, beside the adapter that was written."""
+    from lorascope.lora.peft_io import read_adapter
+    from lorascope.model_card import truncated_card
+
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     (directory / REPORT_FILE).write_text(text, encoding="utf-8")
-    (directory / "README.md").write_text(_card(document, base), encoding="utf-8")
-
-
-def _card(document: Mapping[str, Any], base: str | None) -> str:
-    """A short model card in the hub's form."""
-    named = "" if base is None else f"base_model: {base}\n"
-    if document["metric"] is None:
-        scores = document["what"]
-    else:
-        one, other = document["original"]["score"], document["truncated"]["score"]
-        task = f"{document['task']} ({document['split']}, {document['num_examples']} examples)"
-        scores = (
-            f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
-        )
-    return (
-        f"---\nlibrary_name: peft\n{named}tags: [lora, lorascope]\n---\n\n# {document['label']}, truncated\n\n"
-        f"The adapter `{document['adapter']}` cut from {document['directions_before']} to {document['directions']} "
-        f"directions ({document['parameters_before']:,} to {document['parameters']:,} numbers). {scores}.\n"
-        f"Each module's rank and every cut that was tried: `{REPORT_FILE}`.\n"
-    )
+    card = truncated_card(document, read_adapter(directory), directory, REPORT_FILE)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _strict(value: Any) -> Any:

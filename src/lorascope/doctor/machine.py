@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorascope.cohort.planner import memory_bytes
 from lorascope.cohort.probe import MemoryMeter
 from lorascope.config import Study
 from lorascope.doctor import models
@@ -30,6 +29,7 @@ from lorascope.doctor.versions import version_of
 from lorascope.errors import ModelError
 from lorascope.lora import frozen
 from lorascope.lora.quantised import NF4Linear, check_installed
+from lorascope.memory import free_bytes, total_bytes
 from lorascope.store import Store, atomic_directory, write_atomically
 
 _GIB = 2**30
@@ -140,10 +140,7 @@ def quantisation(setting: Setting) -> Finding:
 
 def memory(setting: Setting) -> Finding:
     """Enough is free to begin with, and what a step takes is measured."""
-    free, total = memory_bytes(setting.device)
-    limit = _container_bytes() if setting.device == "cpu" else None
-    if limit is not None:
-        free, total = min(free, limit[0]), min(total, limit[1])
+    free, total = free_bytes(setting.device), total_bytes(setting.device)
     meter = MemoryMeter(torch.device(setting.device))
     before = meter.peak_bytes()
     block = torch.ones(_BLOCK_BYTES, dtype=torch.uint8, device=setting.device)
@@ -159,15 +156,6 @@ def memory(setting: Setting) -> Finding:
     showed = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free: a float32 base of {billions:.1f} billion fits in half of it"
     figures = {"free_bytes": free, "total_bytes": total, "block_bytes": _BLOCK_BYTES, "measured_bytes": risen}
     return Finding(showed, figures, tuple(wrong), tuple(warnings))
-
-
-def _container_bytes() -> tuple[int, int] | None:
-    """Free memory and all of it in the container that this process runs in; None where nothing bounds it."""
-    with suppress(OSError, ValueError):
-        most = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        return max(0, most - used), most
-    return None
 
 
 def disk(setting: Setting) -> Finding:

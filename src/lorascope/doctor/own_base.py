@@ -27,7 +27,6 @@ from lorascope.base_model import (
     skeleton,
     weights_checksum,
 )
-from lorascope.cohort.planner import memory_bytes
 from lorascope.config import BaseModelConfig, TaskType, TrainConfig
 from lorascope.data.record import Example
 from lorascope.doctor.finding import Finding, NotReached, Setting, beyond, compared
@@ -38,6 +37,7 @@ from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve, roles_of
 from lorascope.losses import follows_trees
+from lorascope.memory import free_bytes
 from lorascope.train import train
 
 _GIB = 2**30
@@ -85,7 +85,7 @@ def _fitting_dtype(count: int, setting: Setting) -> Literal["float32", "bfloat16
     Raises:
         ModelError: neither fits.
     """
-    free = memory_bytes(setting.device)[0]
+    free = free_bytes(setting.device)
     if 4 * count <= _SHARE * free:
         return "float32"
     if 2 * count <= _SHARE * free:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorascope.errors import CheckFailed, ModelError, StoreError
-from lorascope.lora.checkpoint_files import PlannedTensor, open_checkpoint, row_ranges, write_checkpoint
+from lorascope.lora.checkpoint_files import PlannedTensor, open_checkpoint, write_checkpoint
 from lorascope.lora.checkpoint_names import tied_groups
 from lorascope.lora.merge_plan import (
     ALWAYS_TIED,
@@ -39,6 +39,7 @@ from lorascope.lora.merge_plan import (
 )
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.quantised import NF4Linear
+from lorascope.lora.stored_tensors import row_ranges
 
 
 def updates(saved: SavedAdapter, model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorascope.errors import AdapterError, ModelError
-from lorascope.lora.checkpoint_files import StoredTensor, row_ranges, shape_of_rows
 from lorascope.lora.checkpoint_names import NameMap, map_names, required_names, sources, tied_groups, written_name
 from lorascope.lora.linear import is_transposed
 from lorascope.lora.peft_io import SavedAdapter, check_fits
+from lorascope.lora.stored_tensors import StoredTensor, shape_of_rows
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "as-base"]
 MERGE_DTYPES: tuple[str, ...] = get_args(MergeDtype)
@@ -93,7 +93,7 @@ class PlannedMerge:
         if self.replacement is not None:
             return self.replacement.reshape(shape_of_rows(self.shape))[start:stop]
         assert self.source is not None
-        return self.source.rows(start, stop)
+        return self.source.read(start, stop)
 
     def after(self, start: int, stop: int) -> Tensor:
         """Rows of the merged tensor in its dtype."""
@@ -215,9 +215,9 @@ def _equal(stored: StoredTensor, value: Tensor) -> bool:
     """Whether a checkpoint's tensor, in the dtype of ``value``, is ``value``."""
     if stored.shape != tuple(value.shape):
         return False
-    rows = value.detach().cpu().reshape(shape_of_rows(stored.shape))
-    ranges = row_ranges(stored.shape)
-    return all(torch.equal(stored.rows(start, stop).to(rows.dtype), rows[start:stop]) for start, stop in ranges)
+    held = value.detach().cpu()
+    runs = ((stored.read(*rows), held[slice(*rows)] if held.dim() else held) for rows in stored.chunks())
+    return all(torch.equal(own.to(held.dtype), part) for own, part in runs)
 
 
 def _check_complete(
