@@ -101,7 +101,8 @@ def test_a_refused_adapter_s_certificate_is_in_the_document(cli, adapter, tmp_pa
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
     assert ended.code == 3
     document = json.loads(ended.out, parse_constant=pytest.fail)
-    assert (document["files"], document["certificate"]["why_level"]) == ([], "nothing was merged")
+    certificate = document["certificate"]
+    assert (document["files"], certificate["level"], certificate["why_level"]) == ([], "beforehand", "nothing was merged")
     assert "base-checksum: the adapter was trained on other weights" in ended.err
 
 
