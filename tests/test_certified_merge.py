@@ -113,9 +113,9 @@ def test_an_adapter_of_another_base_is_refused_before_a_weight_is_written(order,
     made = order()
     write_record(made.adapter, [], {"checksum": "0" * 64, "dtype": "float32", "quantization": None})
     monkeypatch.setattr(orchestration, "write_merged", pytest.fail)
-    with pytest.raises(MergeRefused, match="base-checksum: the adapter was trained on other weights") as caught:
-        with certified_merge(made, tmp_path / "merged"):
-            pytest.fail("nothing may be added")
+    refused = pytest.raises(MergeRefused, match="base-checksum: the adapter was trained on other weights")
+    with refused as caught, certified_merge(made, tmp_path / "merged"):
+        pytest.fail("nothing may be added")
     document = caught.value.merge.certificate.document
     assert (caught.value.merge.merged, document["holds"], document["why_level"]) == (None, False, "nothing was merged")
     assert not (tmp_path / "merged").exists()

@@ -86,6 +86,17 @@ def test_a_classification_study_leaves_everything_behind(family, make_study, car
     assert events[0].trial_steps == 40
 
 
+def test_an_adapter_of_a_packed_base_knows_the_checksum_of_the_base_in_full(make_study, carry_out, rows_of, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    study = make_study("bert", base={"quantization": "nf4"}, train={"max_steps": 1})
+    carry_out(study, tmp_path / "run")
+    (row,) = rows_of(tmp_path / "run")
+    origin = json.loads((tmp_path / "run" / row.adapter / "lorascope.json").read_text())["base"]
+    full = load_base(BaseModelConfig(model=study.base.model), "SEQ_CLS", ["negative", "positive"]).checksum
+    assert (origin["checksum"], origin["quantization"]) == (row.base_checksum, "nf4")
+    assert origin["unpacked_checksum"] == full != row.base_checksum
+
+
 @pytest.mark.parametrize(
     ("family", "task_type"), [("gpt2", "CAUSAL_LM"), ("qwen2", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM"), ("bart", "SEQ_2_SEQ_LM")]
 )

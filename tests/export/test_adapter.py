@@ -171,6 +171,15 @@ def test_an_adapter_of_pefts_own_says_what_is_not_known(peft_adapter, tmp_path):
     assert "differs in 1 modules" in text
 
 
+def test_the_checksum_of_a_base_before_it_was_packed_goes_with_its_adapter(finished, row, tmp_path):
+    copied = shutil.copytree(finished / row.adapter, tmp_path / "elsewhere")
+    origin = {"checksum": "of the packed weights", "dtype": "bfloat16", "quantization": "nf4"}
+    write_record(copied, ["negative", "positive"], {**origin, "unpacked_checksum": "of the weights in full"})
+    export(copied, tmp_path / "other")
+    record = json.loads((tmp_path / "other" / "lorascope.json").read_text())
+    assert record["base"]["unpacked_checksum"] == "of the weights in full"
+
+
 def test_the_checksum_of_a_base_goes_with_an_adapter_that_left_its_study(finished, row, tmp_path):
     copied = shutil.copytree(finished / row.adapter, tmp_path / "copied")
     export(copied, tmp_path / "out")

@@ -137,7 +137,7 @@ def test_a_base_that_holds_nan_is_refused(merge, model_directory, tmp_path):
     tensors = whole(model_directory("llama"))
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, base / "model.safetensors")
-    with pytest.raises(ModelError, match=r"model\.norm\.weight: the base holds NaN"):
+    with pytest.raises(CheckFailed, match=r"model\.norm\.weight: the base holds NaN"):
         merge("llama", base=base)
 
 

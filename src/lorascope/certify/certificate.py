@@ -156,7 +156,7 @@ def _document(
     document = {
         "certificate": _VERSION,
         "holds": not _fails(found),
-        "level": "tensors" if outputs is None else "outputs",
+        "level": "outputs" if outputs is not None else "beforehand" if figures is None else "tensors",
         "why_level": why,
         "base": _base_record(claim, before.adapter, before.base),
         "adapter": _adapter_record(before.adapter),

@@ -122,27 +122,13 @@ def _tie_check(figures: TensorFigures) -> Check:
 def _update_checks(modules: Sequence[ModuleFigures], dtype: str) -> list[Check]:
     """Whether each update arrived, and whether anything but rounding came with it."""
     zero = [one.module for one in modules if one.update_norm == 0.0]
-    judged = {one.module: one.ratio for one in modules if one.ratio is not None}
+    judged = [one for one in modules if one.ratio is not None]
     beyond = {one.module: one.rounding for one in modules if one.rounding > 1.0}
     checks = []
     if modules and len(zero) == len(modules):
         checks.append(Check("update-arrived", "warning", "the adapter adds nothing anywhere: its B are zero"))
     elif judged:
-        worst = max(judged, key=lambda module: judged[module])
-        lost = [one.module for one in modules if one.module in judged and _is_lost(one)]
-        blurred = [one.module for one in modules if one.module in judged and not _is_lost(one) and _is_blurred(one)]
-        only_rounding = bool(lost) and not beyond
-        if only_rounding:
-            says = f"{dtype} is too coarse for the update of {few(lost)}: rounding takes it; merge in a finer dtype"
-        elif lost:
-            says = f"the update is not in the weights of {few(lost)}"
-        elif blurred:
-            says = f"in {len(blurred)} of {len(judged)} modules rounding blurs the update: {few(blurred)}"
-        else:
-            says = f"in every module ‖W′−W−Δ‖ is a small part of ‖Δ‖; the largest in {worst}"
-        verdict: Verdict = "fails" if lost else "warning" if blurred else "holds"
-        recast = any(one.recast for one in modules)
-        checks.append(Check("update-arrived", verdict, says, judged[worst], None if recast else FAIL_RATIO))
+        checks.append(_arrival_check(judged, dtype, only_rounding=not beyond))
     if judged or beyond:
         largest = max((one.rounding for one in modules), default=0.0)
         says = f"more than {dtype}'s rounding separates W′ from W+Δ in {few(list(beyond))}"
@@ -151,16 +137,43 @@ def _update_checks(modules: Sequence[ModuleFigures], dtype: str) -> list[Check]:
     return checks
 
 
+def _arrival_check(judged: Sequence[ModuleFigures], dtype: str, *, only_rounding: bool) -> Check:
+    worst, least = max(judged, key=_ratio), min(judged, key=_arrived)
+    lost = [one.module for one in judged if _is_lost(one)]
+    blurred = [one.module for one in judged if not _is_lost(one) and _is_blurred(one)]
+    verdict: Verdict = "fails" if lost else "warning" if blurred else "holds"
+    if lost and only_rounding:
+        says = f"{dtype} is too coarse for the update of {few(lost)}: rounding takes it; merge in a finer dtype"
+    elif lost:
+        says = f"the update is not in the weights of {few(lost)}"
+    elif blurred:
+        says = f"in {len(blurred)} of {len(judged)} modules rounding blurs the update: {few(blurred)}"
+    elif worst.recast:
+        says = f"of every update at least {_arrived(least):.1%} is in W′−W; {dtype} rounds the base's own weights too"
+    else:
+        says = f"in every module ‖W′−W−Δ‖ is a small part of ‖Δ‖; the largest in {worst.module}"
+    if worst.recast:  # a share that has to be large, and no figure that has to be small
+        return Check("update-arrived", verdict, says, _arrived(least))
+    return Check("update-arrived", verdict, says, _ratio(worst), FAIL_RATIO)
+
+
+def _ratio(one: ModuleFigures) -> float:
+    return _value(one.ratio)
+
+
+def _arrived(one: ModuleFigures) -> float:
+    return 0.0 if one.arrived is None else one.arrived
+
+
 def _is_lost(one: ModuleFigures) -> bool:
     """Whether an update is not in its weight. Where W was rounded to another dtype, its own rounding is in the ratio too."""
-    by_ratio = one.ratio is not None and one.ratio > FAIL_RATIO and (one.recast == 0.0 or one.rounding > 1.0)
-    return by_ratio or (one.arrived is not None and one.arrived < FAIL_ARRIVED)
+    by_ratio = _ratio(one) > FAIL_RATIO and (one.recast == 0.0 or one.rounding > 1.0)
+    return by_ratio or _arrived(one) < FAIL_ARRIVED
 
 
 def _is_blurred(one: ModuleFigures) -> bool:
     fewest, most = WARN_ARRIVED
-    by_ratio = one.ratio is not None and one.ratio > WARN_RATIO
-    return by_ratio or (one.arrived is not None and not fewest <= one.arrived <= most)
+    return (_ratio(one) > WARN_RATIO and one.recast == 0.0) or not fewest <= _arrived(one) <= most
 
 
 def output_checks(outputs: Outputs, dtype: str) -> list[Check]:

@@ -305,8 +305,7 @@ def _num_logits(base: BaseModel) -> int:
 def _prepared(model: nn.Module, pad_id: int) -> nn.Module:
     """The model as ``_load`` would have it: told what fills short rows, for a classifier looks for a row's last token."""
     config: Any = model.config
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = pad_id
+    config.pad_token_id = pad_id
     _hasten(model, ())
     return model
 

@@ -38,7 +38,8 @@ def _print_facts(console: Console, document: Mapping[str, Any]) -> None:
         "effect": _effect_text(document["effect"]),
     }
     if inputs is None:
-        facts["compared"] = f"tensors alone: {document['why_level']}"
+        looked_at = "adapter and base" if document["level"] == "beforehand" else "tensors alone"
+        facts["compared"] = f"{looked_at}: {document['why_level']}"
     else:
         facts["compared"] = (
             f"tensors, and the outputs on {inputs['from']}: {inputs['rows']} rows, {inputs['positions']} positions"

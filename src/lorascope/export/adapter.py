@@ -47,6 +47,8 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
         config = {**saved.config, "base_model_name_or_path": base.name, "revision": base.revision}
         _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_places(config).items())))
         origin = {"checksum": base.checksum, "dtype": base.dtype, "quantization": base.quantization}
+        if saved.origin.get("unpacked_checksum") is not None:
+            origin["unpacked_checksum"] = saved.origin["unpacked_checksum"]
         if saved.labels or base.checksum is not None:
             write_record(directory, saved.labels, None if base.checksum is None else origin)
         # As trainers save it with the adapter; its tokens or template may be its own.
