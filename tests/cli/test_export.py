@@ -4,6 +4,7 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -57,6 +58,16 @@ def test_a_merge_that_does_not_hold_shows_its_certificate_and_leaves_nothing(opt
         assert (document["certificate"]["holds"], document["files"]) == (False, [])
     else:
         assert "THE MERGE DOES NOT HOLD" in ended.out
+
+
+def test_an_adapter_that_holds_nan_ends_with_three(cli, peft_adapter, tmp_path):
+    adapter, _ = peft_adapter("bert")
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
+    ended = cli("export", adapter, "--merged", "--out", tmp_path / "merged")
+    assert (ended.code, ended.out) == (3, "")
+    assert "NaN" in ended.err
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_merged_model_is_written_in_the_dtype_that_is_asked_for(cli, finished, tmp_path):

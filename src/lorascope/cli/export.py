@@ -101,10 +101,12 @@ def _adapter(source: Source, out: Path, wishes: Wishes) -> dict[str, Any]:
 def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool) -> dict[str, Any]:
     """Write the merged model; the command's document. Where the certificate does not hold it is all that there is to show."""
     from lorascope.certified_merge import MergeRefused
+    from lorascope.certify import refuse_unfinite
     from lorascope.export.merged import write_merged_directory
     from lorascope.lora.peft_io import read_adapter
 
     chosen = merge_dtype(dtype)
+    refuse_unfinite(source.adapter)
     tell("merging, and comparing the result with base and adapter")
     try:
         written = write_merged_directory(source, read_adapter(source.adapter), out, wishes, chosen)
@@ -138,8 +140,8 @@ def _notes(facts: CardFacts) -> list[str]:
     notes = []
     if facts.base.is_local:
         notes.append(
-            f"the base is a local directory, and the export names it {facts.base.name!r} alone; --base-name gives the name "
-            "that others know it by"
+            f"the base is a local directory: the export names it {facts.base.name!r} alone, and its card names the Hub no base; "
+            "--base-name gives the name that others know it by"
         )
     if facts.licence is not None and facts.licence.identifier == "unknown":
         notes.append("no licence is stated for the base; --licence sets the export's")
