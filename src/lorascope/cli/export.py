@@ -140,7 +140,7 @@ def _notes(facts: CardFacts) -> list[str]:
     notes = []
     if facts.base.is_local:
         notes.append(
-            f"the base is a local directory: the export names it {facts.base.name!r} alone, and its card names the Hub no base; "
+            f"the base is a local directory: the export names it {facts.base.name!r} alone, its card no base of the Hub; "
             "--base-name gives the name that others know it by"
         )
     if facts.licence is not None and facts.licence.identifier == "unknown":
