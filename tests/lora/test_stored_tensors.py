@@ -64,8 +64,9 @@ def test_a_file_that_is_cut_short_or_none_at_all_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"model\.safetensors: the checkpoint cannot be read"):
             read_header(path)
-        with pytest.raises(ModelError, match=r"model\.safetensors: the checkpoint cannot be read"):
-            read_torch_file(path)
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ModelError, match=r"pytorch_model\.bin: the checkpoint cannot be read"):
+            read_torch_file(tmp_path / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("offsets", [[-8, 0], [0, 4], [8, 24], [0]])
