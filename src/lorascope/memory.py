@@ -33,8 +33,8 @@ def free_bytes(device: str = "cpu") -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]
-    return max(0, min(free))
+    free = int(psutil.virtual_memory().available)
+    return max(0, min([free, *(limit - used for limit, used in _limits())]))
 
 
 def total_bytes(device: str = "cpu") -> int:
@@ -43,7 +43,7 @@ def total_bytes(device: str = "cpu") -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[1])
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits())])
 
 
 def _limits() -> Iterator[tuple[int, int]]:
