@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base
@@ -109,4 +108,3 @@ def test_what_was_asked_for_and_cannot_be_compared_fails(asked, scene, tmp_path)
     before = examine(claim, task)
     assert verdicts(before)["outputs"] == "fails"
     assert not before.holds
-    assert torch.is_tensor(next(iter(before.adapter.updates.values())).lora_A_RD)
