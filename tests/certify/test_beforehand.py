@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base
@@ -24,7 +23,7 @@ def verdicts(before):
 def change(made, edit):
     path = made.adapter / "adapter_model.safetensors"
     tensors = load_file(path)
-    save_file(edit(tensors) or tensors, path)
+    save_file({name: value.contiguous() for name, value in edit(tensors).items()}, path)
 
 
 def test_a_merge_of_which_nothing_is_written_yet_can_be_examined(scene):
@@ -54,7 +53,7 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
 def test_an_adapter_of_nan_is_refused_and_one_that_cannot_be_read_is_left_to_its_reader(scene, tmp_path):
     made = scene("llama")
     refuse_unfinite(made.adapter)
-    change(made, lambda tensors: next(iter(tensors.values())).fill_(float("nan")) and None)
+    change(made, lambda tensors: {name: value * float("nan") for name, value in tensors.items()})
     with pytest.raises(CheckFailed, match="holds NaN or infinite numbers") as caught:
         refuse_unfinite(made.adapter)
     assert caught.value.exit_code == 3
@@ -109,4 +108,3 @@ def test_what_was_asked_for_and_cannot_be_compared_fails(asked, scene, tmp_path)
     before = examine(claim, task)
     assert verdicts(before)["outputs"] == "fails"
     assert not before.holds
-    assert torch.is_tensor(next(iter(before.adapter.updates.values())).lora_A_RD)
