@@ -158,7 +158,7 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     vocabulary, _ = _learned(words, [*special, *alphabet], "##")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = splitter
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
