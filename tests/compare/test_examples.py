@@ -65,6 +65,19 @@ def test_three_flips_of_872_leave_room_for_a_percent():
     assert found.p == 0.25
 
 
+def test_where_few_examples_flip_intervals_hold_the_truth_as_often_as_they_say():
+    """Four flips of 872 are expected, all one way: studies drawn with a seed."""
+    draw, intervals, held = np.random.default_rng(7), {}, 0
+    for flips in draw.binomial(872, 4 / 872, size=600).tolist():
+        if flips not in intervals:
+            other = np.where(np.arange(872) < flips, 0.0, 1.0)
+            found = difference_over_examples("accuracy", side(np.ones(872)), side(other))
+            intervals[flips] = found.low <= 4 / 872 <= found.high
+        held += intervals[flips]
+    # 570 expected; Student's would hold about 540.
+    assert held >= 560
+
+
 def test_percentages_of_questions_are_compared_by_paragraph():
     one, other = np.ones(60), np.where(np.arange(60) < 4, 0.0, 1.0)
     groups = [f"paragraph {index // 4}" for index in range(60)]
