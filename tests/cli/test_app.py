@@ -607,7 +607,9 @@ def test_a_shapley_study_is_planned_run_and_shown(cli, study_file, tmp_path):
     assert [trial["config"]["targets"] for trial in planned["trials"][::2]] == [[], ["query"], ["value"], ["query", "value"]]
     assert planned["shapley"]["num_coalitions"] == 4
     assert "all 4 coalitions of 2 players" in " ".join(cli("plan", path).out.split())
-    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)
+    ended = cli("run", path, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
     metric = document["shapley"]["metrics"]["eval_loss"]
     assert document["shapley"]["game"] == "usefulness"
     assert sum(one["estimate"] for one in metric["values"].values()) == pytest.approx(metric["full"]["estimate"])

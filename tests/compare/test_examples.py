@@ -52,7 +52,7 @@ def test_examples_that_are_right_or_wrong_are_compared_as_paired_shares(two):
     assert found.difference == pytest.approx(one.mean() - other.mean())
     assert (found.low, found.high, found.p) == (expected.low, expected.high, expected.p)
     assert (found.changed, found.groups) == (int((one != other).sum()), 200)
-    assert found.method == "Tango's score interval, 200 examples"
+    assert found.method == "Newcombe's square-and-add, 200 examples"
 
 
 def test_three_flips_of_872_leave_room_for_a_percent():
@@ -92,7 +92,7 @@ def test_percentages_of_questions_are_compared_by_paragraph():
     found = difference_over_examples("exact_match", asked(one), asked(other))
     expected = paired_shares(one, other, np.arange(60) // 4)
     assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
-    assert (found.changed, found.groups, found.method) == (1, 15, "Tango's score interval, 15 groups of 60 examples")
+    assert (found.changed, found.groups, found.method) == (1, 15, "Newcombe's square-and-add, 15 groups of 60 examples")
 
 
 def test_scores_of_any_size_have_the_paired_t_tests_interval(two_scores):

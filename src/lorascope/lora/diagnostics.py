@@ -22,6 +22,8 @@ from lorascope.lora.stack import AdapterWeights
 
 # What a product of factors that are stored in float64 loses to the computation itself, relative to its factors.
 _COMPUTING_EPSILON = 64 * torch.finfo(torch.float64).eps
+# Norms of random errors lie a little below or above what is expected of them.
+_MARGIN = 1.25
 
 
 @dataclass(frozen=True)
@@ -209,17 +211,15 @@ def decompose(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Decomposi
 def rounding_level(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> float:
     """How far the rounding of the stored numbers moves a singular value of ``scaling · B A``.
 
-    No singular value moves farther than the matrix does (Weyl). A matrix whose numbers are rounded independently, each by
-    up to half of its dtype's ε, moves by about half of ``ε · (largest row norm + largest column norm)`` at most (Bandeira and
-    van Handel 2016); the other half is for factors that were themselves computed in that dtype. Each factor's error counts
-    times the other's largest singular value.
+    No singular value moves farther than the matrix does (Weyl), and a matrix of independent errors has a norm of about its
+    largest row's plus its largest column's standard deviation (Bandeira and van Handel 2016). Each factor's error counts times
+    the other's largest singular value.
     """
     level = 0.0
     for one, other in ((lora_A_RD, lora_B_OR), (lora_B_OR, lora_A_RD)):
-        epsilon = max(torch.finfo(one.dtype).eps, _COMPUTING_EPSILON)
-        numbers = _on_cpu(one)
-        largest = sum(float(torch.linalg.vector_norm(numbers, dim=dim).max()) for dim in (0, 1))
-        level += epsilon * largest * _spectral_norm(other)
+        errors = _rounding_errors(one)
+        largest = sum(float(torch.linalg.vector_norm(errors, dim=dim).max()) for dim in (0, 1))
+        level += largest * _spectral_norm(other)
     return abs(scaling) * level
 
 
@@ -326,6 +326,22 @@ def subspace_overlap(first_NI: Tensor, second_NJ: Tensor) -> SubspaceOverlap:
 
 def _on_cpu(stored: Tensor) -> Tensor:
     return stored.detach().cpu().double()
+
+
+def _rounding_errors(stored: Tensor) -> Tensor:
+    """How far each number may be from what it would be without rounding.
+
+    Of a dtype narrower than float32 the numbers are taken for the results of a wider computation, rounded once: evenly, by up
+    to half of the step between neighbours, so with a deviation of a step / √12. In float32 and float64 they are sums of rounded
+    products themselves, and ε of each is allowed, three to four times as much.
+    """
+    numbers = _on_cpu(stored)
+    epsilon = torch.finfo(stored.dtype).eps
+    if stored.dtype in (torch.float32, torch.float64):
+        return max(epsilon, _COMPUTING_EPSILON) * numbers
+    _, exponents = torch.frexp(numbers)
+    steps = torch.ldexp(torch.full_like(numbers, epsilon), exponents - 1)
+    return torch.where(numbers == 0.0, 0.0, _MARGIN / math.sqrt(12.0) * steps)
 
 
 def _spectral_norm(factor: Tensor) -> float:
