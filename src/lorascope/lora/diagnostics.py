@@ -332,8 +332,8 @@ def _rounding_errors(stored: Tensor) -> Tensor:
     """How far each number may be from what it would be without rounding.
 
     Of a dtype narrower than float32 the numbers are taken for the results of a wider computation, rounded once: evenly, by up
-    to half of the step between neighbours, so with a deviation of a step / √12. In float32 and float64 they are sums of rounded
-    products themselves, and ε of each is allowed, three to four times as much.
+    to half of the step between neighbours, so with a deviation of a step / √12. In float32 and float64 they are sums of
+    rounded products themselves, and ε of each is allowed, three to four times as much.
     """
     numbers = _on_cpu(stored)
     epsilon = torch.finfo(stored.dtype).eps
