@@ -22,8 +22,6 @@ from lorascope.lora.stack import AdapterWeights
 
 # What a product of factors that are stored in float64 loses to the computation itself, relative to its factors.
 _COMPUTING_EPSILON = 64 * torch.finfo(torch.float64).eps
-# Norms of random errors lie a little below or above what is expected of them.
-_MARGIN = 1.25
 
 
 @dataclass(frozen=True)
@@ -213,14 +211,15 @@ def rounding_level(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> floa
 
     No singular value moves farther than the matrix does (Weyl), and a matrix of independent errors has a norm of about its
     largest row's plus its largest column's standard deviation (Bandeira and van Handel 2016). Each factor's error counts times
-    the other's largest singular value.
+    the other's largest singular value, and the two are independent. What rounding to bfloat16 made of the zeros of rank 3
+    inside 16 was never above half of this level, in 16 to 3072 dimensions.
     """
-    level = 0.0
+    parts = []
     for one, other in ((lora_A_RD, lora_B_OR), (lora_B_OR, lora_A_RD)):
         errors = _rounding_errors(one)
         largest = sum(float(torch.linalg.vector_norm(errors, dim=dim).max()) for dim in (0, 1))
-        level += largest * _spectral_norm(other)
-    return abs(scaling) * level
+        parts.append(largest * _spectral_norm(other))
+    return abs(scaling) * math.hypot(*parts)
 
 
 def effective_rank(values_S: Tensor) -> float:
@@ -341,7 +340,7 @@ def _rounding_errors(stored: Tensor) -> Tensor:
         return max(epsilon, _COMPUTING_EPSILON) * numbers
     _, exponents = torch.frexp(numbers)
     steps = torch.ldexp(torch.full_like(numbers, epsilon), exponents - 1)
-    return torch.where(numbers == 0.0, 0.0, _MARGIN / math.sqrt(12.0) * steps)
+    return torch.where(numbers == 0.0, 0.0, steps / math.sqrt(12.0))
 
 
 def _spectral_norm(factor: Tensor) -> float:
