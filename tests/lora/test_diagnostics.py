@@ -181,7 +181,7 @@ def test_rank_three_inside_sixteen_is_three(dtype, computed_in, seed):
 @pytest.mark.parametrize(("rank", "size_in", "size_out"), [(8, 16, 24), (16, 16, 16), (16, 24, 16), (16, 96, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_three_directions_that_both_factors_have_are_three_though_one_is_weak(rank, size_in, size_out, dtype):
-    """Few dimensions, in which random directions are of very different strength; to be told from what rounding makes of zeros."""
+    """Few dimensions, in which random directions are of very different strength."""
     found = []
     for seed in range(20):
         lora_A_RD = normal(rank, 3, seed=4 * seed) @ normal(3, size_in, seed=4 * seed + 1)
