@@ -276,7 +276,8 @@ def test_a_search_without_a_best_says_why():
 
 def test_the_bars_of_all_players_stand_on_one_scale():
     def value(estimate, low, high):
-        return {"estimate": estimate, "low": low, "high": high, "per_million_parameters": None, "per_second": None}
+        per = dict.fromkeys(("per_million_parameters", "per_second", "per_ms_latency"))
+        return {"estimate": estimate, "low": low, "high": high, **per}
 
     values = {"first": value(0.1, 0.07, 0.13), "second": value(0.06, 0.05, 0.08), "third": value(0.04, 0.01, 0.06)}
     metric = {
@@ -285,7 +286,8 @@ def test_the_bars_of_all_players_stand_on_one_scale():
         "interactions": [], "notes": [], "recommended": None,
     }  # fmt: skip
     console = Console(file=StringIO(), width=200)
-    game = {"what": "usefulness", "seeds": [1, 2], "metrics": {"accuracy": metric}}
+    latency = {"reason": "not measured: no time"}
+    game = {"what": "usefulness", "seeds": [1, 2], "metrics": {"accuracy": metric}, "latency": latency}
     tables.print_shapley(console, {"study": "a study", "shapley": game})
     lines = [line for line in console.file.getvalue().splitlines() if "●" in line]
     marks = [line.index("●") for line in lines]

@@ -55,7 +55,13 @@ def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_eq
 ):
     source, out = small_adapter(), tmp_path / "cut"
     path = source / "adapter_model.safetensors"
-    tensors = {key: value if "classifier" in key else value.bfloat16() for key, value in load_file(path).items()}
+    # Three directions of one size; how the factors share them is mixed.
+    generator = torch.Generator().manual_seed(2)
+    mixed_RS, tensors = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0], load_file(path)
+    for key in [key for key in tensors if ".lora_" in key]:
+        size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
+        outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
+        tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     (seen,) = json.loads(cli("inspect", source, "--json").out)["adapters"]
     assert {row["numerical_rank"] for row in seen["modules"]} == {3}

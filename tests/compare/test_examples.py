@@ -52,7 +52,7 @@ def test_examples_that_are_right_or_wrong_are_compared_as_paired_shares(two):
     assert found.difference == pytest.approx(one.mean() - other.mean())
     assert (found.low, found.high, found.p) == (expected.low, expected.high, expected.p)
     assert (found.changed, found.groups) == (int((one != other).sum()), 200)
-    assert found.method == "Tango's score interval, 200 examples"
+    assert found.method == "Newcombe's square-and-add, 200 examples"
 
 
 def test_three_flips_of_872_leave_room_for_a_percent():
@@ -63,6 +63,19 @@ def test_three_flips_of_872_leave_room_for_a_percent():
     assert found.high > 0.0099
     assert found.low < 0.0
     assert found.p == 0.25
+
+
+def test_where_few_examples_flip_intervals_hold_the_truth_as_often_as_they_say():
+    """Four flips of 872 are expected, all one way: studies drawn with a seed."""
+    draw, intervals, held = np.random.default_rng(7), {}, 0
+    for flips in draw.binomial(872, 4 / 872, size=600).tolist():
+        if flips not in intervals:
+            other = np.where(np.arange(872) < flips, 0.0, 1.0)
+            found = difference_over_examples("accuracy", side(np.ones(872)), side(other))
+            intervals[flips] = found.low <= 4 / 872 <= found.high
+        held += intervals[flips]
+    # 570 expected; Student's would hold about 540.
+    assert held >= 560
 
 
 def test_percentages_of_questions_are_compared_by_paragraph():
@@ -79,7 +92,7 @@ def test_percentages_of_questions_are_compared_by_paragraph():
     found = difference_over_examples("exact_match", asked(one), asked(other))
     expected = paired_shares(one, other, np.arange(60) // 4)
     assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
-    assert (found.changed, found.groups, found.method) == (1, 15, "Tango's score interval, 15 groups of 60 examples")
+    assert (found.changed, found.groups, found.method) == (1, 15, "Newcombe's square-and-add, 15 groups of 60 examples")
 
 
 def test_scores_of_any_size_have_the_paired_t_tests_interval(two_scores):

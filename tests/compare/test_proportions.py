@@ -1,4 +1,4 @@
-"""Two shares of the same examples: Tango's interval, by groups where examples belong together, as sure as it says."""
+"""Two shares of the same examples: an interval by groups where examples belong together, as sure as it says."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorascope.compare.proportions import paired_shares, score_interval_of_paired_shares
+from lorascope.compare.proportions import interval_of_paired_shares, paired_shares
 
 
 def alone(count):
@@ -23,28 +23,30 @@ def flips(up, down, count):
     return one, other
 
 
-def test_the_interval_is_the_published_one():
-    # Children before and after a transplantation, in Fagerland, Lydersen and Laake 2014, "Recommended tests and confidence
-    # intervals for paired binomial proportions", Statistics in Medicine 33; R's PropCIs gives the same.
-    assert score_interval_of_paired_shares(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+def test_the_interval_is_square_and_add_of_wilsons():
+    """By scipy's Wilson limits of both rates; flips one way alone, so that nothing is correlated."""
+    for up, count in ((3, 872), (1, 20), (7, 60)):
+        low, high = interval_of_paired_shares(up, 0, count)
+        rising, falling = (stats.binomtest(flips, count).proportion_ci(0.95, method="wilson") for flips in (up, 0))
+        share = up / count
+        assert low == pytest.approx(share - math.hypot(share - rising.low, falling.high), abs=1e-12)
+        assert high == pytest.approx(rising.high, abs=1e-12)
 
 
-@given(up=st.integers(0, 12), down=st.integers(0, 12), more=st.integers(0, 60))
-def test_at_the_ends_the_score_test_just_rejects(up, down, more):
-    """Against the likelihood maximised numerically under the difference that is tested."""
+@given(up=st.integers(0, 30), down=st.integers(0, 30), more=st.integers(1, 200))
+def test_the_interval_holds_the_estimate_and_turns_with_the_sides(up, down, more):
     count = up + down + more
-    if count == 0:
-        return
-    low, high = score_interval_of_paired_shares(up, down, count)
+    low, high = interval_of_paired_shares(up, down, count)
     assert -1.0 <= low <= (up - down) / count <= high <= 1.0
-    for end in (low, high):
-        if abs(end) > 1.0 - 1e-9 or min(up, down) == 0:
-            continue
-        shares = np.linspace(max(0.0, -end), (1.0 - end) / 2, 200_001)[1:-1]  # of flips down
-        likelihood = up * np.log(shares + end) + down * np.log(shares) + more * np.log1p(-2 * shares - end)
-        falling = shares[int(likelihood.argmax())]
-        statistic = (up - down - count * end) / math.sqrt(count * (2 * falling + end * (1 - end)))
-        assert abs(statistic) == pytest.approx(stats.norm.ppf(0.975), rel=2e-3)
+    assert interval_of_paired_shares(down, up, count) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_of_many_flips_the_interval_is_that_of_the_normal_distribution():
+    for up, down, count in ((3000, 1000, 50_000), (4000, 4000, 20_000), (9000, 500, 10_000)):
+        low, high = interval_of_paired_shares(up, down, count)
+        difference = (up - down) / count
+        half = stats.norm.ppf(0.975) * math.sqrt(((up + down) / count - difference**2) / count)
+        assert (low, high) == pytest.approx((difference - half, difference + half), abs=0.03 * half)
 
 
 def test_where_nothing_flipped_the_interval_is_as_wide_as_the_examples_are_few():
@@ -82,32 +84,33 @@ def test_a_single_group_tells_next_to_nothing():
     assert found.high > 0.7
 
 
-def held(draw, count, up, down, num_draws, groups_of=1):
-    """How often the interval holds the true difference, and how often Student's would, where flips come as often as said."""
-    held_by = np.zeros(2)
-    group_E = np.repeat(alone(count // groups_of), groups_of)
-    for _ in range(num_draws):
-        kind_G = draw.choice([1.0, -1.0, 0.0], size=count // groups_of, p=[up, down, 1 - up - down])
-        gained_E = np.repeat(kind_G, groups_of)
-        found = paired_shares((gained_E > 0).astype(float), (gained_E < 0).astype(float), group_E)
-        held_by[0] += found.low <= up - down <= found.high
-        half = 1.96 * kind_G.std(ddof=1) / math.sqrt(len(kind_G))
-        held_by[1] += abs(kind_G.mean() - (up - down)) <= half
-    return held_by / num_draws
-
-
 @pytest.mark.parametrize(
     ("count", "up", "down"),
-    [(872, 4 / 872, 0.0), (872, 3 / 872, 1 / 872), (200, 0.01, 0.01), (200, 0.03, 0.0), (100, 0.05, 0.03), (872, 0.03, 0.02)],
+    [(872, 4 / 872, 0.0), (872, 3 / 872, 1 / 872), (872, 8 / 872, 8 / 872), (200, 0.03, 0.0), (100, 0.05, 0.03)],
 )
 def test_intervals_of_a_few_flips_hold_the_truth_as_often_as_they_say(count, up, down):
-    ours, students = held(np.random.default_rng(11), count, up, down, 1500)
-    # 95 %, less what chance and discreteness take.
-    assert ours > 0.93
+    """Over all outcomes, each as often as it occurs."""
+    ours = students = 0.0
+    for ups in range(40):
+        for downs in range(40 if down else 1):
+            chance = stats.multinomial.pmf([ups, downs, count - ups - downs], count, [up, down, 1 - up - down])
+            if chance < 1e-9:
+                continue
+            found = paired_shares(*flips(ups, downs, count), alone(count))
+            ours += chance * (found.low <= up - down <= found.high)
+            difference = (ups - downs) / count
+            error = math.sqrt(((ups + downs) / count - difference**2) / (count - 1))
+            students += chance * (abs(difference - up + down) <= stats.t.ppf(0.975, count - 1) * error)
+    assert ours > 0.95
     if count * (up + down) < 5:
-        assert students < 0.92
+        assert students < 0.94
 
 
 def test_intervals_of_flips_in_clumps_hold_the_truth_too():
-    ours, _ = held(np.random.default_rng(5), 600, 0.04, 0.02, 800, groups_of=4)
-    assert ours > 0.93
+    draw, held = np.random.default_rng(5), 0
+    group_E = np.repeat(alone(150), 4)
+    for _ in range(400):
+        gained_E = np.repeat(draw.choice([1.0, -1.0, 0.0], size=150, p=[0.04, 0.02, 0.94]), 4)
+        found = paired_shares((gained_E > 0).astype(float), (gained_E < 0).astype(float), group_E)
+        held += found.low <= 0.02 <= found.high
+    assert held > 0.94 * 400

@@ -178,6 +178,19 @@ def test_rank_three_inside_sixteen_is_three(dtype, computed_in, seed):
     assert decompose(padded_A.to(dtype), padded_B.to(dtype), 2.0).numerical_rank == 3
 
 
+@pytest.mark.parametrize(("rank", "size_in", "size_out"), [(8, 16, 24), (16, 16, 16), (16, 24, 16), (16, 96, 64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_three_directions_that_both_factors_have_are_three_though_one_is_weak(rank, size_in, size_out, dtype):
+    """Few dimensions, in which random directions are of very different strength."""
+    found = []
+    for seed in range(20):
+        lora_A_RD = normal(rank, 3, seed=4 * seed) @ normal(3, size_in, seed=4 * seed + 1)
+        lora_B_OR = normal(size_out, 3, seed=4 * seed + 2) @ normal(3, rank, seed=4 * seed + 3)
+        found.append(decompose(lora_A_RD.to(dtype), lora_B_OR.to(dtype), 2.0).numerical_rank)
+    assert max(found) == 3
+    assert found.count(3) >= 19
+
+
 def test_rounding_hides_no_direction_that_is_there():
     for rank in (1, 5, 16):
         lora_A_RD, lora_B_OR = normal(rank, 96, seed=rank), normal(64, rank, seed=rank + 1)

@@ -88,8 +88,10 @@ def test_figures_of_an_adapter_that_peft_wrote_are_those_of_its_dense_updates(fa
         assert row["std"] == pytest.approx(float(update.std(correction=0)), rel=1e-6)
         assert row["r"] == (2 if name == names[0] else R)
         # In bfloat16 the weakest of six directions of sixteen may lie within its rounding.
-        expected_rank = {"zero": 0, "low-rank": 2, "bf16": int((values > row["rounding"]).sum())}.get(case, row["r"])
-        assert row["numerical_rank"] == expected_rank
+        if case == "bf16":
+            assert int((values > row["rounding"]).sum()) <= row["numerical_rank"] <= row["r"]
+        else:
+            assert row["numerical_rank"] == {"zero": 0, "low-rank": 2}.get(case, row["r"])
         assert row["dtype"] == ("bfloat16" if case == "bf16" else "float64")
 
 

@@ -102,8 +102,14 @@ def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_eq
 ):
     whole_adapter(tiny_model(family, task_type), task_type, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    stored = {key: value.bfloat16() if ".lora_" in key else value for key, value in load_file(path).items()}
-    save_file(stored, path, metadata={"format": "pt"})
+    # Three directions of one size; how the factors share them is mixed.
+    generator = torch.Generator().manual_seed(8)
+    mixed_RS, tensors = torch.linalg.qr(torch.randn(16, 3, generator=generator))[0], load_file(path)
+    for key in [key for key in tensors if ".lora_" in key]:
+        size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
+        outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
+        tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
     (one,) = read_adapters([tmp_path])
     rows = adapter_document(one, places_of(one.modules))["modules"]
     assert {(row["r"], row["dtype"], row["numerical_rank"]) for row in rows} == {(16, "bfloat16", 3)}

@@ -130,7 +130,7 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
         key = placement.target.key
         update, size = directions[key], sizes[key] if sizes else 1.0
         values = update.values_S[: num_computed(saved.weights, placement, update)].tolist()
-        strengths += [(value > update.rounding, value / size, key, value**2) for value in values]
+        strengths += [(index < update.numerical_rank, value / size, key, value**2) for index, value in enumerate(values)]
     num_clear = sum(is_clear for is_clear, *_ in strengths)
     if not num_clear:
         raise AdapterError("the adapter changes nothing: every update is zero", where=where, fix="use the base model alone")

@@ -106,7 +106,7 @@ def adapter_document(one: Inspected, places: Mapping[str, Place]) -> dict[str, A
     saved = one.saved
     config = saved.config
     updates = diagnose(saved.weights)
-    whole = overall(updates.values())
+    whole = overall([updates[module] for module in one.modules])
     assert whole is not None, "an adapter without modules is not read"
     rows = []
     for module in one.modules:

@@ -26,7 +26,7 @@ def with_records(command: Callable[..., None]) -> Callable[..., None]:
     Typer looks at signature and annotations, so these are what is given to it. Every field has a default.
     """
     hints = get_type_hints(command, include_extras=True)
-    records = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    records: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in records:

@@ -108,7 +108,7 @@ def _of_shares(difference: float, one: Ratio, other: Ratio) -> OverExamples:
     one, other = one.select(counted), other.select(counted)
     found = paired_shares(one.numerators_E, other.numerators_E, one.group_numbers())
     low, high = one.scale * found.low, one.scale * found.high
-    method = f"Tango's score interval, {_among(found.groups, len(counted))}"
+    method = f"Newcombe's square-and-add, {_among(found.groups, len(counted))}"
     return OverExamples(difference, low, high, found.p, found.changed, found.groups, method)
 
 

@@ -1,8 +1,10 @@
 """Two shares of the same examples, each right or wrong: how far they lie apart, and how sure that is.
 
-What separates two versions of one model is a handful of flips among many examples, and of so few events a normal or Student's
-interval is too narrow (three flips that all go one way put the end that matters 1.4 times too near). Tango's score interval
-holds there, and where nothing flipped at all: 872 examples without a flip leave room for ±0.44 points.
+What separates two versions of one model is a handful of flips among many examples, and of so few events Student's interval is
+far too narrow: where four flips are expected, all one way, it holds the truth in 91 % of the cases, and where one is in 63 %.
+The limits of both rates of flips, up and down, are known by Wilson's intervals, and give those of their difference by
+Newcombe's square-and-add: 95 % or a little more (0.951 to 1.000 for half a flip to sixty, one way or both, of 100 and of 872
+examples), where nothing flipped too. Tango's score interval, narrower by a twentieth, falls to 93 % for four flips one way.
 
 Knows what each side scored on each example. Does not know metrics or files. Floor: ``compare``.
 
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.optimize import brentq
 
 from lorascope.shapley import CONFIDENCE
 
@@ -55,11 +56,13 @@ def paired_shares(one_E: NDArray[np.float64], other_E: NDArray[np.float64], grou
     """
     gained_E = one_E - other_E
     num_examples, num_groups = len(gained_E), int(group_E.max()) + 1
-    gained_G, flips_G = np.bincount(group_E, gained_E), np.bincount(group_E, np.abs(gained_E))
-    sizes_G = np.bincount(group_E).astype(np.float64)
+    gained_G, flips_G, sizes_G = (
+        np.bincount(group_E, weights_E).astype(np.float64)
+        for weights_E in (gained_E, np.abs(gained_E), np.ones_like(gained_E))
+    )
     effect = _design_effect(gained_G, flips_G, sizes_G)
     up, down = (float((gained_E == sign).sum()) / effect for sign in (1, -1))
-    low, high = score_interval_of_paired_shares(up, down, num_examples / effect)
+    low, high = interval_of_paired_shares(up, down, num_examples / effect)
     favouring = [int((sign * gained_G > 0).sum()) for sign in (1, -1)]
     p = float(stats.binomtest(favouring[0], sum(favouring)).pvalue) if sum(favouring) else 1.0
     if p >= 1 - CONFIDENCE:
@@ -67,34 +70,37 @@ def paired_shares(one_E: NDArray[np.float64], other_E: NDArray[np.float64], grou
     return ShareDifference(float(gained_E.mean()), low, high, p, int((flips_G > 0).sum()), num_groups)
 
 
-def score_interval_of_paired_shares(up: float, down: float, count: float) -> tuple[float, float]:
-    """Tango's interval of ``(up − down) / count`` at ``CONFIDENCE``, by inverting the score test.
+def interval_of_paired_shares(up: float, down: float, count: float) -> tuple[float, float]:
+    """The interval of ``(up − down) / count`` at ``CONFIDENCE``, from those of both rates and their correlation.
 
     Args:
         up, down: examples that the one has right and the other wrong, and the other way round; need not be whole.
         count: of all examples, at least 1.
 
-    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 17.
+    Sources: Newcombe 1998 (square-and-add); Zou and Donner 2008, "Construction of confidence limits about effect measures",
+    Statistics in Medicine 27 (for estimates that are correlated).
     """
-    return -_upper_end(down, up, count), _upper_end(up, down, count)
+    rising, falling = up / count, down / count
+    (least_up, most_up), (least_down, most_down) = _wilson(up, count), _wilson(down, count)
+    spread = (1 - rising) * (1 - falling)
+    # Of two counts of one multinomial draw.
+    correlation = -math.sqrt(rising * falling / spread) if spread > 0.0 else 0.0
+    ends = []
+    for sign, of_up, of_down in (
+        (-1.0, rising - least_up, most_down - falling),
+        (1.0, most_up - rising, falling - least_down),
+    ):
+        both = of_up**2 + of_down**2 - 2 * correlation * of_up * of_down
+        ends.append(min(max(rising - falling + sign * math.sqrt(both), -1.0), 1.0))
+    return ends[0], ends[1]
 
 
-def _upper_end(up: float, down: float, count: float) -> float:
-    """The largest difference that the score test does not reject."""
+def _wilson(events: float, count: float) -> tuple[float, float]:
+    """Wilson's limits of a rate; ``events`` need not be whole."""
     quantile = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-
-    def margin(delta: float) -> float:
-        """Above zero while ``delta`` is not rejected, for differences above the estimate."""
-        linear = (2 * count - up + down) * delta - up - down
-        # The likeliest share of flips down, were the difference ``delta``.
-        falling = (math.sqrt(max(linear**2 + 8 * count * down * delta * (1 - delta), 0.0)) - linear) / (4 * count)
-        variance = count * (2 * falling + delta * (1 - delta))
-        return up - down - count * delta + quantile * math.sqrt(max(variance, 0.0))
-
-    # The estimate itself is never rejected; where nothing flipped its statistic is 0/0, so begin just above.
-    start = (up - down) / count + 1e-12
-    return float(brentq(margin, start, 1.0, xtol=1e-12)) if margin(1.0) < 0.0 else 1.0
+    rate, square = events / count, quantile**2 / count
+    middle, half = rate + square / 2, math.sqrt(square * (rate * (1 - rate) + square / 4))
+    return max((middle - half) / (1 + square), 0.0), min((middle + half) / (1 + square), 1.0)
 
 
 def _design_effect(gained_G: NDArray[np.float64], flips_G: NDArray[np.float64], sizes_G: NDArray[np.float64]) -> float:

@@ -57,7 +57,8 @@ def num_computed(weights: AdapterWeights, placement: Placement, update: Decompos
     key = placement.target.key
     lora_A_RD, lora_B_OR = (group[key] for group in (weights.lora_A, weights.lora_B))
     wide = torch.promote_types(lora_A_RD.dtype, torch.float32)
-    return int((update.values_S > rounding_level(lora_A_RD.to(wide), lora_B_OR.to(wide), placement.scaling)).sum())
+    level = rounding_level(lora_A_RD.to(wide), lora_B_OR.to(wide), placement.scaling)
+    return max(update.numerical_rank, int((update.values_S > level).sum()))
 
 
 def factors_of(update: Decomposition, scaling: float, rank: int) -> tuple[Tensor, Tensor]:
