@@ -151,9 +151,8 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     from tokenizers.normalizers import BertNormalizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    texts = [
-        word for sentence in SENTENCES for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(sentence.lower())
-    ]
+    splitter = pre_tokenizers.BertPreTokenizer()
+    texts = [word for sentence in SENTENCES for word, _ in splitter.pre_tokenize_str(sentence.lower())]
     words = [[word[0], *(f"##{char}" for char in word[1:])] for word in texts]
     alphabet = sorted({char for word in texts for char in word}) + sorted({piece for word in words for piece in word[1:]})
     vocabulary, _ = _learned(words, [*special, *alphabet], "##")
