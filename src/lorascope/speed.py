@@ -312,9 +312,10 @@ def _plain_copy(layer: nn.Module) -> nn.Module:
         full.weight = nn.Parameter(own_OD.T.contiguous())
         full.bias = nn.Parameter(torch.zeros_like(own_OD[:, 0]) if bias is None else bias.clone())
     else:
-        full = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        full = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
         full.weight = nn.Parameter(own_OD.clone())
-        full.bias = None if bias is None else nn.Parameter(bias.clone())
+        if bias is not None:
+            full.bias = nn.Parameter(bias.clone())
     return full.requires_grad_(False).eval()
 
 

@@ -168,8 +168,8 @@ def interrupting(monkeypatch, after, times=1):
     original = inference.stream
     come = []
 
-    def stream(*arguments):
-        for piece in original(*arguments):
+    def stream(*arguments, **named):
+        for piece in original(*arguments, **named):
             come.append(piece)
             if len(come) == after:
                 for _ in range(times):
