@@ -133,7 +133,7 @@ def compare_outputs(claim: MergeClaim, given: Inputs | None, settings: EvaluateC
         # Is it the merge, or does float32 cost so much in this model?
         outputs.no_float64 = why_tensors_only(claim.model, copies=2.0)
         if outputs.no_float64 is None:
-            run.unmerged(saved, reference, "float64", UNMERGED_FLOAT64)
+            run.in_float64(saved, reference)
     return outputs
 
 
@@ -221,6 +221,14 @@ class _Run:
         logits, scores = self.with_adapter(base, saved, scored=kind != "float64")
         self.row(name, reference, logits, scores)
         return logits
+
+    def in_float64(self, saved: SavedAdapter, reference: Sequence[Tensor]) -> None:
+        """The adapter unmerged in float64; some models have no kernels for that (experts, multiplied in groups)."""
+        try:
+            self.unmerged(saved, reference, "float64", UNMERGED_FLOAT64)
+        except (LorascopeError, MemoryError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            self.outputs.no_float64 = f"the model does not run in float64 ({reason})"
 
     def with_adapter(
         self, base: BaseModel, saved: SavedAdapter, *, scored: bool = True
