@@ -104,6 +104,7 @@ def compare_outputs(claim: MergeClaim, given: Inputs | None, settings: EvaluateC
     """
     saved = read_adapter(claim.adapter)
     base = _load(claim, claim.base.model, "float32", claim.base.revision)
+    saved = _without_copies(saved, base.model)
     num_parameters = sum(one.numel() for one in base.model.parameters())
     inputs = drawn_inputs(base.tokenizer, base.task_type, num_parameters) if given is None else given
     inputs = limited(inputs, _num_logits(base), num_positions(base.model.config))
@@ -323,6 +324,17 @@ def _hasten(model: nn.Module, heads: Sequence[str]) -> None:
     weight = next(model.parameters())
     if weight.device.type == "cpu" and (weight.dtype == torch.float16 or slow_bfloat16(weight)):
         install(model, "float32", heads)
+
+
+def _without_copies(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
+    """The adapter less what is the base's own: embeddings that PEFT saved along, which no stack has a place for."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    heads = {
+        name: value
+        for name, value in saved.weights.heads.items()
+        if name not in own or not torch.equal(own[name].to("cpu", value.dtype), value)
+    }
+    return replace(saved, weights=replace(saved.weights, heads=heads))
 
 
 def _without_update(saved: SavedAdapter) -> SavedAdapter:
