@@ -14,6 +14,7 @@ from lorascope.certify.outputs import (
     UNMERGED,
     UNMERGED_FLOAT64,
     UNMERGED_QUANTISED,
+    _Run,
     compare_outputs,
     load_untouched,
     state_digests,
@@ -110,6 +111,22 @@ def test_what_float32_costs_is_measured_where_either_merge_is_far_off_or_it_is_s
     monkeypatch.setattr("lorascope.certify.outputs.why_tensors_only", lambda model, copies: "1 GB is free")
     outputs = compare_outputs(claim, None, EvaluateConfig())
     assert (outputs.find(UNMERGED_FLOAT64), outputs.no_float64) == (None, "1 GB is free")
+
+
+def test_a_model_that_does_not_run_in_float64_is_judged_without_and_that_is_told(scene, monkeypatch):
+    made = scene("mixtral")  # whose experts have no such kernel in torch 2.13
+    made.reweigh(lambda name: 1.01)
+    unmerged = _Run.unmerged
+
+    def runs_in_float32(self, saved, reference, kind, name):
+        if kind == "float64":
+            raise RuntimeError("Expected mat_a to be Float32, got Double")
+        return unmerged(self, saved, reference, kind, name)
+
+    monkeypatch.setattr(_Run, "unmerged", runs_in_float32)
+    outputs = compare_outputs(made.claim(), None, EvaluateConfig())
+    assert outputs.find(RELOADED).difference.relative_difference > 1e-5
+    assert outputs.no_float64 == "the model does not run in float64 (Expected mat_a to be Float32, got Double)"
 
 
 def test_a_merged_model_that_cannot_be_loaded_is_a_result_and_no_error(scene):
