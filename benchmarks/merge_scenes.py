@@ -1,7 +1,7 @@
 """Small bases of many kinds, adapters on them made by PEFT, and merges of the two: what ``merge_faults`` plants its faults in.
 
-A base is tiny and seeded, or MiniLM, a trained one, where it is installed. An adapter is small (its update little more than
-the merged dtype can hold) or large (half as large as the weights).
+A base is tiny and seeded (a mixture of experts among them), or MiniLM, a trained one, where it is installed. An adapter is
+small (its update little more than the merged dtype can hold) or large (half as large as the weights).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -36,7 +37,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.certify import MergeClaim
+from lorascope.certify import Certificate, MergeClaim
 from lorascope.config import BaseModelConfig
 
 WORDS = [f"{first}{second}" for first in "bdfgklmnprstvz" for second in ("a", "e", "i", "o", "u", "an", "en", "on")]
@@ -78,10 +79,22 @@ FAMILIES: dict[str, Family] = {
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=2, eos_token_id=2),
         "CAUSAL_LM", ("c_attn", "attn.c_proj"),
     ),
+    # A causal model's classifier, which finds a row's last word by the pad token.
+    "gpt2-classifier": Family(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, pad_token_id=0, bos_token_id=2,
+            eos_token_id=2,
+        ),
+        "SEQ_CLS", ("c_attn",), ("score",),
+    ),
     "llama": Family(LlamaConfig(**_ROTARY), "CAUSAL_LM", ("q_proj", "v_proj", "down_proj")),
     "qwen2": Family(Qwen2Config(**_ROTARY, tie_word_embeddings=True), "CAUSAL_LM", ("q_proj", "k_proj", "up_proj")),
     "t5": Family(T5Config(**_T5), "SEQ_2_SEQ_LM", ("q", "v", "wi")),
     "phi3": Family(Phi3Config(**_ROTARY), "CAUSAL_LM", ("qkv_proj", "o_proj", "gate_up_proj")),
+    # Its loader joins the experts' tensors.
+    "mixtral": Family(
+        MixtralConfig(**_ROTARY, num_local_experts=4, num_experts_per_tok=2), "CAUSAL_LM", ("q_proj", "v_proj", "o_proj")
+    ),
 }  # fmt: skip
 _AUTO = {
     "SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
@@ -212,7 +225,7 @@ def make_base(family: str, directory: Path, dtype: str, seed: int) -> None:
         torch.manual_seed(seed)
         model = auto.from_config(type(kind.config).from_dict(kind.config.to_dict()))
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:
                 parameter *= 4.0  # attention that attends, logits that differ
             elif name.endswith("bias") or "norm" in name.lower() or ".ln_" in name:
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -261,7 +274,7 @@ def make_adapter(scene: Scene) -> None:
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": list(kind.targets), "task_type": scene.task_type}
     if kind.heads:
         values["modules_to_save"] = list(kind.heads)
-    values["fan_in_fan_out"] = scene.family == "gpt2"
+    values["fan_in_fan_out"] = scene.family.startswith("gpt2")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(scene.seed + 100)
         model = get_peft_model(scene.load(), LoraConfig(**{**values, **scene.lora}))
@@ -313,12 +326,24 @@ def fresh(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def merge_with_lorascope(scene: Scene) -> None:
-    """The merge as ``lorascope merge`` does it."""
+def merge_with_lorascope(scene: Scene, dtype: str | None = None, **order: Any) -> Certificate:
+    """The merge as ``lorascope merge`` does it, with the certificate that comes of it whether it holds or not.
+
+    Args:
+        dtype: instead of the scene's: ``as-base``.
+        order: what else a ``MergeOrder`` says.
+    """
+    from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
     from lorascope.lora.peft_io import read_adapter
-    from lorascope.merged_model import open_merge_base, write_merged
+    from lorascope.merged_model import open_merge_base
 
     saved = read_adapter(scene.adapter)
     base = open_merge_base(saved, str(scene.adapter), str(scene.base))
-    fresh(scene.merged)
-    write_merged(saved, scene.adapter, base, scene.merged, dtype=scene.dtype)  # type: ignore[arg-type]
+    chosen: Any = dtype or scene.dtype
+    order_ = MergeOrder(saved, scene.adapter, base, chosen, **order)
+    shutil.rmtree(scene.merged, ignore_errors=True)
+    try:
+        with certified_merge(order_, scene.merged) as done:
+            return done.certificate
+    except MergeRefused as refused:
+        return refused.merge.certificate

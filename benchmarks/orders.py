@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import agreed_base, stack_saved
 from lorascope.analysis.truncated import Line, line_up, num_parameters, weight_norms
-from lorascope.cohort.single import Prepared, base_of_adapter, evaluate_together, prepare
+from lorascope.cohort.single import Prepared, evaluate_together, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 
@@ -62,7 +62,8 @@ def by_inputs(prepared: Prepared, saved: SavedAdapter, line: Line) -> Line:
         for value, square in zip(update.values_S[: update.numerical_rank], meters[key].inputs_S, strict=False)
     ]
     found.sort(key=lambda one: -one[0])
-    return Line(saved, line.directions, tuple(key for _, key, _ in found), line.least, tuple(one[2] for one in found))
+    keys, energies = tuple(key for _, key, _ in found), tuple(one[2] for one in found)
+    return Line(saved, line.directions, keys, line.least, energies, len(found))
 
 
 def orders(prepared: Prepared, saved: SavedAdapter) -> dict[str, Line]:
@@ -94,7 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     saved = read_adapter(given.adapter)
     task = TaskConfig(name=given.task, data=given.data, max_eval=given.max_eval, max_length=given.max_length)
-    prepared = prepare(base_of_adapter(saved, str(given.adapter), None, "float32", None), task, EvaluateConfig())
+    prepared = prepare(agreed_base({str(given.adapter): saved}), task, EvaluateConfig())
     whole = evaluate_together(prepared, {"whole": saved})[0].metrics
     names = list(whole)
     print(f"| order | directions | parameters | energy | {' | '.join(names)} |\n|---|{'---|' * (3 + len(names))}")

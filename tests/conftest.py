@@ -5,13 +5,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as token_decoders
 from transformers import (
     AutoModelForCausalLM,
@@ -127,18 +129,20 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE without pad token (``causal``), or with one and ``</s>`` behind every text (``encoder-decoder``); or a
-    WordPiece with [CLS] and [SEP] (``encoder``).
+    WordPiece with [CLS] and [SEP] (``encoder``). The ids are the same in every process.
     """
     from tokenizers.processors import TemplateProcessing
 
     if kind != "encoder":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = token_decoders.ByteLevel()
+        splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
         special = ["<unk>", "<s>", "<|endoftext|>"] if kind == "causal" else ["<pad>", "</s>", "<unk>"]
         alphabet = sorted({c for s in SENTENCES for c in s} | set("\nĊĠ0123456789?!.,'\"():;-"))
-        trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
-        tokenizer.train_from_iterator(SENTENCES, trainer)
+        words = [list(word) for sentence in SENTENCES for word, _ in splitter.pre_tokenize_str(sentence)]
+        vocabulary, merges = _learned(words, [*special, *alphabet], "")
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+        tokenizer.pre_tokenizer = splitter
+        tokenizer.decoder = token_decoders.ByteLevel()
+        tokenizer.add_special_tokens(special)
         if kind == "causal":
             return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<unk>")
         end = [("</s>", 1)]
@@ -146,12 +150,16 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     from tokenizers.normalizers import BertNormalizer
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    texts = [word for sentence in SENTENCES for word, _ in splitter.pre_tokenize_str(sentence.lower())]
+    words = [[word[0], *(f"##{char}" for char in word[1:])] for word in texts]
+    alphabet = sorted({char for word in texts for char in word}) + sorted({piece for word in words for piece in word[1:]})
+    vocabulary, _ = _learned(words, [*special, *alphabet], "##")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -160,6 +168,40 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
+
+
+def _learned(words: list[list[str]], begun: Sequence[str], inside: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary of `VOCABULARY` tokens with the merges that made them; of equally frequent pairs the first by its text.
+
+    Not the tokenizers library's own trainers: they take such pairs in the order of a hash, which every process has its own of.
+
+    Args:
+        words: as characters.
+        begun: the vocabulary's first tokens.
+        inside: what a token begins with that does not begin a word.
+    """
+    tokens, merges = list(begun), []
+    while len(tokens) < VOCABULARY:
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        if not pairs:
+            break
+        first, second = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        whole = first + second.removeprefix(inside)
+        merges.append((first, second))
+        if whole not in tokens:
+            tokens.append(whole)
+        words = [_merged(word, first, second, whole) for word in words]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _merged(word: list[str], first: str, second: str, whole: str) -> list[str]:
+    merged: list[str] = []
+    for piece in word:
+        if merged and merged[-1] == first and piece == second:
+            merged[-1] = whole
+        else:
+            merged.append(piece)
+    return merged
 
 
 @pytest.fixture(scope="session")

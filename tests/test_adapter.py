@@ -1,11 +1,23 @@
 """A saved adapter on its base: it answers as it did, or it is refused and the base is as it was."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from lorascope.adapter import stack_beside_base, stack_saved, stack_several
+from lorascope.adapter import (
+    adapter_directory,
+    adapter_names,
+    agreed_base,
+    form_of_adapter,
+    stack_beside_base,
+    stack_saved,
+    stack_several,
+)
 from lorascope.base_model import BaseModel, head_modules
-from lorascope.errors import AdapterError
+from lorascope.errors import AdapterError, UsageError
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
@@ -111,3 +123,84 @@ def test_several_adapters_and_the_base_answer_as_each_alone(saved, tiny_model, t
     torch.testing.assert_close(together, torch.stack([untouched, logits, others]), rtol=0, atol=1e-11)
     stack.detach()
     assert torch.equal(logits_of(base.model), untouched)
+
+
+def test_adapters_are_called_by_what_tells_them_apart():
+    def names(*paths):
+        return list(adapter_names([Path(path) for path in paths]))
+
+    assert names("/r/one", "/r/two/") == ["one", "two"]
+    assert names("/r/s/trials/x-s1/adapter", "/r/s/trials/y-s1/adapter") == ["x-s1", "y-s1"]
+    assert names("/r/s1/t/adapter", "/r/s2/t/adapter", "/r/u") == ["s1/t", "s2/t", "u"]
+    assert names("/r/base") == ["r/base"]
+    assert list(adapter_names([Path("one")]).values()) == [Path("one")]
+    with pytest.raises(UsageError, match="the adapter is given twice"):
+        names("/r/one", "/r/one/")
+
+
+def test_a_trials_directory_stands_for_the_adapter_in_it(saved, tmp_path_factory):
+    directory, _ = saved
+    trial = tmp_path_factory.mktemp("x-s1")
+    shutil.copytree(directory, trial / "adapter")
+    assert adapter_directory(trial) == trial / "adapter"
+    assert adapter_directory(directory) == directory
+    assert adapter_names([trial, directory]) == {trial.name: trial / "adapter", directory.name: directory}
+    with pytest.raises(UsageError, match="the adapter is given twice"):
+        adapter_names([trial, trial / "adapter"])
+
+
+def test_the_base_is_the_one_that_all_adapters_name_in_its_revision(saved, tmp_path):
+    directory, _ = saved
+    one = replace(read_adapter(directory), base_model="org/a", config={"revision": "v1"})
+    two = replace(one, config={})
+    config = agreed_base({"one": one, "again": one}, dtype="bfloat16", quantization="nf4")
+    assert (config.model, config.revision, config.dtype, config.quantization) == ("org/a", "v1", "bfloat16", "nf4")
+    with pytest.raises(UsageError, match=r"two: adapters of different bases: one is of org/a \(v1\), this one of org/a;"):
+        agreed_base({"one": one, "two": two})
+    assert agreed_base({"one": one, "two": two}, "org/b").revision is None
+    with pytest.raises(UsageError, match="one: the adapter names no base model; give it with --base"):
+        agreed_base({"one": replace(one, base_model=None)})
+    with pytest.raises(AdapterError, match=r"one: its base model .*gone is not there"):
+        agreed_base({"one": replace(one, base_model=str(tmp_path / "gone"))})
+    with pytest.raises(UsageError, match="no whole model"):
+        agreed_base({}, str(directory))
+
+
+def test_what_an_adapter_is_run_as_is_what_its_file_says_or_what_it_holds(saved):
+    one = read_adapter(saved[0])
+    assert form_of_adapter(one, "here") == ("SEQ_CLS", ("0", "1", "2"))
+    assert form_of_adapter(replace(one, task_type=None, labels=("a", "b", "c")), "here") == ("SEQ_CLS", ("a", "b", "c"))
+    headless = replace(one, task_type=None, weights=replace(one.weights, heads={}))
+    assert form_of_adapter(headless, "here") == ("CAUSAL_LM", ())
+    assert form_of_adapter(replace(one, task_type="SEQ_2_SEQ_LM"), "here") == ("CAUSAL_LM", ())
+    with pytest.raises(AdapterError, match="here: an adapter for TOKEN_CLS cannot be run here"):
+        form_of_adapter(replace(one, task_type="TOKEN_CLS"), "here")
+
+
+@pytest.mark.parametrize(
+    ("origin", "base_model", "told"),
+    [
+        ({"checksum": "x", "dtype": "float64", "quantization": None}, "elsewhere", None),
+        (
+            {"checksum": "y", "dtype": "float64", "quantization": None},
+            None,
+            "there was trained on other weights than",
+        ),
+        ({}, "elsewhere", "there was trained on elsewhere, and runs on"),
+        ({}, None, None),
+        ({"checksum": "y", "dtype": "bfloat16", "quantization": None}, None, "a base in bfloat16, and runs on one in float64"),
+        (
+            {"checksum": "y", "dtype": "float64", "quantization": "nf4"},
+            "elsewhere",
+            "elsewhere, and runs on  here; on a base in 4 bits (nf4) and float64, and runs on one in float64",
+        ),
+    ],
+)
+def test_an_adapter_of_another_base_is_told_once(origin, base_model, told, saved, tiny_model):
+    directory, _ = saved
+    base = replace(base_of(tiny_model("bert")), checksum="x")
+    adapter = replace(read_adapter(directory), origin=origin, base_model=base_model)
+    for _ in range(2):
+        stack_saved(base, adapter, "there").detach()
+    assert len(base.warnings) == (told is not None)
+    assert told is None or told in base.warnings[0]

@@ -325,6 +325,7 @@ def test_a_packed_base_has_the_heads_and_the_new_parameters_of_the_one_in_full(f
     packed, again = (load_base(config, "SEQ_CLS", LABELS) for _ in range(2))
     assert (packed.heads, packed.new_parameters, packed.warnings) == (plain.heads, plain.new_parameters, plain.warnings)
     assert packed.checksum == again.checksum == weights_checksum(packed.model, packed.heads) != plain.checksum
+    assert (packed.unpacked_checksum, plain.unpacked_checksum) == (plain.checksum, None)
     layers = [name for name, module in packed.model.named_modules() if isinstance(module, NF4Linear)]
     assert len(layers) >= 8
     assert not any(name.startswith(packed.heads) for name in layers)

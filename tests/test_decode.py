@@ -394,6 +394,32 @@ def test_a_stream_that_is_left_early_computes_nothing_more(packs, base_of):
     assert len(passes) == 3
 
 
+def test_an_answer_that_goes_on_with_a_text_keeps_the_space_between_them():
+    tokenizer = TOKENIZERS["pieces"]
+    base = type("Base", (), {"tokenizer": tokenizer})()
+    the, cat, end = tokenizer.convert_tokens_to_ids(["▁the", "▁cat", "<end>"])
+    for before, expected in (((), "cat"), ((the,), " cat")):
+        growing = decode._Growing(base, 0, 0, [end], 9, before)
+        pieces = [growing.add(token) for token in (cat, end)]
+        assert pieces[-1].answer.text == "".join(piece.text for piece in pieces) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_without_a_finite_greatest_are_refused(value, base_of):
+    base = base_of("gpt2")
+    stack = stack_of(base, 2)
+    choice = decode._NumbersOnly(stack, DecodingConfig(), ["a"])
+    logits_NEV = torch.zeros(2, 1, 5)
+    logits_NEV[0, 0, 3] = float("-inf")
+    assert choice.choose(logits_NEV, [0], 0).shape == (2, 1)
+    logits_NEV[1, 0, 2] = value
+    with pytest.raises(AdapterError, match="s1: the outputs are not finite"):
+        choice.choose(logits_NEV, [0], 0)
+    with pytest.raises(AdapterError, match="s0: the outputs are not finite"):
+        choice.choose(torch.full((2, 1, 5), float("-inf")), [0], 0)
+    stack.detach()
+
+
 @pytest.mark.parametrize("decoding", [DecodingConfig(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_slot_whose_outputs_are_no_numbers_is_named(packs, decoding, base_of):
@@ -468,12 +494,16 @@ TOKENIZERS = {"bytes": bytes_tokenizer(), "pieces": pieces_tokenizer(), "words":
 def test_pieces_of_any_tokens_make_up_the_answers_text_and_hold_no_broken_character(kind, data):
     tokenizer = TOKENIZERS[kind]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=1, max_size=24))
+    before = data.draw(st.sampled_from([(), tokenizer("the cat", add_special_tokens=False)["input_ids"]]))
     base = type("Base", (), {"tokenizer": tokenizer})()
-    growing = decode._Growing(base, 0, 0, [], len(ids))
+    growing = decode._Growing(base, 0, 0, [], len(ids), before)
     pieces = [growing.add(token) for token in ids]
     answer = pieces[-1].answer
     assert answer.tokens == tuple(ids)
     assert "".join(piece.text for piece in pieces) == answer.text
+    if before:
+        texts = [tokenizer.decode([*before, *more], skip_special_tokens=True) for more in ([], ids)]
+        assert texts[0] + answer.text == texts[1]
     assert all(piece.answer is None for piece in pieces[:-1])
 
 

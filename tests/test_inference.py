@@ -14,7 +14,7 @@ from lorascope.data.record import Example, Segment
 from lorascope.data.turns import Prompt
 from lorascope.decode import generate
 from lorascope.errors import AdapterError, ModelError, UsageError
-from lorascope.inference import Dialogue, adapter_names, open_session
+from lorascope.inference import Dialogue, open_session
 from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
@@ -82,7 +82,14 @@ def test_an_answer_is_what_evaluation_generates(adapter):
         example = Example("x", prompt.ids, [False] * len(prompt.ids), None, len(prompt.ids))
         with session._stack.running([1]):
             [(_, [[whole]])] = list(generate(session._stack, session.base, [example], SHORT, 10**6))
-    assert (streamed.text, streamed.tokens, streamed.finished) == (whole.text, whole.tokens, whole.finished)
+    assert (streamed.text.strip(), streamed.tokens, streamed.finished) == (whole.text, whole.tokens, whole.finished)
+
+
+def test_a_raw_prompt_and_its_answer_make_one_text(model_directory):
+    with open_session(str(model_directory("gpt2")), {}) as session:
+        prompt, answer = session.turns.raw(PROMPT), answers(session, ["base"])[0, 0]
+        decoded = session.base.tokenizer.decode([*prompt.ids, *answer.tokens], skip_special_tokens=True)
+        assert PROMPT + answer.text == decoded
 
 
 def test_drawn_answers_depend_on_the_seed_alone(adapter):
@@ -195,7 +202,9 @@ def test_a_history_that_no_longer_fits_is_cut_from_the_front(model_directory):
 
 def test_adapters_of_different_bases_are_refused_unless_a_base_is_named(adapter, model_directory):
     paths = {"a": adapter("a", 1), "b": adapter("b", 2, base_model="somewhere/else")}
-    with pytest.raises(UsageError, match=r"adapters of different bases: a is of .*gpt2.*, b of somewhere/else; leave one out"):
+    with pytest.raises(
+        UsageError, match=r"b: adapters of different bases: .*a is of .*gpt2.*, this one of somewhere/else; leave one out"
+    ):
         open_session(None, paths)
     with open_session(str(model_directory("gpt2")), paths) as session:
         assert any("b was trained on somewhere/else" in warning for warning in session.warnings)
@@ -204,7 +213,7 @@ def test_adapters_of_different_bases_are_refused_unless_a_base_is_named(adapter,
     twin = paths["a"].parent / "twin"
     shutil.copytree(paths["a"], twin)
     (twin / "adapter_config.json").write_text(json.dumps(revised | {"revision": "v2"}))
-    with pytest.raises(UsageError, match=r"twin of .* \(v2\)"):
+    with pytest.raises(UsageError, match=r"this one of .* \(v2\)"):
         open_session(None, {"a": paths["a"], "twin": twin})
 
 
@@ -224,7 +233,7 @@ def test_what_cannot_answer_is_refused_by_name(adapter, model_directory, tmp_pat
         (bert, {}, ModelError, "this model writes nothing: bert is no causal model"),
         (gpt2, {"empty": tmp_path / "empty"}, AdapterError, "no PEFT adapter here"),
         (gpt2, {"whole": Path(gpt2)}, AdapterError, "this is a whole model, no adapter; give it with --base"),
-        (str(good), {}, UsageError, "this is an adapter, no whole model; give it with --adapter"),
+        (str(good), {}, UsageError, "this is an adapter, no whole model; give the base that it was trained on"),
         (None, {"other": other}, AdapterError, "the base model has no linear layer"),
         (None, {"judging": judging}, AdapterError, "this adapter writes nothing: it was trained for SEQ_CLS"),
         (None, {"gone": gone}, AdapterError, "gone-base is not there; say where with --base"),
@@ -247,16 +256,3 @@ def test_a_base_that_lacks_a_part_writes_nothing_without_an_adapter_that_brings_
     AutoTokenizer.from_pretrained(model_directory("llama")).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"the checkpoint holds no 'lm_head.weight', so that the model would write noise"):
         open_session(str(tmp_path), {})
-
-
-def test_adapters_are_called_by_what_tells_them_apart():
-    def names(*paths):
-        return list(adapter_names([Path(path) for path in paths]))
-
-    assert names("/r/one", "/r/two/") == ["one", "two"]
-    assert names("/r/s/trials/x-s1/adapter", "/r/s/trials/y-s1/adapter") == ["x-s1", "y-s1"]
-    assert names("/r/s1/t/adapter", "/r/s2/t/adapter", "/r/u") == ["s1/t", "s2/t", "u"]
-    assert names("/r/base") == ["r/base"]
-    assert list(adapter_names([Path("one")]).values()) == [Path("one")]
-    with pytest.raises(UsageError, match="this adapter is given twice"):
-        names("/r/one", "/r/one/")

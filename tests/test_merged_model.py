@@ -105,6 +105,15 @@ def test_a_tokenizer_that_was_saved_with_the_adapter_goes_first(peft_adapter, me
         merge(adapter)
 
 
+@pytest.mark.parametrize("name", ["source.spm", "sentencepiece.bpe.model", "qwen.tiktoken", "vocab-src.json"])
+def test_a_vocabulary_of_any_kind_comes_along(name, peft_adapter, merge, copied):
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM")
+    base = copied("llama")
+    (base / name).write_bytes(b"words")
+    out, _ = merge(adapter, str(base))
+    assert (out / name).read_bytes() == b"words"
+
+
 def test_a_base_without_a_tokenizer_merges_and_says_so(peft_adapter, merge, copied):
     base = copied("llama")
     for path in base.glob("*token*"):
@@ -112,6 +121,44 @@ def test_a_base_without_a_tokenizer_merges_and_says_so(peft_adapter, merge, copi
     adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
     _, merged = merge(adapter)
     assert "the base has no tokenizer; none is written" in merged.warnings
+
+
+def narrow(base, names=("",), dtype=torch.bfloat16):
+    """Write the base's tensors whose names begin so in another dtype."""
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: value.to(dtype) if name.startswith(names) else value for name, value in tensors.items()}, path)
+
+
+@pytest.mark.parametrize(("files", "named"), [("float32", "float16"), ("bfloat16", "float32"), ("mixed", "float32")])
+def test_the_configuration_names_the_dtype_of_most_of_the_numbers_and_memory_holds_the_same(
+    files, named, peft_adapter, merge, copied
+):
+    base = copied("llama")
+    if files != "float32":
+        narrow(base, ("",) if files == "bfloat16" else ("model.layers.0", "model.embed", "lm_head"))
+    config = config_of(base)
+    (base / "config.json").write_text(json.dumps(config | {"dtype": named}))
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    out, merged = merge(adapter)
+    main = "float32" if files == "float32" else "bfloat16"
+    assert config_of(out)["dtype"] == main
+    made = merged_in_memory(read_adapter(adapter), merged.base)
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert loaded.dtype == made.dtype == getattr(torch, main)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in made.state_dict().items())
+
+
+def test_a_causal_classifier_pads_as_its_tokenizer_does(peft_adapter, merge, copied):
+    base = copied("llama")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(base)
+    (base / "config.json").write_text(json.dumps(config_of(base) | {"pad_token_id": 7}))
+    adapter, _ = peft_adapter("llama", base=base)
+    out, merged = merge(adapter)
+    assert config_of(out)["pad_token_id"] == tokenizer.pad_token_id != 7
+    assert any("pads with 7 by config.json, its tokenizer otherwise" in one for one in merged.warnings)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

@@ -5,12 +5,12 @@ import torch
 
 from lorascope import speed
 from lorascope.base_model import BaseModel, head_modules
-from lorascope.errors import AdapterError, UsageError
+from lorascope.errors import AdapterError, RunError, UsageError
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.quantised import NF4Linear, quantise
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
-from lorascope.speed import Measured, Speed, Timing, Workload, measure, phases_of
+from lorascope.speed import Agreement, Measured, Speed, Timing, Workload, measure, phases_of
 
 FAMILIES = [("gpt2", "CAUSAL_LM"), ("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("qwen2", "SEQ_CLS"), ("roberta", "SEQ_CLS")]
 FAMILIES += [("t5", "SEQ_2_SEQ_LM"), ("bart", "SEQ_2_SEQ_LM")]
@@ -98,6 +98,38 @@ def test_rounds_go_through_all_configurations_and_the_first_pass_of_each_is_not_
     assert passes[-1] == (4, 6)
 
 
+def test_as_many_adapters_at_once_are_measured_as_were_asked_for_and_no_row_comes_twice(tiny_model):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    saved = saved_on(base)
+    two = speed._some_modules(saved, 2)
+    found, _ = measured(base, [two], Workload(prompt_tokens=6, repeats=1, tenants=3))
+    assert [(row.kind, row.adapters, row.modules) for row in found.rows[3:]] == [
+        ("modules", 1, 1), ("together", 2, 2), ("together", 3, 2)
+    ]  # fmt: skip
+    assert [speed._together(most) for most in (1, 2, 4, 7)] == [[], [2], [2, 4], [2, 4, 7]]
+
+
+def test_a_merge_that_computes_something_else_is_no_agreement(tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+    quick = Workload(prompt_tokens=6, repeats=1, tenants=1)
+    assert measured(base, [saved_on(base)], quick)[0].agreements[0].holds
+    monkeypatch.setattr(speed, "module_updates", lambda *_: {})
+    found = measured(base, [saved_on(base)], quick)[0].agreements[0]
+    assert not found.holds
+    assert not Agreement(float("nan"), 1.0, 1.0).holds
+
+
+def test_memory_that_runs_out_is_told_with_what_was_measured(tiny_model, monkeypatch):
+    base = base_of(tiny_model("bert"), "SEQ_CLS")
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(speed, "_run_classifier", fail)
+    with pytest.raises(RunError, match="memory ran out while base alone was measured; measure fewer adapters at once"):
+        measured(base, [saved_on(base)])
+
+
 def test_several_adapters_at_once_give_each_its_own_answers(tiny_model):
     base = base_of(tiny_model("llama", "CAUSAL_LM"), "CAUSAL_LM")
     adapters = [saved_on(base), saved_on(base, 2)]
@@ -121,6 +153,15 @@ def test_on_a_packed_base_the_merged_layers_are_in_full_and_the_others_stay_pack
     assert swaps.keys() == saved.weights.lora_A.keys()
     assert not any(isinstance(module, NF4Linear) for module in swaps.values())
     assert isinstance(base.model.get_submodule("model.layers.0.self_attn.k_proj"), NF4Linear)
+    found, _ = measured(base, [saved])
+    assert found.agreements[0].difference < 1e-3 * found.agreements[0].effect
+
+
+def test_a_packed_layer_that_was_stored_the_other_way_round_is_merged_too(tiny_model):
+    pytest.importorskip("bitsandbytes")
+    base = base_of(tiny_model("gpt2", "CAUSAL_LM", torch.float32), "CAUSAL_LM")
+    saved = saved_on(base)
+    quantise(base.model, list(saved.weights.lora_A))
     found, _ = measured(base, [saved])
     assert found.agreements[0].difference < 1e-3 * found.agreements[0].effect
 

@@ -177,6 +177,35 @@ def test_a_directory_that_cannot_be_renamed_gives_the_old_one_back(tmp_path: Pat
     assert os.listdir(tmp_path) == ["adapter"]
 
 
+def test_a_file_that_cannot_be_read_while_a_directory_is_filled_is_named_itself(tmp_path: Path) -> None:
+    source = tmp_path / "base" / "absent.safetensors"
+    with pytest.raises(StoreError) as caught, atomic_directory(tmp_path / "merged"):
+        source.open("rb")
+    assert str(caught.value).startswith(f"{source}: cannot be used (No such file or directory)")
+    with pytest.raises(StoreError) as caught, atomic_directory(tmp_path / "merged") as temporary:
+        (temporary / "inner" / "file").open("xb")
+    assert str(caught.value).startswith(f"{tmp_path / 'merged'}: cannot write")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_that_fills_the_disk_is_an_error_of_the_target(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught, atomic_directory(tmp_path / "merged"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "source"))
+    assert str(caught.value).startswith(f"{tmp_path / 'merged'}: cannot write (No space left on device); free some space")
+
+
+def test_what_came_to_be_at_the_place_meanwhile_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "merged"
+    path.mkdir()
+    with atomic_directory(path, replace=False) as temporary:  # an empty directory is none
+        (temporary / "new").write_text("new")
+    meanwhile = pytest.raises(StoreError, match="meanwhile, and is kept; give a new directory")
+    with meanwhile, atomic_directory(path, replace=False) as temporary:
+        (temporary / "newer").write_text("newer")
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["merged"]
+
+
 def test_a_directory_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(StoreError, match="Not a directory"), atomic_directory(tmp_path / "file"):

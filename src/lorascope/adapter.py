@@ -1,18 +1,100 @@
-"""Saved adapters on their base: what both must hold, and the stack that results.
+"""Saved adapters and their base: where they lie, what they are called, on which base they go, and the stack that results.
 
-Knows what a base lacks and an adapter must bring. Does not know files (``lora.peft_io``) nor what the adapters are wanted for.
-Floor: above ``base_model``, below ``judge`` and ``evaluate``.
+Before: directories of PEFT adapters, or of trials that hold one.
+After ``agreed_base`` and ``stack_several``: one base that all of them are for, with a slot for each; what differs from the
+base that an adapter was trained on is a warning of the base's.
+
+Knows what a base lacks and an adapter must bring. Does not know how files are read (``lora.peft_io``) nor what the adapters
+are wanted for. Floor: above ``base_model``, below ``judge`` and ``evaluate``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from lorascope.base_model import BaseModel
-from lorascope.errors import AdapterError
-from lorascope.lora.peft_io import SavedAdapter, check_fits
+from lorascope.config import BaseModelConfig, TaskType, validate
+from lorascope.errors import AdapterError, UsageError
+from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, check_fits
+from lorascope.lora.quantised import NF4Linear
 from lorascope.lora.stack import Slot, Stack
+
+BASE = "base"
+
+
+def adapter_directory(path: Path) -> Path:
+    """The adapter's own directory: a trial's stands for the one in it."""
+    inner = path / "adapter"
+    return inner if not (path / CONFIG_FILE).is_file() and (inner / CONFIG_FILE).is_file() else path
+
+
+def adapter_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Adapters' own directories by names that tell them apart: their last part, or as many as it takes.
+
+    ``adapter`` is the name of every trial's own directory, so that the trial's comes in its place. Nobody is called ``base``.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    found = [adapter_directory(path) for path in paths]
+    resolved = [path.resolve() for path in found]
+    twice = next((path for index, path in enumerate(resolved) if path in resolved[:index]), None)
+    if twice is not None:
+        raise UsageError("the adapter is given twice", where=str(twice), fix="give it once")
+    parts = [path.absolute().parts for path in found]
+    parts = [one[:-1] if one[-1:] == ("adapter",) and one[:-1] not in parts else one for one in parts]
+    names: dict[str, Path] = {}
+    for path, own in zip(found, parts, strict=True):
+        others = [one for one in parts if one is not own]
+        fitting = (
+            size
+            for size in range(1, len(own) + 1)
+            if own[-size:] != (BASE,) and not any(one[-size:] == own[-size:] for one in others)
+        )
+        names["/".join(own[-next(fitting, len(own)) :])] = path
+    return names
+
+
+def agreed_base(
+    adapters: Mapping[str, SavedAdapter], base: str | None = None, *, dtype: str = "float32", quantization: str | None = None
+) -> BaseModelConfig:
+    """The base to load for adapters: the one that is given, or the one that all of them name, in its revision.
+
+    Args:
+        adapters: by the place that an error names.
+        base: a model's directory or hub id.
+
+    Raises:
+        UsageError: there is neither a base nor an adapter that names one, adapters name different ones, or the dtype or the
+            quantisation is unknown.
+        AdapterError: the directory that the adapters name is not there.
+    """
+    model, revision = (base, None) if base is not None else _named(adapters)
+    if (Path(model) / CONFIG_FILE).is_file() and not (Path(model) / "config.json").exists():
+        raise UsageError("this is an adapter, no whole model", where=model, fix="give the base that it was trained on")
+    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
+    config: BaseModelConfig = validate(BaseModelConfig, values, "base")
+    return config
+
+
+def form_of_adapter(saved: SavedAdapter, where: str) -> tuple[TaskType, tuple[str, ...]]:
+    """As what a base is loaded for an adapter: PEFT's task type, or by what it holds; with a classifier's classes.
+
+    These are its labels, or as many numbers as its last layer has outputs. Texts are CAUSAL_LM on any base
+    (``base_model.task_type_of``).
+
+    Raises:
+        AdapterError: it is for another kind of model.
+    """
+    kind = saved.task_type or ("SEQ_CLS" if saved.weights.heads else "CAUSAL_LM")
+    if kind == "SEQ_CLS":
+        widths = [len(value) for value in saved.weights.heads.values() if value.dim() == 2]
+        return "SEQ_CLS", saved.labels or tuple(map(str, range(min(widths, default=2))))
+    if kind not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise AdapterError(f"an adapter for {kind} cannot be run here", where=where, fix="use one for SEQ_CLS or for texts")
+    return "CAUSAL_LM", ()
 
 
 def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
@@ -26,6 +108,8 @@ def stack_saved(base: BaseModel, saved: SavedAdapter, where: str) -> Stack:
 
 def stack_several(base: BaseModel, adapters: Mapping[str, SavedAdapter], alone: Sequence[Slot] = ()) -> Stack:
     """A stack with a slot for each adapter from disk, in this order, and before them those of ``alone``.
+
+    Where an adapter was trained on something else than this base, ``base.warnings`` says so.
 
     Args:
         adapters: by the place that an error names.
@@ -50,19 +134,21 @@ def stack_beside_base(base: BaseModel, adapters: Mapping[str, SavedAdapter]) -> 
     """A stack that holds adapters from disk and, in its last slot, the base alone; each slot by its adapter's name.
 
     A head that an adapter does not hold is the base's own, newly initialised or not: what lies below the heads is the same.
+    Warnings as of ``stack_several``.
 
     Raises:
         AdapterError: a tensor has no place in the base.
     """
     # Nothing is drawn here, so no dropout needs a place.
     slots = [replace(saved.slot, name=name, dropout=0.0) for name, saved in adapters.items()]
-    return _stacked(base, adapters, [*slots, Slot("base", 0, ())], 0)
+    return _stacked(base, adapters, [*slots, Slot(BASE, 0, ())], 0)
 
 
 def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Sequence[Slot], first: int) -> Stack:
     """A stack of the slots, with the adapters' numbers in those from ``first`` on."""
     for where, saved in adapters.items():
         check_fits(saved, base.model, where)
+    found = [_other_base(base, saved, where) for where, saved in adapters.items()]
     inside = tuple(f"{head}." for head in base.heads)
     held = (name for saved in adapters.values() for name in saved.weights.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
@@ -73,4 +159,62 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
     except BaseException:
         stack.detach()
         raise
+    base.warnings += [warning for warning in found if warning is not None and warning not in base.warnings]
     return stack
+
+
+def _other_base(base: BaseModel, saved: SavedAdapter, where: str) -> str | None:
+    """In what an adapter's own base differs from this one, by its record's checksum, or by name where there is none."""
+    origin, model = saved.origin, base.model
+    packed = any(isinstance(module, NF4Linear) for module in model.modules())
+    here = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": "nf4" if packed else None}
+    there = {key: origin[key] for key in here if key in origin}
+    told = []
+    # Equal weights have equal checksums in the same form only, and what is packed depends on who packed it.
+    comparable = there == here and not packed and origin.get("checksum") and base.checksum
+    same = bool(base.checksum) and origin.get("checksum") == base.checksum
+    if comparable and not same:
+        told.append(f"other weights than those of {model.name_or_path} here")
+    elif not same and saved.base_model and _place(saved.base_model) != _place(str(model.name_or_path)):
+        told.append(f"{saved.base_model}, and runs on {model.name_or_path} here")
+    if any(there[key] != here[key] for key in there):
+        told.append(f"a base in {_form(there)}, and runs on one in {_form(here)}")
+    return f"{where} was trained on {'; on '.join(told)}" if told else None
+
+
+def _form(of: Mapping[str, str | None]) -> str:
+    held = of.get("dtype") or "an unknown dtype"
+    return held if of.get("quantization") is None else f"4 bits ({of['quantization']}) and {held}"
+
+
+def _named(adapters: Mapping[str, SavedAdapter]) -> tuple[str, str | None]:
+    """The base that all adapters name, and its revision."""
+    if not adapters:
+        raise UsageError("there is no model", where="base", fix="give --base or --adapter")
+    (first, example), *_ = adapters.items()
+    for where, saved in adapters.items():
+        if saved.base_model is None:
+            raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
+        if _identity(saved) != _identity(example):
+            what = f"adapters of different bases: {first} is of {_told(example)}, this one of {_told(saved)}"
+            raise UsageError(what, where=where, fix="leave one out, or name the base of both with --base")
+    model = str(example.base_model)
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        raise AdapterError(f"its base model {model} is not there", where=first, fix="say where with --base")
+    revision = example.config.get("revision")
+    return model, None if revision is None else str(revision)
+
+
+def _identity(saved: SavedAdapter) -> tuple[str, str | None]:
+    return _place(str(saved.base_model)), saved.config.get("revision")
+
+
+def _place(model: str) -> str:
+    """A directory's one name, or the hub id."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def _told(saved: SavedAdapter) -> str:
+    revision = saved.config.get("revision")
+    return f"{saved.base_model} ({revision})" if revision else str(saved.base_model)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -35,6 +33,7 @@ from lorascope.errors import ModelError
 from lorascope.lora.last_block import LastBlock, find_last_block
 from lorascope.lora.linear import linear_modules
 from lorascope.lora.quantised import check_installed, quantise
+from lorascope.lora.stored_tensors import INDEX_FILE, WEIGHTS_FILE, read_header, read_index
 
 _AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -43,6 +42,13 @@ _AUTO_CLASSES = {
 }
 # Classification heads, by the names that transformers gives them; a family has one or two of these.
 _HEAD_NAMES = ("pre_classifier", "classifier", "score")
+
+# A tokenizer is there when one of these is, as patterns of names; sentencepiece's, tiktoken's and Marian's among them.
+VOCABULARY_FILES = ("tokenizer.json", "tekken.json", "vocab*.json", "vocab*.txt", "*.model", "*.spm", "*.tiktoken")
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "bpe.codes",
+    "vocab.bpe", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,6 +59,7 @@ class BaseModel:
         heads: modules that are trained whole, newly initialised ones always among them.
         new_parameters: full names of the parameters that no checkpoint provided.
         checksum: SHA-256 of all weights outside the heads.
+        unpacked_checksum: the same before they were packed in four bits; None where they were not.
         plain_head: logits are exactly ``output_embeddings(head_scale · last_hidden_state)``, so they can be computed for some
             positions alone; False where the model scales or caps them otherwise.
         packs: whether prefix trees give this model's losses; None until it was tried.
@@ -72,6 +79,7 @@ class BaseModel:
     packs: bool | None = None
     last_block: LastBlock | None = None
     head_scale: float = 1.0
+    unpacked_checksum: str | None = None
     scratch: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -126,7 +134,7 @@ def read_config(base: BaseModelConfig) -> PretrainedConfig:
     packed = getattr(config, "quantization_config", None)
     if packed is not None:
         kind = packed.get("quant_method", "unknown") if isinstance(packed, dict) else type(packed).__name__
-        fix = "give the original checkpoint and quantization: nf4"
+        fix = "give the original checkpoint (a study packs it itself: base.quantization: nf4)"
         raise ModelError(f"the checkpoint is quantised already ({kind})", where=base.model, fix=fix)
     return config
 
@@ -207,6 +215,11 @@ def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a vocabulary of any kind."""
+    return any(path.is_file() for pattern in VOCABULARY_FILES for path in directory.glob(pattern))
+
+
 def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] = (), device: str = "cpu") -> BaseModel:
     """Load weights and tokenizer, freeze everything, find what is newly initialised, quantise, and take the checksum.
 
@@ -245,7 +258,9 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
             warnings.append(f"{owner} is not in the checkpoint; it is newly initialised and trained with every adapter")
     _check_finite(model, base)
     _check_vocabulary(model, tokenizer, base)
+    unpacked = None
     if base.quantization is not None:
+        unpacked = weights_checksum(model, heads)
         # Packed layer by layer on their way to the device, which never holds the weights in full.
         quantise(model, list(linear_modules(model, heads)), device)
         _leave_checkpoint(model)
@@ -259,7 +274,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         warnings.append(f"the last block is computed for every token: {reason}")
     return BaseModel(
         model, tokenizer, task_type, heads, new, checksum, scale is not None, warnings,
-        last_block=last_block, head_scale=1.0 if scale is None else scale,
+        last_block=last_block, head_scale=1.0 if scale is None else scale, unpacked_checksum=unpacked,
     )  # fmt: skip
 
 
@@ -323,13 +338,10 @@ def checkpoint_keys(directory: str) -> set[str] | None:
     """Tensor names in a local checkpoint's safetensors headers; None where there is none to read."""
     path = Path(directory)
     try:
-        index = path / "model.safetensors.index.json"
-        if index.is_file():
-            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        with (path / "model.safetensors").open("rb") as file:
-            length = int(np.frombuffer(file.read(8), dtype="<u8")[0])
-            return set(json.loads(file.read(length))) - {"__metadata__"}
-    except (OSError, ValueError, KeyError, IndexError):
+        if (path / WEIGHTS_FILE).is_file():
+            return set(read_header(path / WEIGHTS_FILE))
+        return set(read_index(path / INDEX_FILE))
+    except ModelError:
         return None
 
 

@@ -86,7 +86,13 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    stack: Stack, base: BaseModel, examples: Sequence[Example], decoding: DecodingConfig, more_ends: Sequence[int] = ()
+    stack: Stack,
+    base: BaseModel,
+    examples: Sequence[Example],
+    decoding: DecodingConfig,
+    more_ends: Sequence[int] = (),
+    *,
+    continues: bool = False,
 ) -> Iterator[Piece]:
     """The answers of ``generate``, as they come: all slots and all prompts in one batch, a token of each at a time.
 
@@ -94,12 +100,13 @@ def stream(
 
     Args:
         more_ends: ids that end an answer too.
+        continues: the text goes on with the prompt's, so that space at its ends is a part of it.
 
     Yields:
         For every token, slot by slot, what the text has grown by; questions are numbered as ``generate`` does.
 
     Raises:
-        AdapterError: a slot's logits are no numbers.
+        AdapterError: a slot's logits are not finite.
     """
     ends = sorted({*end_tokens(base, examples), *more_ends})
     questions = [_question(example, sample) for example in examples for sample in range(decoding.samples)]
@@ -112,7 +119,13 @@ def stream(
         rows = range(len(questions))
         choice = _NumbersOnly(stack, decoding, [question.id for question in questions])
         steps = _padded_steps(stack, base, questions, choice, _settings(base, decoding, ends))
-    growing = [[_Growing(base, slot, row, ends, decoding.max_new_tokens) for row in rows] for slot in range(stack.num_slots)]
+    growing = [
+        [
+            _Growing(base, slot, row, ends, decoding.max_new_tokens, questions[row].input_ids if continues else ())
+            for row in rows
+        ]
+        for slot in range(stack.num_slots)
+    ]
     try:
         for still_open, tokens in steps:
             for of_slot, of_slots_answers in zip(tokens, growing, strict=True):
@@ -195,7 +208,8 @@ class _NumbersOnly(TokenChoice):
         self._names = [slot.name for slot in stack.slots]
 
     def choose(self, logits_NEV: Tensor, questions: Sequence[int], step: int) -> Tensor:
-        broken_N = logits_NEV.amax(dim=-1).isnan().any(dim=1).tolist()
+        # NaN and +inf are the greatest of their row; -inf is only where there is nothing else.
+        broken_N = (~logits_NEV.amax(dim=-1).isfinite()).any(dim=1).tolist()
         if any(broken_N):
             name = self._names[broken_N.index(True)]
             raise AdapterError("the outputs are not finite", where=name, fix="train it again, or use another dtype")
@@ -395,10 +409,20 @@ def _only(settings: GenerationConfig, model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _answer(base: BaseModel, tokens: list[int], ends: Sequence[int]) -> Answer:
+def _answer(base: BaseModel, tokens: list[int], ends: Sequence[int], before: Sequence[int] = ()) -> Answer:
+    """Tokens as an answer; behind others, the text that they add to those, spaces included."""
     stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-    text = str(base.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()
+    text, head = _decoded(base, tokens[:stop]), _decoded(base, before)
+    whole = _decoded(base, [*before, *tokens[:stop]])
+    if not before:
+        text = text.strip()
+    elif whole.startswith(head):  # SentencePiece's first word has lost its space where it stands alone
+        text = whole[len(head) :]
     return Answer(text, finished=stop < len(tokens), tokens=tuple(tokens[:stop]))
+
+
+def _decoded(base: BaseModel, tokens: Sequence[int]) -> str:
+    return str(base.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 class _Growing:
@@ -407,31 +431,39 @@ class _Growing:
     A token may be a part of a character, or of no character, or a word whose form depends on the one before it. So text is
     what a window of tokens decodes to beyond what its beginning did, once it ends with a whole character. SentencePiece's
     bytes wait for the end of their run, which no special token ends: one byte too many, and it decodes to nothing but
-    replacement characters. Space at either end waits for what follows, for an answer's text has none there.
+    replacement characters. Space at either end waits for what follows, for an answer's text has none there, unless it goes on
+    with the text of other tokens.
+
+    Args:
+        before: those tokens; none where the answer stands for itself.
 
     Source: the window is that of Hugging Face's text-generation-inference (``decode_token``).
     """
 
-    def __init__(self, base: BaseModel, slot: int, question: int, ends: Sequence[int], most_new: int) -> None:
+    def __init__(
+        self, base: BaseModel, slot: int, question: int, ends: Sequence[int], most_new: int, before: Sequence[int] = ()
+    ) -> None:
         self._base = base
         self._slot, self._question = slot, question
         self._ends = ends
         self._most_new = most_new
         self._silent = special_ids(base.tokenizer)
-        self._tokens: list[int] = []
-        self._window = self._read = 0
+        self._before = before
+        self._tokens = list(before)
+        self._window, self._read = 0, len(before)
         self._said = self._waiting = ""
         self.is_over = False
 
     def add(self, token: int) -> Piece:
         """The piece that one more token makes."""
         self._tokens.append(token)
-        if token not in self._ends and len(self._tokens) < self._most_new:
+        new = self._tokens[len(self._before) :]
+        if token not in self._ends and len(new) < self._most_new:
             text = self._settled()
             self._said += text
             return Piece(self._slot, self._question, text)
         self.is_over = True
-        answer = _answer(self._base, self._tokens, self._ends)
+        answer = _answer(self._base, new, self._ends, self._before)
         return Piece(self._slot, self._question, answer.text[len(self._said) :], answer)
 
     def _settled(self) -> str:
@@ -439,15 +471,14 @@ class _Growing:
         name = None if last in self._silent else self._base.tokenizer.convert_ids_to_tokens(last)
         if name is None or _BYTE.fullmatch(str(name)):
             return ""
-        before = self._decoded(self._tokens[self._window : self._read])
-        now = self._decoded(self._tokens[self._window :])
+        before = _decoded(self._base, self._tokens[self._window : self._read])
+        now = _decoded(self._base, self._tokens[self._window :])
         if now.endswith("\N{REPLACEMENT CHARACTER}") or len(now) <= len(before):
             return ""
         self._window, self._read = self._read, len(self._tokens)
         text = self._waiting + now[len(before) :]
+        if self._before:
+            return text
         text = text if self._said else text.lstrip()
         self._waiting = text[len(text.rstrip()) :]
         return text.rstrip()
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        return str(self._base.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from lorascope.adapter import stack_several
+from lorascope.adapter import BASE, agreed_base, stack_several
 from lorascope.base_model import BaseModel, check_writes, load_base, num_positions, read_config
-from lorascope.config import BaseModelConfig, DecodingConfig, validate
+from lorascope.config import DecodingConfig
 from lorascope.data.record import Example, Segment
 from lorascope.data.turns import Prompt, TurnEncoder, too_long
 from lorascope.decode import Piece, stream
@@ -27,7 +27,6 @@ from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot
 from lorascope.losses import is_out_of_memory, release_memory
 
-BASE = "base"
 # The part of a model's positions that a history leaves to the answer, where that may be longer still.
 _ANSWERS_SHARE = 4
 
@@ -56,10 +55,10 @@ class Session:
         alone = [] if base.new_parameters else [Slot(BASE, 0, ())]
         self.adapters = dict(adapters)
         self.names = (*(slot.name for slot in alone), *adapters)
-        self.warnings = list(base.warnings)
         self.num_positions = num_positions(base.model.config)
         self.turns = TurnEncoder(base.tokenizer, self.encodes)
         self._stack = stack_several(base, {str(adapters[name]): one for name, one in saved.items()}, alone)
+        self.warnings = list(base.warnings)
 
     def __enter__(self) -> Session:
         return self
@@ -144,7 +143,9 @@ class Session:
         self._stack.context.seeds = [seed] * len(self.names)
         try:
             with self._stack.running(indices):
-                yield from stream(self._stack, self.base, [example], decoding, prompt.ends)
+                # A prompt that is given as it is is a text that goes on; an encoder's is another one than its decoder's.
+                continues = prompt.form == "raw" and not self.encodes
+                yield from stream(self._stack, self.base, [example], decoding, prompt.ends, continues=continues)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -249,42 +250,10 @@ def open_session(
         ModelError: the base cannot be loaded, or writes nothing.
     """
     saved = {name: _read(path, name) for name, path in adapters.items()}
-    model, revision = (base, None) if base is not None else _agreed(saved, adapters)
-    if (Path(model) / CONFIG_FILE).is_file() and not (Path(model) / "config.json").exists():
-        raise UsageError("this is an adapter, no whole model", where=model, fix="give it with --adapter")
-    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    config = validate(BaseModelConfig, values, "base")
-    check_writes(read_config(config), model)
-    session = Session(load_base(config, "CAUSAL_LM", device=device), saved, adapters)
-    for name, one in saved.items():
-        if one.base_model and _place(one.base_model) != _place(model):
-            session.warnings.append(f"{name} was trained on {one.base_model}, and runs on {model} here")
-    return session
-
-
-def adapter_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """The directories by names that tell them apart: their last part, or as many as it takes.
-
-    ``adapter`` is the name of every trial's own directory, so that the trial's comes with it.
-
-    Raises:
-        UsageError: one is given twice.
-    """
-    parts = [path.absolute().parts for path in paths]
-    if len(set(parts)) < len(parts):
-        twice = next(path for path, one in zip(paths, parts, strict=True) if parts.count(one) > 1)
-        raise UsageError("this adapter is given twice", where=str(twice), fix="give it once")
-    parts = [one[:-1] if one[-1:] == ("adapter",) and (*one[:-1],) not in parts else one for one in parts]
-    names: dict[str, Path] = {}
-    for path, own in zip(paths, parts, strict=True):
-        others = [one for one in parts if one is not own]
-        fitting = (
-            size
-            for size in range(1, len(own) + 1)
-            if own[-size:] != (BASE,) and not any(one[-size:] == own[-size:] for one in others)
-        )
-        names["/".join(own[-next(fitting, len(own)) :])] = path
-    return names
+    by_place = {str(adapters[name]): one for name, one in saved.items()}
+    config = agreed_base(by_place, base, dtype=dtype, quantization=quantization)
+    check_writes(read_config(config), config.model)
+    return Session(load_base(config, "CAUSAL_LM", device=device), saved, adapters)
 
 
 def _read(path: Path, name: str) -> SavedAdapter:
@@ -295,36 +264,3 @@ def _read(path: Path, name: str) -> SavedAdapter:
         what = f"this adapter writes nothing: it was trained for {saved.task_type}"
         raise AdapterError(what, where=str(path), fix="score it with lorascope evaluate")
     return saved
-
-
-def _agreed(saved: Mapping[str, SavedAdapter], places: Mapping[str, Path]) -> tuple[str, str | None]:
-    """The base that all adapters name, and its revision."""
-    if not saved:
-        raise UsageError("there is no model", where="base", fix="give --base or --adapter")
-    first = next(iter(saved))
-    for name, one in saved.items():
-        if one.base_model is None:
-            raise UsageError("the adapter names no base model", where=str(places[name]), fix="give it with --base")
-        if _identity(one) != _identity(saved[first]):
-            what = f"adapters of different bases: {first} is of {_told(saved[first])}, {name} of {_told(one)}"
-            raise UsageError(what, where=str(places[name]), fix="leave one out, or name the base of both with --base")
-    model = str(saved[first].base_model)
-    if Path(model).is_absolute() and not Path(model).is_dir():
-        raise AdapterError(f"its base model {model} is not there", where=str(places[first]), fix="say where with --base")
-    revision = saved[first].config.get("revision")
-    return model, None if revision is None else str(revision)
-
-
-def _identity(saved: SavedAdapter) -> tuple[str, str | None]:
-    return _place(str(saved.base_model)), saved.config.get("revision")
-
-
-def _place(model: str) -> str:
-    """A directory's one name, or the hub id."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.is_dir() else model
-
-
-def _told(saved: SavedAdapter) -> str:
-    revision = saved.config.get("revision")
-    return f"{saved.base_model} ({revision})" if revision else str(saved.base_model)

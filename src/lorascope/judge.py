@@ -188,7 +188,9 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
             where=config.model,
             fix="give an NLI model, or add the adapter that holds the head",
         )
+    known = len(base.warnings)
     stack = None if saved is None else stack_saved(base, saved, cast(str, directory))
+    notes += base.warnings[known:]
     facts: dict[str, Any] = {
         "model": source.model,
         "adapter": directory,

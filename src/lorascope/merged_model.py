@@ -12,6 +12,7 @@ into place: the directory is given, and its owner makes it appear whole (``store
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -34,27 +35,25 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from lorascope.base_model import label_names, load_tokenizer, read_config, skeleton, task_type_of
+from lorascope.base_model import (
+    TOKENIZER_FILES,
+    has_tokenizer,
+    label_names,
+    load_tokenizer,
+    read_config,
+    skeleton,
+    task_type_of,
+)
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
-from lorascope.lora.checkpoint_files import (
-    INDEX_FILE,
-    TORCH_FILE,
-    TORCH_INDEX_FILE,
-    WEIGHTS_FILE,
-)
+from lorascope.lora.checkpoint_files import open_checkpoint
 from lorascope.lora.merge import merge_files, merge_into
-from lorascope.lora.merge_plan import MergeDtype, MergePlan, replacements
+from lorascope.lora.merge_plan import MergeDtype, MergePlan, plan_merge, replacements
 from lorascope.lora.peft_io import SavedAdapter
+from lorascope.lora.stored_tensors import INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE, WEIGHTS_FILE
 
 _SAFETENSORS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _TORCH_FILES = (TORCH_FILE, TORCH_INDEX_FILE, "pytorch_model-*-of-*.bin")
-# A tokenizer is there when one of these is.
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
-_TOKENIZER_FILES = (
-    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
-)  # fmt: skip
 _OTHER_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
 # Class names by model type.
 _CLASSES: dict[TaskType, Mapping[str, Any]] = {
@@ -155,20 +154,21 @@ def write_merged(
     Args:
         adapter: the adapter's directory; a tokenizer saved there goes before the base's.
         directory: exists and is empty; what fails leaves unfinished files in it, for its owner to remove.
-        dtype: of every floating-point tensor; ``as-base`` keeps each one's own.
+        dtype: of every floating-point tensor; ``as-base`` keeps each one's own, and ``config.json`` names that of most.
         max_shard_bytes: where a file ends and the next begins.
 
     Raises:
         AdapterError: the adapter does not fit the base.
-        ModelError: the base is damaged or holds NaN.
-        CheckFailed: a merged number overflows ``dtype``.
+        ModelError: the base is damaged.
+        CheckFailed: a merged number overflows ``dtype``, or the base holds NaN.
     """
     plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
     warnings = [*base.warnings, *_notes(plan)]
-    _copy(base.directory, directory, _OTHER_FILES)
-    changes: dict[str, Any] = {"architectures": [type(base.model).__name__]}
-    if dtype != "as-base":
-        changes["dtype"] = dtype
+    copy_files(base.directory, directory, _OTHER_FILES)
+    changes: dict[str, Any] = {
+        "architectures": [type(base.model).__name__],
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
     if saved.task_type == "TOKEN_CLS" or base.task_type == "SEQ_CLS":
@@ -184,15 +184,23 @@ def write_merged(
 def merged_in_memory(saved: SavedAdapter, base: MergeBase, dtype: MergeDtype = "as-base") -> PreTrainedModel:
     """The merged model without a detour by the disk, on the CPU; what ``write_merged`` writes has to load as this.
 
+    The base is loaded in a dtype that holds every number of its files, whatever its configuration says.
+
     Args:
-        dtype: as given to ``write_merged``; ``as-base`` is the dtype that the base's own configuration or checkpoint names.
+        dtype: as given to ``write_merged``; with ``as-base`` the model is in the dtype of most of the base's numbers.
 
     Raises:
         AdapterError, CheckFailed: as ``lora.merge.merge_into``.
     """
     transformers_logging.disable_progress_bar()
-    model = type(base.model).from_pretrained(base.directory, config=copy.deepcopy(base.model.config), dtype="auto")
-    return merge_into(model, saved, None if dtype == "as-base" else getattr(torch, dtype))
+    checkpoint = open_checkpoint(base.directory)
+    plan = plan_merge(saved, checkpoint, base.model, dtype)
+    # torch promotes no floats of 8 bits; they are what a quantised base holds, which is refused.
+    held = {one.dtype for one in checkpoint.values() if one.dtype.is_floating_point and one.dtype.itemsize > 1}
+    wide = functools.reduce(torch.promote_types, held or {plan.dtype})
+    model = type(base.model).from_pretrained(base.directory, config=copy.deepcopy(base.model.config), dtype=wide)
+    changed = {one.name: one.dtype for one in plan.tensors if one.update is not None or one.replacement is not None}
+    return merge_into(model, saved, plan.dtype, changed)
 
 
 def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
@@ -200,7 +208,7 @@ def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
     local = Path(base.model).expanduser()
     if local.is_dir():
         return local, None
-    patterns = ["config.json", *_SAFETENSORS, *_TOKENIZER_FILES, *_OTHER_FILES]
+    patterns = ["config.json", *_SAFETENSORS, *TOKENIZER_FILES, *_OTHER_FILES]
     try:
         folder = Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
         if not any((folder / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
@@ -273,24 +281,27 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
     """Copy the tokenizer; a classifier that knows no pad token gets the one that it was trained with."""
     notes = []
     source = base.directory
-    if any(path for pattern in _VOCABULARIES for path in adapter.glob(pattern)):
+    if has_tokenizer(adapter):
         source = adapter
         notes.append("the tokenizer is the one that was saved with the adapter")
-    if not _copy(source, directory, _TOKENIZER_FILES):
+    if not copy_files(source, directory, TOKENIZER_FILES):
         return ["the base has no tokenizer; none is written"]
-    pads = base.model.config.pad_token_id is not None
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
     rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values())
     if rows <= largest:
         fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
         raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
-    if base.task_type == "SEQ_CLS" and not pads:
+    own = base.model.config.pad_token_id
+    # A causal model's classifier finds a row's last word by the pad token, which was the tokenizer's when it was trained.
+    if base.task_type == "SEQ_CLS" and (own is None or hasattr(base.model, "score")):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
             tokenizer.save_pretrained(directory)
-        changes["pad_token_id"] = tokenizer.pad_token_id
-        notes.append(f"the base has no pad token; the classifier pads with {tokenizer.pad_token!r}")
+        if tokenizer.pad_token_id != own:
+            changes["pad_token_id"] = tokenizer.pad_token_id
+            has = "has no pad token" if own is None else f"pads with {own} by config.json, its tokenizer otherwise"
+            notes.append(f"the base {has}; the classifier pads with {tokenizer.pad_token!r}")
     return notes
 
 
@@ -309,7 +320,7 @@ def _write_config(source: Path, target: Path, changes: dict[str, Any]) -> None:
     target.write_text(json.dumps(config | changes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
     """Copy the files of these names, what a hub's cache links to included; returns how many there were."""
     found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
     for path in found:

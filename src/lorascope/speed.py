@@ -6,7 +6,7 @@ measured in turns, A B C A B C. What else the machine does meanwhile falls on al
 over rounds of two measurements that lie close together. Every time a configuration is put in, one pass goes untimed.
 
 A fast pass that computes something else is no result: the logits of a merged adapter are compared with those of the same
-adapter unmerged.
+adapter unmerged, and what rounding does not explain is told.
 
 Knows adapters, passes and clocks. Does not know tasks, nor how tables look. Floor: beside ``evaluate``.
 
@@ -32,14 +32,18 @@ from transformers.pytorch_utils import Conv1D
 from lorascope.adapter import stack_several
 from lorascope.base_model import BaseModel, num_positions
 from lorascope.data.tokens import special_ids
-from lorascope.errors import UsageError
+from lorascope.errors import RunError, UsageError
 from lorascope.lora.layer import StackedLayerNorm, StackedLinear
+from lorascope.lora.merge_plan import module_updates, replacements
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.quantised import NF4Linear
 from lorascope.lora.stack import AdapterWeights
+from lorascope.losses import is_out_of_memory, release_memory
 
 # Shares of an adapter's modules for which latency is measured too.
 _SHARES = (0.25, 0.5)
+# By how much logits may differ, over the largest of them, where weights are rounded once more or sums are taken otherwise.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Agreement:
-    """By how much a merged adapter's logits differ at most from those of the stack, and how far it moves the base's."""
+    """By how much a merged adapter's logits differ at most from those of the stack, and how far it moves the base's.
+
+    Attributes:
+        limit: the largest difference that the dtype's rounding explains.
+    """
 
     difference: float
     effect: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both compute the same; NaN never does."""
+        return self.difference <= self.limit
 
 
 @dataclass(frozen=True)
@@ -154,14 +168,17 @@ def measure(
     Raises:
         AdapterError: one does not fit the base.
         UsageError: the rows are longer than the model has positions.
+        RunError: memory ran out.
     """
     _check_length(base, workload)
     ids_BT = _token_ids(base, workload)
-    configurations = list(_configurations(base, adapters, names, workload))
+    with _memory_of(base, "the layers were made"):
+        configurations = list(_configurations(base, adapters, names, workload))
     with torch.no_grad():
         for number in range(workload.repeats):
             for one in configurations:
-                _time(base, one, ids_BT, workload)
+                with _memory_of(base, f"{one.name} was measured"):
+                    _time(base, one, ids_BT, workload)
             yield number + 1, workload.repeats
     rows = tuple(
         Measured(
@@ -170,7 +187,19 @@ def measure(
         )
         for one in configurations
     )  # fmt: skip
-    return Speed(workload, rows, tuple(_agreements(configurations)))
+    return Speed(workload, rows, tuple(_agreements(configurations, _ROUNDING[base.model.dtype])))
+
+
+@contextmanager
+def _memory_of(base: BaseModel, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(base.device)
+        fix = "measure fewer adapters at once, or fewer rows or tokens"
+        raise RunError(f"memory ran out while {doing}", where="speed", fix=fix) from None
 
 
 def phases_of(base: BaseModel) -> tuple[str, ...]:
@@ -211,25 +240,26 @@ def _configurations(
         yield _Configuration(f"{name}, merged", "merged", 0, number, 1, _merged(base, saved), index)
         yield _Configuration(f"{name}, unmerged", "adapter", 1, number, 1, unmerged, index)
     first = adapters[0]
-    for share in _SHARES:
-        part = _some_modules(first, share)
-        number = len(part.slot.placements)
-        if number < len(first.slot.placements):
-            what = f"{names[0]}, {number} of {len(first.slot.placements)} modules"
-            yield _Configuration(what, "modules", 1, number, 1, _stacked(base, [part], names[:1]), 0)
-    number = 2
-    while number <= workload.tenants:
+    whole = len(first.slot.placements)
+    for number in sorted({max(1, round(share * whole)) for share in _SHARES} - {whole}):
+        swaps = _stacked(base, [_some_modules(first, number)], names[:1])
+        yield _Configuration(f"{names[0]}, {number} of {whole} modules", "modules", 1, number, 1, swaps, 0)
+    for number in _together(workload.tenants):
         chosen = [index % len(adapters) for index in range(number)]
         swaps = _stacked(base, [adapters[index] for index in chosen], [names[index] for index in chosen])
         modules = len({p.target.module for index in chosen for p in adapters[index].slot.placements})
         yield _Configuration(f"{number} adapters at once", "together", number, modules, number, swaps)
-        number *= 2
 
 
-def _some_modules(saved: SavedAdapter, share: float) -> SavedAdapter:
-    """The adapter at every so-manieth of its modules, at least one, its heads and biases as they were."""
+def _together(most: int) -> list[int]:
+    """How many adapters at once are measured: 2, 4, 8 and so on, and as many as were asked for."""
+    powers = [2**power for power in range(1, most.bit_length()) if 2**power < most]
+    return [*powers, *([most] if most > 1 else [])]
+
+
+def _some_modules(saved: SavedAdapter, number: int) -> SavedAdapter:
+    """The adapter at so many of its modules, evenly apart, its heads and biases as they were."""
     placements = saved.slot.placements
-    number = max(1, round(share * len(placements)))
     kept = tuple(placements[index * len(placements) // number] for index in range(number))
     keys = {placement.target.key for placement in kept}
     modules = {placement.target.module for placement in kept}
@@ -260,14 +290,11 @@ def _stacked(base: BaseModel, adapters: Sequence[SavedAdapter], names: Sequence[
 def _merged(base: BaseModel, saved: SavedAdapter) -> dict[str, nn.Module]:
     """A copy of every layer that the adapter changes, with the update, heads and biases in its weights."""
     swaps: dict[str, nn.Module] = {}
-    for placement in saved.slot.placements:
-        key, module = placement.target.key, placement.target.module
-        layer = swaps.setdefault(module, _plain_copy(base.model.get_submodule(module)))
-        weight, lora_A, lora_B = cast(Tensor, layer.weight), saved.weights.lora_A[key], saved.weights.lora_B[key]
-        wide = torch.promote_types(torch.promote_types(weight.dtype, lora_A.dtype), torch.float32)
-        update_OD = placement.scaling * (lora_B.to(weight.device, wide) @ lora_A.to(weight.device, wide))
-        weight.copy_(weight.to(wide) + (update_OD.T if isinstance(layer, Conv1D) else update_OD))
-    for name, value in {**saved.weights.biases, **saved.weights.heads}.items():
+    for module, update in module_updates(saved, base.model).items():
+        swaps[module] = layer = _plain_copy(base.model.get_submodule(module))
+        weight = cast(Tensor, layer.weight)
+        weight.copy_(weight.cpu().double() + update.full(torch.float64))
+    for name, value in replacements(saved).items():
         owner, _, kind = name.rpartition(".")
         layer = swaps.setdefault(owner, copy.deepcopy(base.model.get_submodule(owner)))
         getattr(layer, kind).copy_(value)
@@ -278,12 +305,17 @@ def _plain_copy(layer: nn.Module) -> nn.Module:
     """A copy of its own; of a packed layer the layer in full, as nothing can be merged into four bits."""
     if not isinstance(layer, NF4Linear):
         return copy.deepcopy(layer)
-    full = nn.Linear(
-        layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.dtype, device=layer.packed.device
-    )
-    full.weight.copy_(layer.weight)
-    if layer.bias is not None:
-        full.bias.copy_(layer.bias)
+    own_OD, bias = layer.weight, layer.bias
+    full: nn.Linear | Conv1D
+    if layer.transposed:
+        full = Conv1D(layer.out_features, layer.in_features)
+        full.weight = nn.Parameter(own_OD.T.contiguous())
+        full.bias = nn.Parameter(torch.zeros_like(own_OD[:, 0]) if bias is None else bias.clone())
+    else:
+        full = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
+        full.weight = nn.Parameter(own_OD.clone())
+        if bias is not None:
+            full.bias = nn.Parameter(bias.clone())
     return full.requires_grad_(False).eval()
 
 
@@ -348,10 +380,12 @@ def _now(base: BaseModel) -> float:
     return time.perf_counter()
 
 
-def _agreements(configurations: Sequence[_Configuration]) -> Iterator[Agreement]:
+def _agreements(configurations: Sequence[_Configuration], rounding: float) -> Iterator[Agreement]:
     base = next(one for one in configurations if one.kind == "base")
     for merged in (one for one in configurations if one.kind == "merged"):
         stacked = next(one for one in configurations if one.kind == "adapter" and one.against == merged.against)
         yield Agreement(
-            float((merged.logits_BV - stacked.logits_BV).abs().max()), float((stacked.logits_BV - base.logits_BV).abs().max())
+            float((merged.logits_BV - stacked.logits_BV).abs().max()),
+            float((stacked.logits_BV - base.logits_BV).abs().max()),
+            rounding * float(stacked.logits_BV.abs().max()),
         )

@@ -72,6 +72,19 @@ def test_an_adapter_that_peft_made_drifts_as_in_peft(by_peft, task, model_direct
     assert (found["base"], found["num_examples"], found["split"]) == (str(model_directory("bert")), 4, "validation")
 
 
+def test_few_tokens_for_the_width_are_warned_of_with_the_number_that_is_needed(by_peft, task):
+    found = compare([by_peft("theirs")[0]], task)
+    num_tokens = found["adapters"][0]["layers"][0]["num_tokens"]
+    assert num_tokens < 160
+    (told,) = [warning for warning in found["warnings"] if "CKA" in warning]
+    assert told.startswith(f"3 of 3 layers were compared on {num_tokens} tokens of width 16: below 160 plain CKA")
+
+
+def test_enough_tokens_for_the_width_are_not_warned_of(by_peft, task, monkeypatch):
+    monkeypatch.setattr(drift, "_TOKENS_PER_DIMENSION", 1)
+    assert not [warning for warning in compare([by_peft("theirs")[0]], task)["warnings"] if "CKA" in warning]
+
+
 def test_several_adapters_are_read_in_one_pass(by_peft, task):
     directories = [by_peft(name, seed)[0] for seed, name in enumerate(("one", "two"))]
     together = compare(directories, task)
@@ -85,7 +98,7 @@ def test_adapters_of_different_bases_need_to_be_told_which(by_peft, task, model_
     directories = [by_peft(name)[0] for name in ("one", "two")]
     path = directories[1] / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere"}))
-    with pytest.raises(UsageError, match=r"name different bases .*elsewhere.*give the base with --base"):
+    with pytest.raises(UsageError, match=r"adapters of different bases: .*elsewhere.*name the base of both with --base"):
         compare(directories, task)
     assert len(compare(directories, task, base=str(model_directory("bert")))["adapters"]) == 2
 

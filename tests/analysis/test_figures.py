@@ -2,6 +2,7 @@
 
 from lorascope.analysis.figures import FIGURES, Grid, grid_of, leading_of, span_of
 from lorascope.analysis.updates import update_record
+from lorascope.lora.diagnostics import diagnose_update
 
 ROWS = [
     {"layer": 1, "kind": "query", "norm": 3.0},
@@ -22,7 +23,8 @@ def test_a_map_has_layers_down_and_modules_across():
 def test_every_figure_is_in_the_record_of_an_update_and_can_be_written():
     import torch
 
-    record = update_record(torch.eye(2, 5), torch.eye(4, 2), 1.0)
+    factors = (torch.eye(2, 5), torch.eye(4, 2), 1.0)
+    record = update_record(diagnose_update(*factors), *factors)
     for name, figure in FIGURES.items():
         assert figure.text(record[name]), name
     assert FIGURES["numerical_rank"].text(record["numerical_rank"]) == "2"

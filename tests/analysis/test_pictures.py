@@ -15,8 +15,8 @@ DRIFT = {
         {
             "label": "a",
             "layers": [
-                {"layer": "embeddings", "cka": None, "relative_norm": 0.0},
-                {"layer": "layer 0", "cka": 0.9, "relative_norm": 0.2},
+                {"layer": "embeddings", "cka_debiased": None, "relative_norm": 0.0},
+                {"layer": "layer 0", "cka_debiased": 0.9, "relative_norm": 0.2},
             ],
         }
     ],
@@ -64,7 +64,7 @@ def test_two_adapters_have_maps_of_their_overlap_and_more_have_a_table(document_
 
 def test_hidden_states_are_drawn_where_they_were_compared(document_of):
     texts = texts_of(picture(document_of("a", representations=DRIFT), ["norm"], "svg"))
-    assert {"linear CKA of adapter and base (sst2, validation)", "embeddings"} <= set(texts)
+    assert {"linear CKA of adapter and base, debiased (sst2, validation)", "embeddings"} <= set(texts)
 
 
 def test_a_picture_is_the_same_each_time_and_comes_as_png_too(document_of):

@@ -96,7 +96,7 @@ def prepared(make_adapter, model_directory, tmp_path):
     return write(labels)
 
 
-def fake_line(monkeypatch, count, score_of):
+def fake_line(monkeypatch, count, score_of, clear=None):
     """A line of ``count`` directions whose cuts score ``score_of(directions)``; how many were scored in each stack."""
     stacks = []
 
@@ -110,7 +110,7 @@ def fake_line(monkeypatch, count, score_of):
     monkeypatch.setattr(truncated, "evaluate_together", evaluations)
     monkeypatch.setattr(truncated, "num_parameters", lambda count: count)
     monkeypatch.setattr(Line, "cut", lambda _, count: count)
-    line = Line(count, {"m": None}, ("m",) * count, {"m": 0}, (1.0,) * count)
+    line = Line(count, {"m": None}, ("m",) * count, {"m": 0}, (1.0,) * count, count if clear is None else clear)
     return line, stacks
 
 
@@ -122,10 +122,19 @@ def test_the_search_finds_the_fewest_directions_in_few_stacks(count, num_slots, 
             continue
         line, stacks = fake_line(monkeypatch, count, lambda one, needed=needed: 0.9 if one >= needed else 0.8)
         found = run_to_end(search(None, line, "a", epsilon=0.05, metric="accuracy", num_slots=num_slots))
-        assert found.smallest.directions == needed
-        assert needed == 1 or any(one.directions == needed - 1 and not one.holds for one in found.tried)
+        assert found.smallest.num_directions == needed
+        assert needed == 1 or any(one.num_directions == needed - 1 and not one.holds for one in found.tried)
         assert len(stacks) <= 2 + math.log(max(count, 2), max(2, num_slots + 1)) * 1.6
         assert max(stacks) <= max(2, num_slots)
+
+
+@pytest.mark.parametrize(("needed", "expected"), [(3, 3), (9, 9), (12, 12)])
+def test_directions_within_rounding_are_tried_only_where_all_others_do_not_do(needed, expected, monkeypatch):
+    line, _ = fake_line(monkeypatch, 20, lambda one: 0.9 if one >= needed else 0.8, clear=10)
+    found = run_to_end(search(None, line, "a", epsilon=0.05, metric="accuracy"))
+    assert found.smallest.num_directions == expected
+    assert any(one.num_directions > 10 for one in found.tried) == (needed > 10)
+    assert any("2 that may be rounding are kept too" in note for note in found.notes) == (needed > 10)
 
 
 def test_a_loss_of_a_metric_that_should_be_low_is_how_much_it_rises(monkeypatch):
@@ -137,7 +146,7 @@ def test_a_loss_of_a_metric_that_should_be_low_is_how_much_it_rises(monkeypatch)
         lambda _, adapters: [Evaluation({"eval_loss": scores.get(one, 1.0 + (20 - one) / 10)}) for one in adapters.values()],
     )
     found = run_to_end(search(None, line, "a", epsilon=0.55, metric="eval_loss"))
-    assert found.smallest.directions == 15
+    assert found.smallest.num_directions == 15
     assert found.smallest.loss == pytest.approx(0.5)
 
 
@@ -145,8 +154,8 @@ def test_what_is_not_finite_does_not_hold_and_what_falls_unevenly_is_told(monkey
     line, _ = fake_line(monkeypatch, 60, lambda one: None if 30 < one < 55 else 0.9 if one >= 8 else 0.1)
     told = []
     found = run_to_end(search(None, line, "a", epsilon=0.0, metric="accuracy"), told.append)
-    assert found.smallest.directions == 8
-    assert {one.directions for one in told} == {one.directions for one in found.tried}
+    assert found.smallest.num_directions == 8
+    assert {one.num_directions for one in told} == {one.num_directions for one in found.tried}
     broken = [one for one in found.tried if one.score is None]
     assert broken
     assert all(one.loss == math.inf and not one.holds for one in broken)
@@ -186,6 +195,20 @@ def test_directions_stand_in_line_by_what_they_add_to_their_module(prepared, tmp
     assert line.ranks(len(line.keys)) == dict.fromkeys(counted, 3)
 
 
+def test_an_adapter_stored_in_bfloat16_has_the_directions_that_rounding_does_not_explain_first(make_adapter):
+    source = make_adapter()
+    path = source / "adapter_model.safetensors"
+    save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path)
+    line = line_up(read_adapter(source), "a")
+    assert line.num_clear < len(line.keys)
+    assert keep_energy(line, 0.0) == line.num_clear
+    assert line.ranks(line.num_clear) == {key: update.numerical_rank for key, update in line.directions.items()}
+    clear, blurred = line.energies[: line.num_clear], line.energies[line.num_clear :]
+    assert list(clear) == sorted(clear, reverse=True)
+    assert list(blurred) == sorted(blurred, reverse=True)
+    assert 0.99 < line.energy_kept(line.num_clear) < 1.0
+
+
 def test_energy_is_kept_to_the_share_asked_for_with_the_fewest_directions(make_adapter):
     line = line_up(read_adapter(make_adapter()), "a")
     energies = sorted((float(v) ** 2 for one in line.directions.values() for v in one.values_S), reverse=True)
@@ -214,17 +237,17 @@ def test_the_cut_that_is_found_classifies_all_but_the_allowed_as_the_whole_adapt
     running = search(prepared, line, str(source), epsilon=0.1, metric="accuracy", num_slots=3)
     found = run_to_end(running)
     assert found.whole.metrics["accuracy"] == 1.0
-    assert 1 < found.smallest.directions < len(line.keys)
+    assert 1 < found.smallest.num_directions < len(line.keys)
     (tmp_path / "cut").mkdir()
     whole, written = write_and_verify(prepared, line, found, source, tmp_path / "cut")
     pairs = zip(written.predictions, whole.predictions, strict=True)
     assert sum(one["prediction"] != other["prediction"] for one, other in pairs) <= 4  # of forty
     again = read_adapter(tmp_path / "cut")
-    assert num_parameters(again) == found.smallest.parameters < num_parameters(line.saved)
-    assert sum(one.r for one in again.slot.placements) == found.smallest.directions
+    assert num_parameters(again) == found.smallest.num_parameters < num_parameters(line.saved)
+    assert sum(one.r for one in again.slot.placements) == found.smallest.num_directions
     # One direction fewer was tried, and does not do.
-    fewer = next(one for one in found.tried if one.directions == found.smallest.directions - 1)
-    (evaluation,) = evaluate_together(prepared, {"fewer": line.cut(fewer.directions)})
+    fewer = next(one for one in found.tried if one.num_directions == found.smallest.num_directions - 1)
+    (evaluation,) = evaluate_together(prepared, {"fewer": line.cut(fewer.num_directions)})
     assert evaluation.metrics["accuracy"] == fewer.score < 0.9
 
 

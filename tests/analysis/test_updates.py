@@ -1,6 +1,7 @@
 """What the files of an adapter say, module by module; no base is needed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,8 +195,40 @@ def test_factors_that_do_not_belong_together_are_refused(shape, adapter, random_
         read_adapters([adapter("one", tensors)])
 
 
-def test_an_adapter_of_a_convolution_is_refused(adapter, random_factors):
+def test_convolutions_are_left_out_and_counted_and_refused_where_they_would_be_run(adapter, random_factors):
     tensors = random_factors()
     tensors[f"{FIRST}.lora_A.weight"] = torch.zeros(4, 3, 3, 3)
+    tensors[f"{FIRST}.lora_B.weight"] = torch.zeros(16, 4, 1, 1)
+    directory = adapter("one", tensors)
+    document = document_of(directory)
+    assert (len(document["modules"]), document["warnings"]) == (5, ["one: left out: 1 × convolution"])
     with pytest.raises(AdapterError, match="is no linear layer"):
-        read_adapters([adapter("one", tensors)])
+        read_adapters([directory], factors_only=False)
+    alone = {key: value for key, value in tensors.items() if key.startswith(FIRST)}
+    with pytest.raises(AdapterError, match="no factors of linear layers or embeddings"):
+        document_of(adapter("alone", alone))
+
+
+def test_factors_in_a_file_of_before_safetensors_are_read_and_nothing_in_it_is_carried_out(adapter, random_factors):
+    directory = adapter("one")
+    expected = document_of(directory)
+    (directory / "adapter_model.safetensors").unlink()
+    torch.save(random_factors(), directory / "adapter_model.bin")
+    assert document_of(directory) == expected
+    with pytest.raises(AdapterError, match="the adapter's weights are missing"):
+        read_adapters([directory], factors_only=False)
+    torch.save({"a": Path()}, directory / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="no file of tensors alone"):
+        document_of(directory)
+
+
+REFUSED = {
+    "use_qalora": True,
+    "target_parameters": ["experts.gate_up_proj"],
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_kinds_whose_factors_are_no_update_are_refused_for_looking_at_too(key, adapter):
+    with pytest.raises(AdapterError, match=f"the adapter uses {key}"):
+        document_of(adapter("one", **{key: REFUSED[key]}))

@@ -116,7 +116,36 @@ def test_values_parameters_and_times_are_those_of_the_game(tmp_path):
     assert interaction["low"] > 0.05
     assert metric["ranking"][0] == ["value"]
     assert metric["recommended"]["players"] == ["query", "value"]
-    assert document["latency"].startswith("not measured")
+    assert document["latency"] == {
+        "reason": "not measured: the study ended before, or is one of an earlier version; go on with --resume"
+    }
+
+
+def test_values_are_shown_per_millisecond_of_latency_where_that_was_measured_and_is_clear(tmp_path):
+    stored = Stored(tmp_path / "run")
+    stored.fill(by_size_and_seed)
+    players = {
+        "query": {"ms": 0.5, "low": 0.4, "high": 0.6},
+        "key": {"ms": 0.1, "low": -0.1, "high": 0.3},
+        "value": {"ms": 0.2, "low": None, "high": None},
+    }
+    how = {
+        "exact": True, "num_coalitions": 8, "rounds": 5, "tokens": 27, "rows": 1, "phase": "one pass", "device": "a processor",
+        "threads": 2, "torch": "2", "dtype": "float32", "quantization": None, "without_ms": 9.0, "with_all_ms": 9.8,
+    }  # fmt: skip
+    with Store.create(tmp_path / "run", stored.study, resume=True) as store:
+        store.set_info("latency", {"players": players, **how})
+    document = document_of(tmp_path / "run")
+    values = document["metrics"]["accuracy"]["values"]
+    assert values["query"]["per_ms_latency"] == pytest.approx(values["query"]["estimate"] / 0.5)
+    assert (values["key"]["per_ms_latency"], values["value"]["per_ms_latency"]) == (None, None)
+    assert document["latency"]["what"] == (
+        "unmerged, one pass over one row of 27 tokens, on a processor with 2 threads, float32; mean of 5 rounds; a merged "
+        "adapter adds none"
+    )
+    with Store.create(tmp_path / "run", stored.study, resume=True) as store:
+        store.set_info("latency", {"reason": "no time"})
+    assert document_of(tmp_path / "run")["latency"] == {"reason": "not measured: no time"}
 
 
 def test_a_study_that_is_not_complete_shows_worths_and_no_values(tmp_path):

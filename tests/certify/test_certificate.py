@@ -5,9 +5,9 @@ import json
 import pytest
 
 from lorascope.base_model import load_base
-from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
+from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, outputs
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import CheckFailed
+from lorascope.errors import CheckFailed, ModelError
 from lorascope.lora.peft_io import write_record
 
 # Warnings of libraries, when PEFT loads what a fault has left.
@@ -16,9 +16,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 FAULTS = [
     "nothing merged", "half of the modules", "alpha doubled", "fused projection transposed", "one nan", "overflows",
     "output layer tied", "tie lost", "other base", "base has moved on", "wrong revision", "keys match nothing",
-    "half of the tensors", "merged into packed base", "lost in rounding",
+    "half of the tensors", "merged into packed base", "lost in rounding", "pad token of another", "another class named",
+    "other end of text", "other start of decoder", "factors left in the file", "packed base has moved on", "experts swapped",
 ]  # fmt: skip
-GOOD = [("gpt2", "small", "float32"), ("bert", "large", "bfloat16"), ("t5", "small", "float16"), ("llama", "large", "float32")]
+GOOD = [
+    ("gpt2", "small", "float32"), ("bert", "large", "bfloat16"), ("t5", "small", "float16"), ("llama", "large", "float32"),
+    ("mixtral", "small", "bfloat16"), ("gpt2-classifier", "large", "float32"),
+]  # fmt: skip
+SPECIAL = [
+    "llama large float32 configuration names another dtype", "bert large bfloat16 head in float32",
+    "qwen2 large float32 embeddings saved along", "gpt2-classifier large float32 head in the tokenizer s padding",
+    "bert large float32 with a task", "llama small bfloat16 from float32",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -37,8 +46,7 @@ def test_a_good_merge_of_peft_s_or_ours_holds(merge_faults, scene, family, size,
     made = scene(family, size, dtype)
     by_peft = certify(made.claim())
     assert by_peft.failures == []
-    merge_faults.merge_with_lorascope(made)
-    ours = certify(made.claim())
+    ours = merge_faults.merge_with_lorascope(made)
     assert ours.failures == []
     document = json.loads(certificate_text(ours), parse_constant=pytest.fail)
     assert document["level"] == "outputs"
@@ -46,6 +54,31 @@ def test_a_good_merge_of_peft_s_or_ours_holds(merge_faults, scene, family, size,
     assert document["merged"]["dtype"] == dtype
     assert {"base alone, float32", "merged, reloaded"} <= {row["name"] for row in document["comparisons"]}
     assert len(document["modules"]) == len(made.deltas())
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_good_merge_of_a_special_base_or_adapter_holds(merge_faults, name, tmp_path):
+    (good,) = [one for one in merge_faults.good_merges() if one.name == name]
+    certificate = merge_faults.certify_good(good, tmp_path)
+    assert certificate.failures == []
+    verdicts = {check["name"]: check["verdict"] for check in certificate.document["checks"]}
+    assert verdicts["reloaded-equals-memory"] == "holds"
+    assert certificate.document["level"] == "outputs"
+
+
+def test_an_adapter_that_cannot_be_run_fails_where_outputs_were_asked_for_and_else_is_told(scene, monkeypatch, tmp_path):
+    made = scene("bert")
+
+    def fails(*_):
+        raise ModelError("no room")
+
+    monkeypatch.setattr("lorascope.certify.certificate.compare_outputs", fails)
+    assert any("tensors alone were compared" in warning for warning in certify(made.claim()).document["warnings"])
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
+    task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
+    assert certify(made.claim(), task).failures == [
+        "outputs: the task's score was asked for, and no model was run: the adapter cannot be run unmerged (no room)"
+    ]
 
 
 def test_a_task_s_examples_are_the_inputs_and_its_score_is_compared(scene, tmp_path):
@@ -71,6 +104,19 @@ def test_a_model_that_may_not_be_loaded_gets_a_certificate_of_its_tensors_that_s
     assert not certify(made.claim(tensors_only="the base takes 90 GB")).holds
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_memory_that_runs_out_is_no_fault_of_the_merge(error, scene, monkeypatch):
+    def runs_out(self, reference):
+        raise error
+
+    monkeypatch.setattr(outputs._Run, "merged", runs_out)
+    certificate = certify(scene("gpt2").claim())
+    assert certificate.holds
+    assert certificate.document["level"] == "tensors"
+    assert "memory ran out while the models were run" in certificate.document["why_level"]
+    assert any("tensors alone were compared: memory ran out" in warning for warning in certificate.document["warnings"])
+
+
 @pytest.mark.parametrize(("family", "dtype"), [("bert", "float32"), ("t5", "bfloat16")])
 def test_the_checksum_that_a_trial_leaves_with_its_adapter_is_that_of_its_base(scene, family, dtype):
     made = scene(family)
@@ -92,6 +138,7 @@ def test_memory_and_disk_and_four_bits_are_compared(scene):
     rows = {(row["name"], row["against"]) for row in certificate.document["comparisons"]}
     assert ("merged, reloaded", "merged in memory") in rows
     assert ("merged and quantised (nf4)", "adapter, float32") in rows
+    assert ("merged, reloaded", "adapter on the nf4 base") in rows
     assert "not the nf4 base" in certificate.document["base"]["merged_into"]
 
 

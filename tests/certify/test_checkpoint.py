@@ -1,4 +1,4 @@
-"""Model files are read as they lie on the disk: the numbers that were written, and what does not hold together is told."""
+"""Of a model's files it is told what does not hold together; how they are cut into files does not matter."""
 
 import json
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorascope.certify import checkpoint
-from lorascope.certify.checkpoint import open_checkpoint, read_header
+from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.errors import ModelError
 
 TENSORS = {
@@ -17,24 +16,6 @@ TENSORS = {
     "d": torch.arange(5),
     "e": torch.zeros(0, 3),
 }
-
-
-def test_tensors_are_those_that_safetensors_wrote(tmp_path):
-    save_file(TENSORS, tmp_path / "model.safetensors")
-    stored = read_header(tmp_path / "model.safetensors")
-    assert stored.keys() == TENSORS.keys()
-    for name, value in TENSORS.items():
-        assert stored[name].read().dtype == value.dtype
-        assert torch.equal(stored[name].read(), value)
-
-
-def test_runs_of_rows_put_together_are_the_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "CHUNK", 9)
-    save_file(TENSORS, tmp_path / "model.safetensors")
-    stored = read_header(tmp_path / "model.safetensors")["a.weight"]
-    runs = list(stored.chunks())
-    assert runs == [(0, 2), (2, 4), (4, 6)]
-    assert torch.equal(torch.cat([stored.read(*rows) for rows in runs]), TENSORS["a.weight"])
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "shards"])
@@ -67,17 +48,6 @@ def test_shards_that_do_not_fit_their_index_are_told(tmp_path):
     assert any("which is not there" in problem for problem in open_checkpoint(tmp_path).problems)
     save_file({"y": torch.zeros(1)}, tmp_path / "model-00003-of-00003.safetensors")
     assert any("lies beside" in problem for problem in open_checkpoint(tmp_path).problems)
-
-
-def test_a_file_that_ends_early_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file(TENSORS, path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ModelError, match="cut short"):
-        open_checkpoint(tmp_path)
-    path.write_bytes(b"{}")
-    with pytest.raises(ModelError, match="no valid safetensors file"):
-        open_checkpoint(tmp_path)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):

@@ -21,8 +21,8 @@ from lorascope.certify.tensors import ModuleFigures, TensorFigures
 
 
 def module(ratio=0.01, **values):
-    figures = {"module": "h.0.q", "update_norm": 1e-6, "weight_norm": 1.0, "arrived": 1.0, "rounding": 0.4, "nonfinite": 0}
-    return ModuleFigures(**{**figures, "ratio": ratio, "overflows": 0, **values})
+    figures = {"module": "h.0.q", "update_norm": 1e-6, "weight_norm": 1.0, "arrived": 1.0, "rounding": 0.4, "recast": 0.0}
+    return ModuleFigures(**{**figures, "ratio": ratio, "nonfinite": 0, "overflows": 0, **values})
 
 
 def row(name, kl=0.0, relative=0.0, against=REFERENCE, nonfinite=0, scores=None):
@@ -38,6 +38,19 @@ def verdicts(found):
 @pytest.mark.parametrize(("ratio", "verdict"), [(0.29, "holds"), (0.31, "warning"), (0.89, "warning"), (0.91, "fails")])
 def test_an_update_is_measured_by_its_own_size(ratio, verdict):
     found = checks.tensor_checks(TensorFigures(modules=[module(), module(ratio, update_norm=1e-12)]), (), "float32")
+    assert verdicts(found)["update-arrived"] == verdict
+
+
+@pytest.mark.parametrize(("arrived", "verdict"), [(0.49, "fails"), (0.79, "warning"), (1.0, "holds"), (1.3, "warning")])
+def test_where_the_base_itself_was_rounded_the_share_that_arrived_decides(arrived, verdict):
+    # A ratio of 3 is what rounding W to another dtype comes to, for the unmerged adapter too.
+    found = checks.tensor_checks(TensorFigures(modules=[module(3.0, arrived=arrived, recast=3.0)]), (), "bfloat16")
+    assert verdicts(found)["update-arrived"] == verdict
+
+
+@pytest.mark.parametrize(("arrived", "verdict"), [(0.81, "holds"), (1.19, "holds"), (1.21, "warning"), (0.79, "warning")])
+def test_an_update_that_arrived_in_part_is_worth_a_warning(arrived, verdict):
+    found = checks.tensor_checks(TensorFigures(modules=[module(0.2, arrived=arrived)]), (), "bfloat16")
     assert verdicts(found)["update-arrived"] == verdict
 
 
@@ -73,6 +86,7 @@ def test_every_kind_of_wrong_tensor_fails():
     }.items():
         assert verdicts(checks.tensor_checks(figures, (), "float32"))[name] == "fails"
     assert verdicts(checks.tensor_checks(TensorFigures(misfits=["a is [1]"]), (), "float32"))["tensors-present"] == "fails"
+    assert verdicts(checks.tensor_checks(TensorFigures(leftover=["a.lora_A"]), (), "float32"))["tensors-present"] == "fails"
     assert verdicts(checks.tensor_checks(TensorFigures(), ("a stale shard",), "float32"))["tensors-present"] == "fails"
     assert verdicts(checks.tensor_checks(TensorFigures(untied=["a, b"]), (), "float32"))["tied-embeddings"] == "warning"
 
@@ -88,8 +102,18 @@ def outputs(*rows, **values):
 def test_divergence_is_measured_by_that_of_the_unmerged_adapter(merged, unmerged, verdict):
     found = checks.output_checks(outputs(row(UNMERGED, unmerged), row(RELOADED, merged)), "bfloat16")
     assert verdicts(found)[f"kl ({RELOADED})"] == verdict
-    packed = outputs(row(RELOADED), row(QUANTISED, merged), row(UNMERGED_QUANTISED, unmerged))
+    rows = (row(RELOADED), row(QUANTISED, merged), row(UNMERGED_QUANTISED, unmerged))
+    packed = outputs(*rows, packing_asked=True)
     assert verdicts(checks.output_checks(packed, "bfloat16"))[f"kl ({QUANTISED})"] == verdict
+    by_itself = verdicts(checks.output_checks(outputs(*rows), "bfloat16"))[f"kl ({QUANTISED})"]
+    assert by_itself == ("warning" if verdict == "fails" else verdict)
+
+
+def test_four_bits_that_nobody_asked_for_and_cannot_be_tried_are_not_judged():
+    found = checks.output_checks(outputs(row(RELOADED), not_packed="bitsandbytes is not installed"), "float32")
+    assert verdicts(found)[f"kl ({QUANTISED})"] == "not judged"
+    broken = outputs(row(RELOADED), row(QUANTISED, nonfinite=3))
+    assert "fails" not in verdicts(checks.output_checks(broken, "float32")).values()
 
 
 def test_float32_logits_may_differ_by_a_hundred_thousandth():
@@ -106,10 +130,19 @@ def test_where_float32_itself_costs_more_the_unmerged_adapter_is_the_measure():
         assert verdicts(found)[f"relative-difference ({RELOADED})"] == verdict
 
 
-def test_the_disk_must_give_back_what_was_in_memory():
-    for relative, verdict in ((1e-7, "holds"), (1e-4, "fails")):
-        rows = (row(RELOADED), row(IN_MEMORY), row(RELOADED, 0.0, relative, against=IN_MEMORY))
-        assert verdicts(checks.output_checks(outputs(*rows), "float32"))["reloaded-equals-memory"] == verdict
+def test_that_there_was_no_room_to_measure_float32_is_said():
+    found = checks.output_checks(outputs(row(RELOADED, 0.0, 3e-5), no_float64="1 GB is free"), "float32")
+    (check,) = [one for one in found if one.name == f"relative-difference ({RELOADED})"]
+    assert check.verdict == "fails"
+    assert check.says.endswith("what float32 itself costs was not measured: 1 GB is free")
+
+
+def test_the_disk_must_give_back_the_bits_that_were_in_memory():
+    rows = (row(RELOADED), row(IN_MEMORY), row(RELOADED, 0.0, 1e-9, against=IN_MEMORY))
+    for names, verdict in (((), "holds"), (("h.0.q.weight",), "fails")):
+        found = checks.output_checks(outputs(*rows, reloaded_otherwise=names), "bfloat16")
+        assert verdicts(found)["reloaded-equals-memory"] == verdict
+    assert "reloaded-equals-memory" not in verdicts(checks.output_checks(outputs(row(RELOADED)), "bfloat16"))
 
 
 def test_models_that_cannot_be_run_or_answer_nan_fail():
@@ -124,19 +157,22 @@ def test_inputs_that_do_not_see_the_adapter_are_told():
     assert checks.effect_check(outputs(row(UNMERGED, 0.0, 2e-2)), row(BASE, 1e-3, 1e-2)).verdict == "warning"
 
 
-def test_only_what_a_merge_may_change_may_differ_in_the_configuration():
-    base = {"rope_theta": 1e4, "dtype": "float32", "architectures": None}
-    merged = base | {"dtype": "bfloat16", "architectures": ["LlamaForCausalLM"]}
-    assert checks.configuration_check(base, merged, "bfloat16").verdict == "holds"
-    assert "rope_theta" in checks.configuration_check(base, merged | {"rope_theta": 1e5}, "bfloat16").says
-    assert checks.configuration_check(base, merged, "float16").verdict == "fails"
+def test_without_models_a_comparison_that_was_asked_for_fails_and_another_is_a_warning():
+    assert checks.tensors_only_check("no room", "the task's score").verdict == "fails"
+    assert checks.tensors_only_check("no room", None).verdict == "warning"
 
 
-def test_classes_must_be_in_the_adapters_order():
-    config = {"id2label": {0: "no", 1: "yes"}}
-    assert checks.labels_check(["no", "yes"], config).verdict == "holds"
-    assert checks.labels_check(["yes", "no"], config).verdict == "fails"
-    assert checks.labels_check([], config) is None
+def test_an_adapter_has_to_be_whole_and_to_fit():
+    assert verdicts(checks.adapter_checks([], [], [], 2)) == {"adapter-whole": "holds", "adapter-fits": "holds"}
+    assert verdicts(checks.adapter_checks(["NaN"], [], [], 2))["adapter-whole"] == "fails"
+    for nowhere in ((["a"], [], 2), ([], ["a is [1]"], 2), ([], [], 0)):
+        assert verdicts(checks.adapter_checks([], *nowhere))["adapter-fits"] == "fails"
+
+
+def test_a_copy_of_the_base_that_is_not_the_base_fails():
+    assert checks.copies_check([], 0) is None
+    assert checks.copies_check([], 1).verdict == "holds"
+    assert checks.copies_check(["h.0.q.weight"], 1).verdict == "fails"
 
 
 def test_another_revision_and_another_checksum_fail():

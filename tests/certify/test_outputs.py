@@ -1,9 +1,24 @@
 """What the models answer: the reference is the adapter as PEFT runs it, and everything else is compared with it."""
 
+import json
+
 import pytest
 from peft import PeftModel
 
-from lorascope.certify.outputs import BASE, REFERENCE, RELOADED, UNMERGED, compare_outputs
+from lorascope.certify.outputs import (
+    BASE,
+    IN_MEMORY,
+    QUANTISED,
+    REFERENCE,
+    RELOADED,
+    UNMERGED,
+    UNMERGED_FLOAT64,
+    UNMERGED_QUANTISED,
+    _Run,
+    compare_outputs,
+    load_untouched,
+    state_digests,
+)
 from lorascope.config import EvaluateConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,6 +42,91 @@ def test_a_model_that_is_the_adapter_in_peft_does_not_differ_from_the_reference(
     adapted = PeftModel.from_pretrained(made.load(), str(made.adapter)).eval()
     outputs = compare_outputs(made.claim(in_memory=lambda: adapted), None, EvaluateConfig())
     assert outputs.find("merged in memory").difference.relative_difference < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
+def test_the_disk_gives_back_the_bits_that_were_in_memory(family, merge_faults, scene):
+    made = scene(family, "large", "float16")
+    document = merge_faults.merge_with_lorascope(made).document
+    verdicts = {check["name"]: check["verdict"] for check in document["checks"]}
+    assert verdicts["reloaded-equals-memory"] == "holds"
+    model, new = load_untouched(made.merged, made.task_type)
+    digests = state_digests(model)
+    assert new == ()
+    assert state_digests(model.float()) == digests
+    next(model.parameters()).data[0, 0] += 1e-3
+    assert state_digests(model) != digests
+
+
+def test_nothing_is_repaired_for_the_merged_model(scene):
+    made = scene("gpt2-classifier")
+    assert compare_outputs(made.claim(), None, EvaluateConfig()).unloadable is None
+    made.configure(pad_token_id=None)
+    assert "padding token" in compare_outputs(made.claim(), None, EvaluateConfig()).unloadable
+    made.configure(pad_token_id=7)
+    outputs = compare_outputs(made.claim(), None, EvaluateConfig())
+    assert outputs.find(RELOADED).difference.relative_difference > 0.01
+
+
+def test_a_classifier_whose_tokenizer_cannot_pad_is_no_use(scene):
+    made = scene("gpt2-classifier")
+    path = made.merged / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}))
+    assert "has no pad token" in compare_outputs(made.claim(), None, EvaluateConfig()).unloadable
+
+
+def test_a_tensor_that_loaders_make_up_is_told(scene):
+    made = scene("llama")
+    made.edit(lambda tensors: tensors.__delitem__("model.norm.weight"))
+    assert compare_outputs(made.claim(), None, EvaluateConfig()).new_parameters == ("model.norm.weight",)
+
+
+def test_an_adapter_trained_in_four_bits_is_compared_in_them_without_being_asked(scene):
+    pytest.importorskip("bitsandbytes")
+    made = scene("llama")
+    outputs = compare_outputs(made.claim(trained_in="nf4"), None, EvaluateConfig())
+    assert (outputs.packing_asked, outputs.not_packed) == (False, None)
+    assert outputs.find(QUANTISED).difference.kl > 0
+    in_full = outputs.find(RELOADED, UNMERGED_QUANTISED)
+    assert 0 < in_full.difference.kl < outputs.find(BASE).difference.kl
+
+
+def test_without_bitsandbytes_the_four_bits_that_nobody_asked_for_are_left_out_and_told(scene, monkeypatch):
+    monkeypatch.setattr("lorascope.certify.outputs.find_spec", lambda name: None)
+    outputs = compare_outputs(scene("llama").claim(trained_in="nf4"), None, EvaluateConfig())
+    assert "bitsandbytes is not installed" in outputs.not_packed
+    assert outputs.find(QUANTISED) is None
+
+
+def test_what_float32_costs_is_measured_where_either_merge_is_far_off_or_it_is_said_why_not(scene, monkeypatch):
+    made = scene("llama", "small")
+    shifted = made.load()
+    shifted.lm_head.weight.data += 1e-3
+    claim = made.claim(in_memory=lambda: shifted)
+    outputs = compare_outputs(claim, None, EvaluateConfig())
+    assert (
+        outputs.find(RELOADED).difference.relative_difference < 1e-5 < outputs.find(IN_MEMORY).difference.relative_difference
+    )
+    assert outputs.find(UNMERGED_FLOAT64) is not None
+    monkeypatch.setattr("lorascope.certify.outputs.why_tensors_only", lambda model, copies: "1 GB is free")
+    outputs = compare_outputs(claim, None, EvaluateConfig())
+    assert (outputs.find(UNMERGED_FLOAT64), outputs.no_float64) == (None, "1 GB is free")
+
+
+def test_a_model_that_does_not_run_in_float64_is_judged_without_and_that_is_told(scene, monkeypatch):
+    made = scene("mixtral")  # whose experts have no such kernel in torch 2.13
+    made.reweigh(lambda name: 1.01)
+    unmerged = _Run.unmerged
+
+    def runs_in_float32(self, saved, reference, kind, name):
+        if kind == "float64":
+            raise RuntimeError("Expected mat_a to be Float32, got Double")
+        return unmerged(self, saved, reference, kind, name)
+
+    monkeypatch.setattr(_Run, "unmerged", runs_in_float32)
+    outputs = compare_outputs(made.claim(), None, EvaluateConfig())
+    assert outputs.find(RELOADED).difference.relative_difference > 1e-5
+    assert outputs.no_float64 == "the model does not run in float64 (Expected mat_a to be Float32, got Double)"
 
 
 def test_a_merged_model_that_cannot_be_loaded_is_a_result_and_no_error(scene):

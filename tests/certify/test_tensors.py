@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from lorascope.base_model import head_modules, weights_checksum
-from lorascope.certify import checkpoint
 from lorascope.certify.checkpoint import open_checkpoint
-from lorascope.certify.tensors import Layout, base_weights_checksum, compare_tensors, place
+from lorascope.certify.layout import Layout
+from lorascope.certify.tensors import compare_tensors
 from lorascope.certify.update import read_updates
+from lorascope.lora import stored_tensors
 
 
 def compared(scene, ties=None):
@@ -29,7 +29,7 @@ def test_peft_s_own_merge_is_the_base_plus_the_update(scene, family):
         assert module.ratio < 1e-6
         assert module.arrived == pytest.approx(1.0, abs=1e-6)
         assert module.rounding < 1.0
-    nothing_wrong = (figures.differing, figures.nonfinite, figures.absent, figures.homeless, figures.misfits, figures.tied)
+    nothing_wrong = (figures.differing, figures.nonfinite, figures.absent, figures.leftover, figures.misfits, figures.tied)
     assert all(not one for one in nothing_wrong)
     assert figures.num_equal + len(figures.modules) >= len(load_file(made.merged / "model.safetensors")) - 1
 
@@ -46,7 +46,7 @@ def test_a_ratio_of_one_is_a_merge_that_did_nothing(scene):
 def test_figures_do_not_depend_on_how_many_rows_are_read_at_a_time(scene, monkeypatch):
     made = scene("gpt2", dtype="bfloat16")
     whole = compared(made)
-    monkeypatch.setattr(checkpoint, "CHUNK", 100)
+    monkeypatch.setattr(stored_tensors, "CHUNK_NUMBERS", 100)
     for one, other in zip(compared(made).modules, whole.modules, strict=True):
         assert one.ratio == pytest.approx(other.ratio, rel=1e-6)
         assert one.update_norm == pytest.approx(other.update_norm, rel=1e-6)
@@ -71,19 +71,54 @@ def test_ties_are_as_in_the_base_or_told(scene):
     assert [name for name, *_ in figures.differing] == ["lm_head.weight"]
 
 
-def test_names_of_old_and_without_the_body_s_prefix_find_their_place(scene):
-    layout = Layout.of(scene("bert").claim().model)
-    assert layout.name_of("encoder.layer.0.attention.output.LayerNorm.gamma") is not None
-    assert layout.name_of("bert.embeddings.word_embeddings.weight") == "bert.embeddings.word_embeddings.weight"
-    assert layout.name_of("cls.predictions.bias") is None
-    placed = place(layout, open_checkpoint(scene("bert").base))
-    assert set(placed.absent) == {"classifier.weight", "classifier.bias"}
+def test_experts_that_the_loader_joins_are_compared_by_their_names_in_the_files(scene):
+    made = scene("mixtral")
+    figures = compared(made)
+    assert (figures.absent, figures.leftover, figures.misfits, figures.differing) == ([], [], [], [])
+    assert len(figures.modules) == len(made.deltas())
+    expert = next(name for name in load_file(made.merged / "model.safetensors") if name.endswith("experts.2.w1.weight"))
+    made.edit(lambda tensors: tensors[expert].add_(0.5))
+    assert [name for name, *_ in compared(made).differing] == [expert.removeprefix("model.")]
+    made.edit(lambda tensors: tensors.__delitem__(expert))
+    assert compared(made).absent == [expert.removeprefix("model.")]
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("bert", torch.float32), ("gpt2", torch.bfloat16)])
-def test_the_base_s_checksum_is_that_of_the_loaded_base(scene, family, dtype):
-    made = scene(family)
-    claim = made.claim()
-    heads = head_modules(claim.model, claim.task_type)
-    loaded = weights_checksum(made.load(str(dtype).removeprefix("torch.")), heads)
-    assert base_weights_checksum(Layout.of(claim.model), open_checkpoint(made.base), heads, dtype) == loaded
+def test_tensors_without_a_place_are_told_and_buffers_of_old_are_not(scene):
+    made = scene("gpt2")
+
+    def change(tensors):
+        tensors["transformer.h.0.attn.c_attn.lora_A.weight"] = torch.full((2, 2), float("nan"))
+        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+
+    made.edit(change)
+    assert compared(made).leftover == ["transformer.h.0.attn.c_attn.lora_A.weight"]
+
+
+def test_a_head_in_another_dtype_than_the_body_keeps_it(scene):
+    made = scene("bert", dtype="bfloat16")
+    merged = load_file(made.merged / "model.safetensors")
+    head = {name: value.float() for name, value in merged.items() if name.startswith("classifier")}
+    save_file(merged | head, made.merged / "model.safetensors")
+    held = load_file(made.base / "model.safetensors")
+    save_file(held | {name: torch.zeros_like(value) for name, value in head.items()}, made.base / "model.safetensors")
+    layout, adapter = Layout.of(made.claim().model), read_updates(made.adapter)
+    base, merged = open_checkpoint(made.base), open_checkpoint(made.merged)
+    assert compare_tensors(layout, layout.tied, base, merged, adapter, "as-base").strays == {}
+    assert compare_tensors(layout, layout.tied, base, merged, adapter, "bfloat16").strays != {}
+
+
+def test_where_the_dtype_changes_the_base_s_own_rounding_is_no_part_of_the_ratio(scene):
+    made = scene("llama", "small", "bfloat16", base_dtype="float32")
+    for module in compared(made).modules:
+        assert module.recast > 0.05
+        assert module.arrived == pytest.approx(1.0, abs=0.2)
+    assert all(module.recast == 0.0 for module in compared(scene("llama", "large", "bfloat16")).modules)
+
+
+def test_an_embedding_that_was_saved_along_is_the_base_s(scene):
+    made = scene("qwen2")
+    path = made.adapter / "adapter_model.safetensors"
+    embedding = load_file(made.base / "model.safetensors")["model.embed_tokens.weight"]
+    save_file({**load_file(path), "base_model.model.model.embed_tokens.weight": embedding}, path)
+    figures = compared(made)
+    assert (figures.tied, figures.untied, figures.differing) == ([], [], [])

@@ -70,13 +70,28 @@ def test_nan_and_lone_factors_are_told(tiny_model, tmp_path):
     save_file(tensors, path)
     problems = " ".join(read_updates(tmp_path).problems)
     assert "NaN" in problems
+    assert read_updates(tmp_path).nonfinite == (first,)
     assert "one factor alone" in problems
+
+
+def test_a_frozen_weight_that_was_saved_beside_its_update_is_a_copy_and_replaces_nothing(tiny_model, tmp_path):
+    make_adapter(tiny_model("llama", "CAUSAL_LM", torch.float32), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    module = "model.layers.0.self_attn.q_proj"
+    weight, bias = torch.ones(16, 16), torch.ones(16)
+    more = {f"base_model.model.{module}.base_layer.weight": weight, f"base_model.model.{module}.base_layer.bias": bias}
+    save_file({**load_file(path), **more}, path)
+    adapter = read_updates(tmp_path)
+    assert torch.equal(adapter.copies[f"{module}.weight"], weight)
+    assert torch.equal(adapter.replaced[f"{module}.bias"], bias)
+    assert f"{module}.weight" not in adapter.replaced
+    assert adapter.problems == ()
 
 
 def test_a_damaged_adapter_is_refused(tiny_model, tmp_path):
     make_adapter(tiny_model("llama", "CAUSAL_LM", torch.float32), tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(AdapterError, match="no valid safetensors file"):
+    with pytest.raises(AdapterError, match="the checkpoint cannot be read"):
         read_updates(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[")
     with pytest.raises(AdapterError, match="cannot be read"):

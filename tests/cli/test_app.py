@@ -135,12 +135,13 @@ def test_an_exported_adapter_scores_the_same_from_the_command_line(cli, finished
         assert json.loads(ended.out)["metrics"]["accuracy"] == trial["metrics"]["accuracy"]
         assert json.loads(ended.out)["metrics"] == pytest.approx(trial["metrics"], rel=1e-6)
         assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 6
-    assert re.match(r"accuracy 0\.\d{4}\n", cli(*command, "--max-length", 32).out)
+    command[1] = command[1].parent  # a trial's directory stands for its adapter
+    assert re.match(r"accuracy 0\.\d{4}\n", cli(*command, "--max-length", 32, "--device", "cpu").out)
 
 
 def test_an_adapter_enters_a_study_once(cli, finished, study_file, tmp_path):
     adapter = finished / json.loads(cli("results", finished, "--json").out)["trials"][0]["adapter"]
-    options = ["--adapter", adapter, "--adapter", f"{adapter}/", "--json"]
+    options = ["--adapter", adapter, "--adapter", f"{adapter}/", "--adapter", adapter.parent, "--json"]
     ended = cli("run", study_file(train={"max_steps": 0}), "--out", tmp_path / "more", *options)
     trials = json.loads(ended.out)["trials"]
     assert [trial["config"].get("path") for trial in trials] == [None, None, str(adapter)]
@@ -607,13 +608,24 @@ def test_a_shapley_study_is_planned_run_and_shown(cli, study_file, tmp_path):
     assert [trial["config"]["targets"] for trial in planned["trials"][::2]] == [[], ["query"], ["value"], ["query", "value"]]
     assert planned["shapley"]["num_coalitions"] == 4
     assert "all 4 coalitions of 2 players" in " ".join(cli("plan", path).out.split())
-    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--json").out)
+    ended = cli("run", path, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
     metric = document["shapley"]["metrics"]["eval_loss"]
     assert document["shapley"]["game"] == "usefulness"
     assert sum(one["estimate"] for one in metric["values"].values()) == pytest.approx(metric["full"]["estimate"])
+    latency = document["shapley"]["latency"]
+    assert list(latency["players"]) == ["query", "value"]
+    assert (latency["num_coalitions"], latency["rounds"], latency["exact"]) == (4, 5, True)
+    assert latency["what"].startswith("unmerged, one pass over one row of ")
+    for player, value in metric["values"].items():
+        ms = latency["players"][player]
+        clear = ms["low"] is not None and ms["low"] > 0
+        assert value["per_ms_latency"] == (pytest.approx(value["estimate"] / ms["ms"]) if clear else None)
     assert json.loads(cli("results", tmp_path / "run", "--json").out)["shapley"] == document["shapley"]
     shown = cli("results", tmp_path / "run").out
-    for text in ("usefulness: every coalition was trained anew", "recommended:", "interaction of query and value", "●"):
+    texts = ("usefulness: every coalition was trained anew", "recommended:", "interaction of query and value", "●")
+    for text in (*texts, "latency in ms: query"):
         assert text in shown
 
 

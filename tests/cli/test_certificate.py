@@ -13,6 +13,7 @@ def document():
     row = {"max_difference": 2e-6, "relative_difference": 1e-7, "kl": 3e-12, "kl_max": 4e-11, "top1_agreement": 0.995}
     return {
         "holds": True,
+        "level": "outputs",
         "why_level": None,
         "base": {"merged_into": "the weights of base as its files hold them (float32)"},
         "adapter": {"directory": "runs/[a]/adapter", "modules": 6, "scalings": [2.0]},
@@ -60,9 +61,11 @@ def test_a_failure_is_said_first(document):
 
 
 def test_tensors_alone_say_so_and_missing_figures_are_dashes(document):
-    document |= {"inputs": None, "comparisons": [], "why_level": "the base takes 90 GB", "effect": {}}
+    document |= {"inputs": None, "comparisons": [], "level": "tensors", "why_level": "the base takes 90 GB", "effect": {}}
     document["modules"][0] |= {"ratio": None, "arrived": None, "weight_norm": 0.0}
     text = screen(document)
     assert "tensors alone: the base takes 90 GB" in text
     assert "none was measured" in text
+    document |= {"level": "beforehand", "why_level": "nothing was merged"}
+    assert "adapter and base: nothing was merged" in screen(document)
     assert next(line for line in text.splitlines() if "layer.0.query" in line).count("–") == 3

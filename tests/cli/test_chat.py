@@ -168,8 +168,8 @@ def interrupting(monkeypatch, after, times=1):
     original = inference.stream
     come = []
 
-    def stream(*arguments):
-        for piece in original(*arguments):
+    def stream(*arguments, **named):
+        for piece in original(*arguments, **named):
             come.append(piece)
             if len(come) == after:
                 for _ in range(times):
@@ -219,12 +219,12 @@ def test_a_second_ctrl_c_ends_the_session_with_130(talk, cli, monkeypatch, model
 
 
 class Terminal:
-    """A process on a terminal of its own."""
+    """Python on a terminal of its own."""
 
     def __init__(self, *arguments):
         self._own, theirs = pty.openpty()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-        command = [sys.executable, "-m", "lorascope", *map(str, arguments)]
+        command = [sys.executable, *map(str, arguments)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         os.close(theirs)
@@ -247,15 +247,50 @@ class Terminal:
     def type(self, line):
         os.write(self._own, f"{line}\n".encode())
 
+    def end_of_input(self):
+        os.write(self._own, b"\x04")
+
     def close(self):
         self.process.kill()
         self.process.wait()
         os.close(self._own)
 
 
+# Between the prompt and the wait for a key C alone runs, as it does when a signal comes from outside: no handler of Python's.
+INTERRUPTED_AT_EVERY_PROMPT = """
+import ctypes, functools, readline, signal, sys
+from types import SimpleNamespace
+from lorascope.cli.chat import Chat
+
+readline.set_pre_input_hook(functools.partial(ctypes.CDLL(None)["raise"], signal.SIGINT))
+session = SimpleNamespace(model="a model", names=("base",), turns=SimpleNamespace(form="template"))
+try:
+    Chat(SimpleNamespace(session=session, speaker="base")).run()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_ctrl_c_between_the_prompt_and_the_wait_for_a_key_is_not_lost():
+    terminal = Terminal("-c", INTERRUPTED_AT_EVERY_PROMPT)
+    try:
+        terminal.until("[base] > ")
+        terminal.until("Ctrl-C once more", seconds=60)
+        terminal.until("[base] > ")
+        assert terminal.process.wait(60) == 130
+    finally:
+        terminal.close()
+
+
+def test_after_a_stopped_answer_it_is_told_what_one_more_ctrl_c_does(talk, monkeypatch):
+    interrupting(monkeypatch, after=3)
+    ended = talk("the river", "and London")
+    assert ended.err.count("Ctrl-C once more, or /quit, ends the session") == 1
+
+
 @pytest.mark.slow
 def test_on_a_terminal_a_prompt_names_who_answers_and_answers_stand_side_by_side(model_directory):
-    terminal = Terminal("chat", "--base", model_directory("gpt2"), "--max-new-tokens", 5)
+    terminal = Terminal("-m", "lorascope", "chat", "--base", model_directory("gpt2"), "--max-new-tokens", 5)
     try:
         assert "/help lists commands" in terminal.until("[base] > ")
         terminal.type("the river")
@@ -265,7 +300,7 @@ def test_on_a_terminal_a_prompt_names_who_answers_and_answers_stand_side_by_side
         os.killpg(terminal.process.pid, signal.SIGINT)
         terminal.until("Ctrl-C once more")
         terminal.until("[base] > ")
-        os.write(terminal._own, b"\x04")
+        terminal.end_of_input()
         assert terminal.process.wait(60) == 0
     finally:
         terminal.close()

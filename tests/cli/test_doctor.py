@@ -80,7 +80,7 @@ def test_a_planted_fault_reaches_the_exit_code(cli, monkeypatch):
 def test_the_users_own_base_is_tried_too(cli, checks, model_directory, monkeypatch):
     checks(Finding("fine"))
     monkeypatch.setattr(own_base, "_TEXT", "the acting is wooden")  # the tiny tokenizer knows few letters
-    ended = cli("doctor", "--device", "cpu", "--model", model_directory("gpt2"), "--json")
+    ended = cli("doctor", "--device", "cpu", "--base", model_directory("gpt2"), "--json")
     assert ended.code == 0, ended.err
     names = [one["check"] for one in json.loads(ended.out)["checks"]]
     assert names == ["check 0", *(row.name for row in table.OWN_BASE)]
@@ -91,7 +91,7 @@ def test_wrong_options_are_told_before_anything_is_checked(cli, checks, tmp_path
     ended = cli("doctor", "--device", "tpu")
     assert (ended.code, ended.out) == (2, "")
     assert "no device 'tpu' here" in ended.err
-    ended = cli("doctor", "--model", tmp_path / "nowhere")
+    ended = cli("doctor", "--base", tmp_path / "nowhere")
     assert (ended.code, ended.out) == (2, "")
     assert "no such model directory" in ended.err
 

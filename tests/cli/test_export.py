@@ -4,6 +4,7 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -43,6 +44,39 @@ def test_a_merged_model_comes_with_a_certificate_that_holds(cli, finished, tmp_p
     assert {"config.json", "model.safetensors", "merge-certificate.json", "README.md", "study.yaml"} <= set(document["files"])
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_merge_that_does_not_hold_shows_its_certificate_and_leaves_nothing(options, cli, finished, tmp_path, monkeypatch):
+    from lorascope.lora import merge_plan
+
+    monkeypatch.setattr(merge_plan.PlannedMerge, "after", lambda self, start, stop: self.before(start, stop).to(self.dtype))
+    ended = cli("export", finished, "--best", "--merged", "--out", tmp_path / "merged", *options)
+    assert ended.code == 3
+    assert "the merge does not hold" in ended.err
+    assert not (tmp_path / "merged").exists()
+    if options:
+        document = json.loads(ended.out)
+        assert (document["certificate"]["holds"], document["files"]) == (False, [])
+    else:
+        assert "THE MERGE DOES NOT HOLD" in ended.out
+
+
+def test_an_adapter_that_holds_nan_ends_with_three(cli, peft_adapter, tmp_path):
+    adapter, _ = peft_adapter("bert")
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
+    ended = cli("export", adapter, "--merged", "--out", tmp_path / "merged")
+    assert (ended.code, ended.out) == (3, "")
+    assert "NaN" in ended.err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_model_is_written_in_the_dtype_that_is_asked_for(cli, finished, tmp_path):
+    ended = cli("export", finished, "--best", "--merged", "--dtype", "float16", "--out", tmp_path / "merged", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["certificate"]["merged"]["dtype"] == "float16"
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float16"
+
+
 def test_a_trial_becomes_a_program(cli, finished, tmp_path):
     trial = next((finished / "trials").iterdir())
     ended = cli("export", trial, "--script", "--out", tmp_path / "script")
@@ -60,6 +94,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(cli, finished, tmp_path):
         (trial, "--out", tmp_path): "already exists; name a new directory with --out",
         (trial, "--merged", "--script", "--out", tmp_path / "x"): "--merged and --script exclude each other",
         (trial, "--script", "--licence", "MIT", "--out", tmp_path / "x"): "--licence has no effect with --script",
+        (trial, "--dtype", "float16", "--out", tmp_path / "x"): "--dtype has no effect without --merged; add --merged",
+        (trial, "--merged", "--dtype", "half", "--out", tmp_path / "x"): "--dtype: there is no dtype 'half'",
         (trial, "--licence", "apache2.0", "--out", tmp_path / "x"): "did you mean 'apache-2.0'",
         (trial / "adapter", "--trial", "y", "--out", tmp_path / "x"): "--trial chooses among the trials",
         (tmp_path / "nothing", "--out", tmp_path / "x"): "no such directory",

@@ -101,8 +101,15 @@ WRONG = {
     "an unknown figure": (["--figure", "efective_rank"], "did you mean 'effective_rank'?"),
     "another kind of picture": (["--plot", "picture.jpg"], "give FILE.svg or FILE.png"),
     "a task without data": (["--task", "sst2"], "with --data"),
-    "data without a task": (["--data", "somewhere"], "--data: it says how to compare hidden states"),
+    "a figure that JSON holds anyway": (["--figure", "std", "--json"], "--figure: it says what maps show, and --json holds"),
+    "data without a task": (["--data", "somewhere"], "--data: it says on what to compare or to score"),
+    "a split without a task": (["--split", "test"], "--split: it says on what to compare or to score"),
     "a limit without a task": (["--max-eval", "3"], "give one with --task"),
+    "a length without a task": (["--max-length", "64"], "give one with --task"),
+    "a base without a use": (["--base", "m"], "--base: the adapter's files are read alone, without a base"),
+    "a dtype without a use": (["--dtype", "bfloat16"], "--dtype: the adapter's files are read alone"),
+    "a device without a use": (["--device", "cpu"], "or give --task and --data, or --speed"),
+    "a device that is not here": (["--task", "sst2", "--data", "x", "--device", "abacus"], "no device 'abacus' here"),
 }
 
 
@@ -112,6 +119,19 @@ def test_wrong_options_are_refused_in_one_line(case, cli, adapter):
     ended = cli("inspect", adapter("one"), *options)
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert message in ended.err
+
+
+def test_kinds_of_lora_that_cannot_be_run_here_are_looked_at_and_refused_where_they_would_be_run(cli, adapter, data):
+    directory = adapter("one")
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    ended = cli("inspect", directory)
+    assert ended.code == 0
+    assert "warning: one: DoRA: the figures are of B·A" in ended.err
+    for options in (["--task", "file", "--data", data], ["--speed"]):
+        ended = cli("inspect", directory, *options)
+        assert (ended.code, ended.out) == (2, "")
+        assert "the adapter uses use_dora" in ended.err
 
 
 def test_what_is_no_adapter_is_refused_in_one_line(cli, tmp_path):

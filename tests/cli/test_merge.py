@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lorascope.lora.peft_io import write_record
+
 
 @pytest.fixture
 def adapter(peft_adapter):
@@ -42,6 +44,7 @@ def test_a_directory_that_holds_something_is_left_as_it_is(cli, adapter, tmp_pat
         (["--base", "/nowhere"], "/nowhere: no such model directory"),
         (["--task", "sst2"], "a task needs data, and data a task; give both --task and --data, or neither"),
         (["--quantization", "int8"], "--quantization: there is no quantization 'int8'"),
+        (["--quantization", "nf4", "--tensors-only"], "--tensors-only: outputs cannot be compared where no model may be run"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_leaves_nothing(options, message, cli, adapter, tmp_path):
@@ -61,6 +64,46 @@ def test_an_overflow_ends_with_three_and_no_directory_remains(cli, adapter, tmp_
     assert ended.code == 3
     assert "overflow float16; merge with --dtype bfloat16 or float32" in ended.err
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda name, value: {name: value * float("nan") if "lora_B" in name else value}, "holds NaN or infinite numbers"),
+        (lambda name, value: {name.replace("q_proj", "query"): value}, "of the adapter's tensors match nothing in the base"),
+    ],
+    ids=["nan", "keys"],
+)
+def test_an_adapter_that_is_none_of_this_base_ends_with_three_and_nothing_is_merged(break_it, message, cli, adapter, tmp_path):
+    path = adapter / "adapter_model.safetensors"
+    broken = {key: new for name, value in load_file(path).items() for key, new in break_it(name, value).items()}
+    save_file(broken, path)
+    before = set(tmp_path.iterdir())
+    ended = cli("merge", adapter, "--out", tmp_path / "merged")
+    assert ended.code == 3
+    assert message in ended.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_base_of_nan_ends_with_three(cli, adapter, model_directory, tmp_path):
+    base = shutil.copytree(model_directory("llama"), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, base / "model.safetensors")
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--base", base)
+    assert ended.code == 3
+    assert "the base holds NaN or infinite numbers" in ended.err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_refused_adapter_s_certificate_is_in_the_document(cli, adapter, tmp_path):
+    write_record(adapter, [], {"checksum": "0" * 64, "dtype": "float32", "quantization": None})
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
+    assert ended.code == 3
+    document = json.loads(ended.out, parse_constant=pytest.fail)
+    certificate = document["certificate"]
+    assert (document["files"], certificate["level"], certificate["why_level"]) == ([], "beforehand", "nothing was merged")
+    assert "base-checksum: the adapter was trained on other weights" in ended.err
 
 
 def test_a_missing_shard_of_the_base_is_named_and_no_directory_remains(cli, adapter, model_directory, tmp_path):
@@ -122,7 +165,7 @@ def test_a_merge_that_does_nothing_ends_with_three_and_no_directory_remains(opti
 
 
 def test_a_base_beyond_memory_gets_a_certificate_of_its_tensors(cli, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorascope.certify.claim._free_bytes", lambda: 1000)
+    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda: 1000)
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
     assert ended.code == 0, ended.err
     certificate = json.loads(ended.out)["certificate"]

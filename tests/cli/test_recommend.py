@@ -14,6 +14,12 @@ SMALL = ("--set", "train.max_steps=1", "--set", "seeds=[1]")
 RANKS = {"kind": "list", "trials": [{"r": 2, "targets": ["query"]}, {"r": 4, "targets": ["query"], "lora_dropout": 0.2}]}
 
 
+@pytest.fixture(autouse=True)
+def much_memory(monkeypatch):
+    """The rules do not depend on the machine that the tests run on."""
+    monkeypatch.setattr("lorascope.recommend.answer.total_bytes", lambda _: 64 * 10**9)
+
+
 def recommended(cli, *options):
     ended = cli("recommend", *options, "--json")
     assert ended.code == 0, ended.err
@@ -23,7 +29,7 @@ def recommended(cli, *options):
 @pytest.fixture
 def options(data, model_directory):
     """The task and the model of the tiny studies."""
-    return ("--task", "file", "--data", data, "--model", model_directory("bert"))
+    return ("--task", "file", "--data", data, "--base", model_directory("bert"))
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_a_config_alone_is_enough_of_a_model(cli, nowhere, model_directory, tmp_
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(model_directory("gpt2") / "config.json", bare)
-    document = recommended(cli, "--task", "squad", "--model", bare, *nowhere)
+    document = recommended(cli, "--task", "squad", "--base", bare, *nowhere)
     assert document["kind"] == "question answering"
     assert document["config"]["targets"] == "all-linear"
     assert document["forecast"]["trainable_params"] > 0
@@ -184,6 +190,20 @@ def test_under_eight_gigabytes_the_rule_is_four_bits_and_what_it_gives_up_is_sai
     assert any("gives up more than this model needs" in note for note in document["notes"])
     better = recommended(cli, *options, *nowhere, "--memory", "6GB", "--goal", "better")["config"]
     assert (better["r"], better["targets"]) == (32, "all-linear")
+
+
+def test_a_machine_under_eight_gigabytes_has_little_memory_without_being_told(cli, options, nowhere, monkeypatch):
+    monkeypatch.setattr("lorascope.recommend.answer.total_bytes", lambda _: 6 * 10**9)
+    document = recommended(cli, *options, *nowhere)
+    assert (document["config"]["r"], document["config"]["targets"]) == (4, ["query"])
+    assert any("with --memory 8GB it is what the rules give" in note for note in document["notes"])
+    assert recommended(cli, *options, *nowhere, "--memory", "8GB")["config"]["r"] == 16
+
+
+def test_a_goal_that_changes_nothing_is_a_note(cli, options, finished, tmp_path):
+    finished()
+    document = recommended(cli, *options, "--runs", tmp_path / "runs", "--goal", "faster")
+    assert any(note.startswith("goal faster leaves ") for note in document["notes"])
 
 
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(cli, options, nowhere, tmp_path):
@@ -206,7 +226,7 @@ def test_a_budget_takes_seeds_and_then_steps(cli, options, nowhere, monkeypatch)
 
 
 def test_a_lone_file_holds_its_evaluation_out(cli, nowhere, data, model_directory):
-    document = recommended(cli, "--task", "file", "--data", data / "train.jsonl", "--model", model_directory("bert"), *nowhere)
+    document = recommended(cli, "--task", "file", "--data", data / "train.jsonl", "--base", model_directory("bert"), *nowhere)
     assert document["study"]["task"]["eval_fraction"] == 0.1
 
 
@@ -219,7 +239,7 @@ def test_a_lone_file_holds_its_evaluation_out(cli, nowhere, data, model_director
         (("--budget", "soon"), "is no duration"),
         (("--runs", "no/such/place"), "no such directory"),
         (("--data", "no/such/file.jsonl"), "not on this machine"),
-        (("--model", "no/such/model"), "no/such/model"),
+        (("--base", "no/such/model"), "no/such/model"),
     ],
 )
 def test_a_wrong_option_is_one_line(cli, options, nowhere, wrong, said, monkeypatch):

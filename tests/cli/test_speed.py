@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-QUICK = ("--prompt-tokens", 6, "--new-tokens", 2, "--repeats", 2, "--tenants", 2)
+QUICK = ("--prompt-tokens", 6, "--max-new-tokens", 2, "--repeats", 2, "--slots", 2)
 
 
 def test_generation_is_timed_as_prefill_and_per_token_in_every_configuration(cli, small_adapter):
@@ -30,6 +30,8 @@ def test_generation_is_timed_as_prefill_and_per_token_in_every_configuration(cli
     assert prefill["times_merged_one_after_another"] == pytest.approx(prefill["times_merged"] / 2)
     assert [one["adapter"] for one in document["agreement"]] == ["one", "two"]
     assert all(one["difference"] < 1e-3 * one["effect"] for one in document["agreement"])
+    assert all(one["holds"] for one in document["agreement"])
+    assert document["warnings"] == []
     assert "round 2 of 2" in ended.err
 
 
@@ -45,8 +47,8 @@ def test_a_classifier_is_timed_in_one_pass_and_the_table_says_on_what(cli, small
 def test_adapters_of_different_bases_rows_too_long_and_idle_options_are_refused(cli, small_adapter):
     one, other = small_adapter("one"), small_adapter("two", "llama")
     cases = [
-        ((one, other, "--speed", *QUICK), "the adapters name different bases"),
-        ((other, "--speed", "--prompt-tokens", 120, "--new-tokens", 20),
+        ((one, other, "--speed", *QUICK), "adapters of different bases"),
+        ((other, "--speed", "--prompt-tokens", 120, "--max-new-tokens", 20),
          "120 prompt tokens + 20 new tokens exceed the model's 128 positions; ask for fewer"),
         ((one, "--batch", 2), "--batch: it belongs to --speed; add --speed"),
         ((one, "--speed", "--task", "sst2", "--data", "x"), "--task: it has no effect with --speed"),

@@ -54,7 +54,7 @@ def pretend(monkeypatch, free, token_bytes=1000, before=10**6):
         logits = min(len(slots) * load.positions, LOGIT_POSITIONS) * planner.position_bytes(base.model, 4)
         return Footprint(before, before + len(slots) * load.tokens * token_bytes + logits, size)
 
-    monkeypatch.setattr(planner, "memory_bytes", lambda device: (free, 2**40))
+    monkeypatch.setattr(planner, "free_bytes", lambda device: free)
     monkeypatch.setattr(planner, "measure_footprint", measured)
     monkeypatch.setattr(planner, "token_bytes", lambda *_: 0)
     monkeypatch.setattr(planner, "_HEAP_MARGIN", 1.0)

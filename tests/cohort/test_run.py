@@ -86,6 +86,17 @@ def test_a_classification_study_leaves_everything_behind(family, make_study, car
     assert events[0].trial_steps == 40
 
 
+def test_an_adapter_of_a_packed_base_knows_the_checksum_of_the_base_in_full(make_study, carry_out, rows_of, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    study = make_study("bert", base={"quantization": "nf4"}, train={"max_steps": 1})
+    carry_out(study, tmp_path / "run")
+    (row,) = rows_of(tmp_path / "run")
+    origin = json.loads((tmp_path / "run" / row.adapter / "lorascope.json").read_text())["base"]
+    full = load_base(BaseModelConfig(model=study.base.model), "SEQ_CLS", ["negative", "positive"]).checksum
+    assert (origin["checksum"], origin["quantization"]) == (row.base_checksum, "nf4")
+    assert origin["unpacked_checksum"] == full != row.base_checksum
+
+
 @pytest.mark.parametrize(
     ("family", "task_type"), [("gpt2", "CAUSAL_LM"), ("qwen2", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM"), ("bart", "SEQ_2_SEQ_LM")]
 )
@@ -409,6 +420,31 @@ def test_a_full_disk_ends_the_study_and_no_trial_is_done(error, place, make_stud
     monkeypatch.undo()
     carry_out(make_study("bert", [{}, {"r": 3}]), tmp_path / "run", resume=True)
     assert statuses(rows_of(tmp_path / "run")) == ["done", "done"]
+
+
+def test_an_adapter_whose_card_cannot_be_made_is_kept_and_that_is_told(make_study, carry_out, rows_of, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("license\nis none of the Hub's")
+
+    monkeypatch.setattr(export, "trial_card", fail)
+    events = carry_out(make_study("bert"), tmp_path / "run")
+    (row,) = rows_of(tmp_path / "run")
+    assert row.status == "done"
+    assert sorted(path.name for path in (tmp_path / "run" / row.adapter).iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "lorascope.json",
+    ]  # fmt: skip
+    told = [event.notice.message for event in events if isinstance(event, Warned) and event.notice.kind == "model_card"]
+    assert told == ["the adapter has no model card (license is none of the Hub's); `lorascope export` writes one"]
+    with Store.open(tmp_path / "run") as store:
+        assert [warning["trial"] for warning in store.warnings() if warning["kind"] == "model_card"] == [row.trial]
+
+
+def test_a_head_that_takes_its_place_is_on_the_disk_with_its_name(make_study, carry_out, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(export, "fsync", synced.append)
+    carry_out(make_study("bert", [{"method": "head"}]), tmp_path / "run")
+    (head,) = (tmp_path / "run").rglob("head.safetensors")
+    assert synced == [head.parent]
 
 
 def test_a_full_disk_that_cannot_even_take_the_status_is_still_told(make_study, carry_out, tmp_path, monkeypatch):

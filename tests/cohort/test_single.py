@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lorascope.cohort.single import adapter_trial, base_of_adapter, evaluate_adapter, evaluate_together, prepare
+from lorascope.adapter import agreed_base
+from lorascope.cohort import single
+from lorascope.cohort.single import adapter_trial, evaluate_adapter, evaluate_together, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, DataError, UsageError
 from lorascope.lora.peft_io import read_adapter
+from lorascope.store import Store
 
 CLASSES = ["negative", "positive"]
 
@@ -161,6 +164,46 @@ def test_an_adapter_of_another_base_is_refused(bert_run, rows_of, file_task, mod
         score(bert_run / rows_of(bert_run)[0].adapter, file_task, base_model=str(model_directory("gpt2")))
 
 
+def test_a_base_with_other_weights_than_the_adapters_is_told(bert_run, rows_of, file_task, model_directory, tmp_path):
+    copy = shutil.copytree(model_directory("bert"), tmp_path / "copy")
+    adapter = bert_run / rows_of(bert_run)[0].adapter
+    assert not any("trained on" in warning for warning in score(adapter, file_task, base_model=str(copy))[1]["warnings"])
+    weights = load_file(copy / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"] += 1.0
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    warnings = score(adapter, file_task, base_model=str(copy))[1]["warnings"]
+    assert f"{adapter} was trained on other weights than those of {copy} here" in warnings
+    halved = score(adapter, file_task, dtype="bfloat16")[1]["warnings"]
+    assert f"{adapter} was trained on a base in float32, and runs on one in bfloat16" in halved
+
+
+def test_a_study_that_an_adapter_of_another_base_enters_keeps_the_warning(
+    bert_run, rows_of, make_study, carry_out, model_directory, tmp_path
+):
+    copy = shutil.copytree(model_directory("bert"), tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"] += 1.0
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    adapter = bert_run / rows_of(bert_run)[0].adapter
+    study = make_study("bert", base={"model": str(copy)})
+    trial = adapter_trial(study, adapter.parent)  # a trial's directory stands for its adapter
+    carry_out(study, tmp_path / "run", trials=[trial])
+    with Store.open(tmp_path / "run") as store:
+        told = {(row["trial"], row["where"]): row["message"] for row in store.warnings() if row["kind"] == "adapter"}
+    assert told.keys() == {(trial.trial, str(adapter))}
+    assert "was trained on other weights than those of" in told[trial.trial, str(adapter)]
+
+
+def test_base_and_judge_go_where_they_are_asked_to(bert_run, rows_of, file_task, monkeypatch):
+    asked = []
+    load = single.load_base
+    monkeypatch.setattr(single, "load_base", lambda *given: asked.append(given[3]) or load(*given[:3], "cpu"))
+    monkeypatch.setattr(single, "packed_weights_budget", lambda device: asked.append(device) or 0)
+    adapters = {"here": read_adapter(bert_run / rows_of(bert_run)[0].adapter)}
+    prepare(agreed_base(adapters), file_task, EvaluateConfig(), "cuda:3")
+    assert asked == ["cuda:3", "cuda:3"]
+
+
 def test_the_number_of_labels_must_be_the_adapters(bert_run, rows_of, file_task):
     task = file_task.model_copy(update={"labels": [*CLASSES, "neutral"]})
     with pytest.raises(AdapterError, match="number of labels"):
@@ -184,8 +227,7 @@ def test_an_adapters_trial_says_what_its_file_says(bert_run, rows_of, make_study
 def test_adapters_scored_together_get_what_each_gets_alone(bert_run, rows_of, file_task):
     directories = [bert_run / row.adapter for row in rows_of(bert_run)]
     adapters = {str(directory): read_adapter(directory) for directory in directories}
-    config = base_of_adapter(next(iter(adapters.values())), "here", None, "float32", None)
-    prepared = prepare(config, file_task, EvaluateConfig())
+    prepared = prepare(agreed_base(adapters), file_task, EvaluateConfig())
     assert prepared.foreseen == ("accuracy", "eval_loss")
     together = evaluate_together(prepared, adapters)
     assert len({evaluation.metrics["eval_loss"] for evaluation in together}) == len(directories) == 4

@@ -105,16 +105,9 @@ def test_a_broken_bitsandbytes_fails_in_one_line(check, monkeypatch):
 
 @pytest.mark.parametrize(("free", "status"), [(0.3, "failed"), (1.0, "warning"), (64.0, "passed")])
 def test_little_memory_is_named(free, status, check, monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda device: (int(free * GIB), 128 * GIB))
-    monkeypatch.setattr(machine, "_container_bytes", lambda: None)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: int(free * GIB))
     result = check("memory")
     assert (result.status, "GiB" in result.showed) == (status, True)
-
-
-def test_a_containers_limit_counts(check, monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda device: (64 * GIB, 128 * GIB))
-    monkeypatch.setattr(machine, "_container_bytes", lambda: (GIB // 4, GIB))
-    assert check("memory").showed == "only 0.25 of 1.0 GiB are free"
 
 
 def test_a_peak_that_does_not_rise_is_said(check, monkeypatch):
@@ -190,13 +183,26 @@ def pretended_gpu(monkeypatch):
 
 
 def test_a_gpu_is_named_and_its_products_compared(check, pretended_gpu):
-    result = check("GPU", Setting("cpu"))
+    result = check("GPU", Setting("cuda"))
     assert result.status == "passed"
     assert result.showed.startswith("Pretended, 80 GiB")
 
 
 def test_a_gpu_that_rounds_to_tf32_is_caught(check, pretended_gpu, monkeypatch):
     monkeypatch.setattr(machine, "_product_on", lambda device, x, weight: x.bfloat16().to(x.dtype) @ weight)
-    result = check("GPU")
+    result = check("GPU", Setting("cuda"))
     assert result.status == "failed"
     assert "float32" in result.showed
+
+
+def test_a_gpu_that_was_not_asked_for_is_not_tried(check, pretended_gpu, monkeypatch):
+    monkeypatch.setattr(machine, "_product_on", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    result = check("GPU", Setting("cpu"))
+    assert (result.status, result.showed) == ("skipped", "the processor was asked for, not the GPU")
+
+
+@pytest.mark.parametrize(("slowness", "told"), [(1.3, "takes 1.3× as long"), (1.0, "is as fast as"), (16.3, "takes 16× as")])
+def test_how_much_slower_bfloat16_is_is_a_factor_that_means_something(slowness, told, check, monkeypatch):
+    monkeypatch.setattr(machine, "_bfloat16_slowness", lambda _: slowness)
+    assert f"bfloat16 {told}" in check("kernels").showed

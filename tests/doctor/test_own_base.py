@@ -78,7 +78,7 @@ def test_a_weight_that_is_not_finite_is_caught(tried, copy_of):
 
 def test_a_base_that_memory_does_not_hold_is_refused_before_it_is_loaded(tried, monkeypatch):
     monkeypatch.setattr(own_base, "load_base", None)
-    monkeypatch.setattr(own_base, "memory_bytes", lambda device: (1000, 10**9))
+    monkeypatch.setattr(own_base, "free_bytes", lambda device: 1000)
     result = tried("gpt2", "base: loads")
     assert result.status == "failed"
     assert "GiB are free" in result.showed
@@ -86,7 +86,7 @@ def test_a_base_that_memory_does_not_hold_is_refused_before_it_is_loaded(tried, 
 
 
 def test_a_base_that_fits_in_bfloat16_alone_is_loaded_so(tried, monkeypatch):
-    monkeypatch.setattr(own_base, "memory_bytes", lambda device: (80_000, 10**9))
+    monkeypatch.setattr(own_base, "free_bytes", lambda device: 80_000)
     results = tried("gpt2")
     assert results["base: loads"].figures["dtype"] == "bfloat16"
     assert {name for name, result in results.items() if result.status == "failed"} == set()
@@ -137,7 +137,8 @@ def test_outputs_that_are_not_finite_are_caught(tried, monkeypatch):
     assert "logits are not finite" in result.showed
 
 
-def test_padding_that_changes_an_output_is_caught(tried, monkeypatch):
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+def test_padding_that_changes_an_output_is_caught(family, tried, monkeypatch):
     original = own_base._inputs
 
     def unmasked(base, rows):
@@ -145,7 +146,7 @@ def test_padding_that_changes_an_output_is_caught(tried, monkeypatch):
         return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
     monkeypatch.setattr(own_base, "_inputs", unmasked)
-    result = tried("bert", "base: outputs")
+    result = tried(family, "base: outputs")
     assert result.status == "failed"
     assert result.showed.startswith("padding")
 

@@ -93,6 +93,19 @@ def linear_cka(x, y):
     return float((gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm()))
 
 
+def debiased_cka(x, y):
+    """Song et al. 2012, equation 5, from n × n Gram matrices without their diagonals."""
+
+    def estimate(one, other):
+        n = len(one)
+        grams = (one @ one.T, other @ other.T)
+        k, m = (gram - torch.diag(gram.diag()) for gram in grams)
+        whole = k.sum() * m.sum() / ((n - 1) * (n - 2))
+        return float((k * m).sum() + whole - 2 * k.sum(0) @ m.sum(1) / (n - 2)) / (n * (n - 3))
+
+    return estimate(x, y) / math.sqrt(estimate(x, x) * estimate(y, y))
+
+
 @pytest.mark.parametrize("bias", ["none", "lora_only"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drift_is_that_of_the_states_that_peft_and_transformers_give(family, bias, tiny_model, tmp_path):
@@ -107,6 +120,8 @@ def test_drift_is_that_of_the_states_that_peft_and_transformers_give(family, bia
         distance = (after - before).norm(dim=1)
         assert drift.num_tokens == len(before)
         assert drift.cka == pytest.approx(linear_cka(after, before), rel=1e-9)
+        assert drift.cka_debiased == pytest.approx(debiased_cka(after, before), rel=1e-6)
+        assert drift.width == before.shape[1]
         assert drift.relative_norm == pytest.approx(float((distance / before.norm(dim=1)).mean()), rel=1e-9)
         assert drift.relative_norm_overall == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-9)
     assert found[-1].relative_norm > 1e-3
@@ -120,6 +135,7 @@ def test_an_adapter_that_changes_nothing_moves_nothing(tiny_model, tmp_path):
     for drift in found:
         assert (drift.relative_norm, drift.relative_norm_overall) == (0.0, 0.0)
         assert drift.cka == pytest.approx(1.0, rel=1e-12)
+        assert drift.cka_debiased == pytest.approx(1.0, rel=1e-9)
 
 
 def test_neither_padding_nor_passes_nor_neighbours_change_the_drift(tiny_model, tmp_path, monkeypatch):
@@ -131,7 +147,7 @@ def test_neither_padding_nor_passes_nor_neighbours_change_the_drift(tiny_model, 
     assert (len(steps), steps[-1].done, steps[-1].total) == (1, 4, 4)
     alone, steps = drifts_of(base, {"1": adapters["1"]}, task, batch_tokens=1)
     assert len(steps) == 4
-    monkeypatch.setattr(representations, "_MOST_PRODUCT_BYTES", 1)
+    monkeypatch.setattr(representations, "_PRODUCT_SHARE", 0.0)
     by_layer, steps = drifts_of(base, adapters, task)
     assert (len(steps), steps[-1].done, steps[-1].total) == (3, 12, 12)
     assert len(together) == len(by_layer) == 2
@@ -139,6 +155,7 @@ def test_neither_padding_nor_passes_nor_neighbours_change_the_drift(tiny_model, 
         for other in others:
             assert (other.layer, other.num_tokens) == (expected.layer, expected.num_tokens)
             assert (other.cka, other.relative_norm) == pytest.approx((expected.cka, expected.relative_norm), rel=1e-9)
+            assert other.cka_debiased == pytest.approx(expected.cka_debiased, rel=1e-7)
     assert together[0][-1].cka != together[1][-1].cka
 
 
@@ -147,7 +164,7 @@ def test_states_that_do_not_vary_have_no_alignment():
     products = representations._Products(states_NMD)
     products.add(states_NMD)
     drift = products.drift(0, "embeddings")
-    assert (drift.cka, drift.relative_norm, drift.num_tokens) == (None, 0.0, 5)
+    assert (drift.cka, drift.cka_debiased, drift.relative_norm, drift.num_tokens) == (None, None, 0.0, 5)
 
 
 def test_centring_does_not_cancel_where_states_are_far_from_zero():
@@ -157,7 +174,25 @@ def test_centring_does_not_cancel_where_states_are_far_from_zero():
     products = representations._Products(torch.stack([after, before])[:, :20] + 1e6)
     for part in torch.stack([after, before]).split(20, dim=1):
         products.add(part + 1e6)
-    assert products.drift(0, "x").cka == pytest.approx(linear_cka(after, before), rel=1e-7)
+    drift = products.drift(0, "x")
+    assert drift.cka == pytest.approx(linear_cka(after, before), rel=1e-7)
+    assert drift.cka_debiased == pytest.approx(debiased_cka(after, before), rel=1e-7)
+
+
+def test_debiased_alignment_of_unrelated_states_is_nothing_where_the_plain_one_is_not():
+    """Few tokens of many dimensions: any two states look alike to the plain figure."""
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(30):
+        states_NMD = torch.randn(2, 24, 64, generator=generator, dtype=torch.float64)
+        products = representations._Products(states_NMD)
+        products.add(states_NMD)
+        found.append(products.drift(0, "x"))
+    assert sum(drift.cka for drift in found) / 30 > 0.5
+    assert abs(sum(drift.cka_debiased for drift in found) / 30) < 0.05
+    few = representations._Products(states_NMD[:, :3])
+    few.add(states_NMD[:, :3])
+    assert few.drift(0, "x").cka_debiased is None
 
 
 def test_states_that_are_not_finite_are_an_error_that_names_the_adapter(tiny_model, tmp_path):

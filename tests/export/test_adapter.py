@@ -158,15 +158,26 @@ def test_an_adapter_of_pefts_own_says_what_is_not_known(peft_adapter, tmp_path):
     (adapter / "optimizer.pt").write_bytes(b"x")
     (adapter / "training_args.bin").write_bytes(b"x")
     (adapter / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/home/someone/base"}))
+    (adapter / "source.spm").write_bytes(b"words")
     facts = export(adapter, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "does not come from a study of Lorascope" in text
     assert "Nothing of it was evaluated here" in text
     assert "It does not read rank_pattern" in facts.serving[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"}
+    own = {"tokenizer_config.json", "source.spm"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", *own}
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"name_or_path": "base"}
     assert "differs in 1 modules" in text
+
+
+def test_the_checksum_of_a_base_before_it_was_packed_goes_with_its_adapter(finished, row, tmp_path):
+    copied = shutil.copytree(finished / row.adapter, tmp_path / "elsewhere")
+    origin = {"checksum": "of the packed weights", "dtype": "bfloat16", "quantization": "nf4"}
+    write_record(copied, ["negative", "positive"], {**origin, "unpacked_checksum": "of the weights in full"})
+    export(copied, tmp_path / "other")
+    record = json.loads((tmp_path / "other" / "lorascope.json").read_text())
+    assert record["base"]["unpacked_checksum"] == "of the weights in full"
 
 
 def test_the_checksum_of_a_base_goes_with_an_adapter_that_left_its_study(finished, row, tmp_path):

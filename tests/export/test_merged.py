@@ -7,12 +7,13 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from lorascope.errors import CheckFailed
-from lorascope.export import Wishes, find_source, merged
+from lorascope.export import Wishes, find_source
 from lorascope.export.merged import write_merged_directory
-from lorascope.lora.peft_io import read_adapter
+from lorascope.lora.merge_plan import PlannedMerge
+from lorascope.lora.peft_io import read_adapter, write_record
 
 
 def export(place, out, **options):
@@ -57,7 +58,7 @@ def test_its_card_is_that_of_a_model_of_transformers_and_the_code_in_it_runs(
     export(adapter, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     data = ModelCard(text).data
-    assert (data.library_name, data["base_model_relation"], data.license) == ("transformers", "finetune", "apache-2.0")
+    assert (data.library_name, data.base_model, data.license) == ("transformers", None, "apache-2.0")
     assert "`merge-certificate.json` certifies the merge" in text
     monkeypatch.chdir(tmp_path)
     exec(compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "README.md", "exec"), {})
@@ -73,16 +74,28 @@ def test_nothing_of_this_machine_leaves_it(finished, tmp_path):
             assert str(finished.parent) not in text, path.name
 
 
+def test_class_names_with_slashes_are_those_that_were_certified(peft_adapter, model_directory, tmp_path):
+    adapter, _ = peft_adapter("bert")
+    labels = ["/r/books/new", "yes/no", "a"]
+    write_record(adapter, labels)
+    written = export(adapter, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [config["id2label"][str(number)] for number in range(3)] == labels
+    assert written.certificate["holds"]
+
+
+def test_the_dtype_is_the_one_that_is_asked_for(peft_adapter, tmp_path):
+    adapter, _ = peft_adapter("bert")
+    source = find_source(adapter)
+    written = write_merged_directory(source, read_adapter(adapter), tmp_path / "out", Wishes("out", "merged"), "float16")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").dtype == torch.float16
+    assert written.certificate["merged"]["dtype"] == "float16"
+    assert "The weights are in float16." in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_merge_that_does_not_hold_leaves_nothing(peft_adapter, tmp_path, monkeypatch):
     adapter, _ = peft_adapter("bert")
-    write = merged.write_merged
-
-    def no_merge(saved, adapter, base, directory, **options):
-        found = write(saved, adapter, base, directory, **options)
-        shutil.copyfile(base.directory / "model.safetensors", directory / "model.safetensors")
-        return found
-
-    monkeypatch.setattr(merged, "write_merged", no_merge)
+    monkeypatch.setattr(PlannedMerge, "after", lambda self, start, stop: self.before(start, stop).to(self.dtype))
     with pytest.raises(CheckFailed, match="the merge does not hold"):
         export(adapter, tmp_path / "exports" / "out")
     assert list((tmp_path / "exports").iterdir()) == []

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, MixtralConfig
 
 from lorascope.lora.checkpoint_files import open_checkpoint
-from lorascope.lora.checkpoint_names import NameMap, map_names, required_names, sources, tied_groups, written_name
+from lorascope.lora.checkpoint_names import map_names, required_names, sources, tied_groups, written_name
 
 AUTOS = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -57,10 +57,18 @@ def test_tied_names_are_one_group_with_one_source(tiny_model):
     assert both["lm_head.weight"] == "lm_head.weight"
 
 
-def test_what_may_come_of_joined_tensors_is_known_by_its_place():
-    names = NameMap({}, {"model.layers.0.mlp.experts.0.w1.weight": "model.layers.0.mlp.experts.gate_up_proj"})
-    assert names.may_hold("model.layers.0.mlp.experts.down_proj")
-    assert not names.may_hold("model.layers.0.self_attn.q_proj.weight")
-    cut = NameMap({}, {"layers.0.attn.qkv.weight": "layers.0.attn.q.weight"})
-    assert cut.may_hold("layers.0.attn.k.weight")
-    assert not cut.may_hold("layers.1.attn.k.weight")
+def test_experts_that_are_joined_on_loading_are_told_from_what_is_not(tmp_path):
+    rotary = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MixtralConfig(**rotary, intermediate_size=12, num_local_experts=3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    stored = open_checkpoint(tmp_path)
+    names = map_names(stored, model)
+    assert set(names.converted) == {key for key in stored if ".experts." in key}
+    assert len(names.converted) == 9
+    assert names.made == {f"model.layers.0.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")}
+    assert names.made | names.keys.keys() == set(required_names(model))
+    assert names.unused == ()
+    router = next(key for key in stored if key.endswith("gate.weight"))
+    assert "model.layers.0.mlp.gate.weight" not in map_names(stored.keys() - {router}, model).made

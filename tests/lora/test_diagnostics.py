@@ -59,6 +59,10 @@ def test_figures_from_the_factors_are_those_of_the_dense_matrix(rank, size_in, s
     assert found.norm_A == pytest.approx(float(lora_A_RD.double().norm()), rel=1e-12)
     assert found.norm_B == pytest.approx(float(lora_B_OR.double().norm()), rel=1e-12)
     assert found.r == rank
+    assert found.nuclear_norm == pytest.approx(float(found.values_S.sum()), rel=1e-12)
+    assert found.spectral_norm == pytest.approx(norm / math.sqrt(stable_rank), rel=1e-6)
+    update = decompose(lora_A_RD, lora_B_OR, scaling)
+    assert (found.numerical_rank, found.rounding) == (update.numerical_rank, update.rounding)
 
 
 def test_singular_values_are_those_of_the_dense_matrix_at_a_layers_size():
@@ -96,11 +100,11 @@ def test_overall_norms_are_over_everything_and_ranks_on_average():
     )
     updates = diagnose(weights)
     assert list(updates) == ["a", "b[0:6]"]
-    found = overall(updates)
+    found = overall(updates.values())
     dense = [0.5 * torch.eye(6, 2) @ torch.eye(2, 5), 2.0 * torch.eye(6, 4) @ torch.eye(4, 5)]
     assert found.norm == pytest.approx(float(torch.cat(dense).norm()))
     assert (found.r, found.effective_rank, found.stable_rank, found.utilisation) == pytest.approx((6, 3.0, 3.0, 1.0))
-    assert overall({}) is None
+    assert overall([]) is None
 
 
 def normal(*shape, seed=0):
@@ -172,6 +176,19 @@ def test_rank_three_inside_sixteen_is_three(dtype, computed_in, seed):
     padded_A, padded_B = torch.zeros(16, 96), torch.zeros(64, 16)
     padded_A[4:7], padded_B[:, 4:7] = normal(3, 96, seed=seed).float(), normal(64, 3, seed=seed).float()
     assert decompose(padded_A.to(dtype), padded_B.to(dtype), 2.0).numerical_rank == 3
+
+
+@pytest.mark.parametrize(("rank", "size_in", "size_out"), [(8, 16, 24), (16, 16, 16), (16, 24, 16), (16, 96, 64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_three_directions_that_both_factors_have_are_three_though_one_is_weak(rank, size_in, size_out, dtype):
+    """Few dimensions, in which random directions are of very different strength."""
+    found = []
+    for seed in range(20):
+        lora_A_RD = normal(rank, 3, seed=4 * seed) @ normal(3, size_in, seed=4 * seed + 1)
+        lora_B_OR = normal(size_out, 3, seed=4 * seed + 2) @ normal(3, rank, seed=4 * seed + 3)
+        found.append(decompose(lora_A_RD.to(dtype), lora_B_OR.to(dtype), 2.0).numerical_rank)
+    assert max(found) == 3
+    assert found.count(3) >= 19
 
 
 def test_rounding_hides_no_direction_that_is_there():

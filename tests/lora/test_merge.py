@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorascope.errors import CheckFailed, ModelError, StoreError
-from lorascope.lora import checkpoint_files
+from lorascope.lora import stored_tensors
 from lorascope.lora.merge import merge_files, merged_copy
 from lorascope.lora.merge_plan import module_updates
 from lorascope.lora.peft_io import read_adapter
@@ -52,7 +52,7 @@ def whole(directory):
 
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_a_merged_tensor_is_the_base_and_its_update_rounded_once(chunk, merge, model_directory, monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(stored_tensors, "CHUNK_NUMBERS", chunk)
     plan, directory, saved = merge("gpt2")
     before, after = whole(model_directory("gpt2")), whole(directory)
     assert before.keys() == after.keys()
@@ -137,7 +137,7 @@ def test_a_base_that_holds_nan_is_refused(merge, model_directory, tmp_path):
     tensors = whole(model_directory("llama"))
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, base / "model.safetensors")
-    with pytest.raises(ModelError, match=r"model\.norm\.weight: the base holds NaN"):
+    with pytest.raises(CheckFailed, match=r"model\.norm\.weight: the base holds NaN"):
         merge("llama", base=base)
 
 

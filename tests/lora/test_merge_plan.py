@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lorascope.errors import AdapterError, ModelError
-from lorascope.lora.checkpoint_files import StoredTensor
 from lorascope.lora.linear import features
 from lorascope.lora.merge_plan import module_updates, plan_merge, replacements
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
+from lorascope.lora.stored_tensors import StoredTensor
 from lorascope.lora.targets import Target
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
@@ -31,10 +31,11 @@ def adapter(model, modules=(), **whole):
 
 
 def checkpoint(model, without=(), dtype=torch.float32):
-    """The model's tensors as a checkpoint would list them; nothing can be read."""
+    """The model's tensors as a checkpoint would list them."""
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()}
     return {
-        name: StoredTensor(Path("nowhere"), dtype if value.is_floating_point() else value.dtype, tuple(value.shape))
-        for name, value in model.state_dict().items()
+        name: StoredTensor(Path("nowhere"), value.dtype, tuple(value.shape), mapped=value)
+        for name, value in state.items()
         if name not in without
     }
 
@@ -62,6 +63,17 @@ def test_an_adapter_on_a_layer_leaves_ties_and_everything_else_alone(gpt2):
     assert [one.name for one in plan.tensors] == [name for name in gpt2.state_dict() if name != HEAD]
     assert [one.name for one in plan.tensors if one.update is not None] == [f"{module}.weight"]
     assert (plan.untied, plan.tie_word_embeddings, plan.unused) == ((), None, ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_embedding_that_was_saved_along_is_the_bases_and_breaks_no_tie(dtype, gpt2):
+    saved_along = gpt2.get_parameter(EMBEDDING).detach().to(dtype).clone()
+    saved = adapter(gpt2, ["transformer.h.0.attn.c_attn"], transformer__wte__weight=saved_along)
+    plan = plan_merge(saved, checkpoint(gpt2, without=[HEAD]), gpt2)
+    assert (plan.untied, plan.tie_word_embeddings) == ((), None)
+    (embedding,) = [one for one in plan.tensors if one.name == EMBEDDING]
+    assert embedding.replacement is None
+    assert HEAD not in {one.name for one in plan.tensors}
 
 
 @pytest.mark.parametrize("held", [HEAD, EMBEDDING])
@@ -115,6 +127,7 @@ def test_what_the_base_lacks_is_written_in_the_dtype_of_the_rest(dtype, expected
     found = {one.name: one for one in plan.tensors}
     assert found["classifier.weight"].source is None
     assert {one.dtype for one in plan.tensors} == {expected}
+    assert plan.dtype == expected
     assert plan.unused == ("bert.embeddings.position_ids",)
 
 
@@ -134,7 +147,7 @@ def test_an_adapter_on_a_tensor_that_the_loader_joins_is_refused(gpt2, monkeypat
 
     module = "transformer.h.0.attn.c_attn"
     names = {name: name for name in gpt2.state_dict() if name != f"{module}.weight"}
-    joined = NameMap(names, {"joined": f"{module}.weight"})
+    joined = NameMap(names, {"joined": f"{module}.weight"}, frozenset({f"{module}.weight"}))
     monkeypatch.setattr(merge_plan, "map_names", lambda *_: joined)
     stored = checkpoint(gpt2) | {"joined": StoredTensor(Path("nowhere"), torch.float32, (3,))}
     with pytest.raises(ModelError, match=r"c_attn\.weight: the checkpoint stores this tensor in another form"):

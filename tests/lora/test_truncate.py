@@ -13,7 +13,7 @@ from lorascope.errors import AdapterError
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import AdapterWeights, Placement, Slot, Stack
 from lorascope.lora.targets import Target, resolve
-from lorascope.lora.truncate import directions_of, factors_of, truncated, write_truncated
+from lorascope.lora.truncate import directions_of, factors_of, num_computed, truncated, write_truncated
 
 
 def dense(lora_A_RD, lora_B_OR, scaling):
@@ -80,6 +80,26 @@ def test_rank_three_inside_sixteen_is_three_however_it_is_mixed_and_stored(tiny_
         saved = read_adapter(adapter_of(model, tmp_path))
         assert {one.shape[0] for one in saved.weights.lora_A.values()} == {16}
         assert {update.numerical_rank for update in directions_of(saved.weights).values()} == {3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("full", ["lora_A", "lora_B", "neither"])
+def test_of_a_narrow_dtype_what_storing_may_have_made_is_told_from_what_it_explains_not(dtype, full):
+    generator = torch.Generator().manual_seed(6)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    placements = tuple(Placement(Target(f"m{number}"), 16, 2.0) for number in range(8))
+    weights = AdapterWeights(placements, {}, {})
+    for placement in placements:
+        lora_A_RD = normal(16, 96) if full == "lora_A" else normal(16, 3) @ normal(3, 96)
+        lora_B_OR = normal(128, 16) if full == "lora_B" else normal(128, 3) @ normal(3, 16)
+        weights.lora_A[placement.target.key], weights.lora_B[placement.target.key] = lora_A_RD.to(dtype), lora_B_OR.to(dtype)
+    directions = directions_of(weights)
+    assert {update.numerical_rank for update in directions.values()} == {3}
+    computed = [num_computed(weights, one, directions[one.target.key]) for one in placements]
+    assert set(computed) == {3} if dtype == torch.float32 else min(computed) > 3
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

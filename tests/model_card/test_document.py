@@ -35,8 +35,17 @@ def test_local_data_claim_no_dataset_of_the_hub(facts):
     local = replace(facts().data, hub_ids=(), places=("train.jsonl",))
     data = read(model_card(facts(data=local))).data
     assert data.datasets is None
-    assert {each.dataset_type for each in data.eval_results} == {"sst2"}
+    assert {each.dataset_type for each in data.eval_results} == {"not-on-the-hub"}
     assert {each.dataset_config for each in data.eval_results} == {None}
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_local_base_claims_no_model_of_the_hub(form, facts):
+    text = model_card(facts(form=form, base=BaseFacts("bert-base-uncased", is_local=True)))
+    data = read(text).data.to_dict()
+    assert "base_model" not in data
+    assert "base_model_relation" not in data
+    assert "| name | `bert-base-uncased` (a local directory" in text
 
 
 def test_a_licence_without_an_identifier_of_the_hub_has_its_name(facts):

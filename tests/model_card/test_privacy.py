@@ -76,14 +76,23 @@ def test_secrets_go(tmp_path):
     assert clean.count("short") == 1
 
 
-def test_documents_are_cleaned_value_by_value_and_clean_files_keep_their_bytes(tmp_path):
-    privacy = Privacy(environment={})
+def test_documents_are_cleaned_value_by_value():
     document = {"a/b": ["/home/me/x", 1, None, {"k": "/home/me/y"}], "n": 1.5}
-    assert privacy.clean_values(document) == {"a/b": ["x", 1, None, {"k": "y"}], "n": 1.5}
-    for content in (document, {"vocab": "</s>"}):
+    assert Privacy(environment={}).clean_values(document) == {"a/b": ["x", 1, None, {"k": "y"}], "n": 1.5}
+
+
+def test_of_a_configuration_the_places_alone_are_cleaned_and_clean_files_keep_their_bytes(tmp_path):
+    privacy = Privacy(environment={})
+    document = {"_name_or_path": "/home/me/x", "base_model_name_or_path": "org/name", "tokenizer_file": "~/a/b",
+                "text_config": {"cache_dir": "/home/me/y"}, "id2label": {"0": "/r/books/new"}, "profile": "/a/b",
+                "chat_template": "{{ '/no/think' }}", "target_modules": r".*/a/b", "path": None}  # fmt: skip
+    assert privacy.clean_places(document) == document | {
+        "_name_or_path": "x", "tokenizer_file": "b", "text_config": {"cache_dir": "y"},
+    }  # fmt: skip
+    for content in (document, {"id2label": {"0": "/r/books/new"}}):
         path = tmp_path / "config.json"
         path.write_text(json.dumps(content), encoding="utf-8")
         before = path.read_bytes()
         privacy.clean_json(path)
-        assert json.loads(path.read_text()) == privacy.clean_values(content)
+        assert json.loads(path.read_text()) == privacy.clean_places(content)
         assert (path.read_bytes() == before) == (content is not document)

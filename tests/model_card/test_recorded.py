@@ -57,4 +57,4 @@ def test_a_trials_card_is_short_and_names_no_path(study, tmp_path):
     assert "`tiny-base`" in text
     assert "c0ffee" in text
     data = ModelCard(text, ignore_metadata_errors=False).data
-    assert (data.base_model, data.library_name, data.eval_results[0].metric_value) == ("tiny-base", "peft", 0.5)
+    assert (data.base_model, data.library_name, data.eval_results[0].metric_value) == (None, "peft", 0.5)

@@ -3,7 +3,10 @@
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lorascope.analysis.truncated import keep_energy, line_up
+from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 from lorascope.base_model import head_modules
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -91,3 +94,30 @@ def test_a_pattern_of_ranks_with_modules_left_out_means_the_same_in_peft(family,
     here = ours(tiny_model(family, task_type), task_type, saved)
     assert (theirs(tiny_model(family, task_type), tmp_path / "cut") - here).abs().max() < 1e-10
     assert (here - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("family", "task_type"), [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
+def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_equal_logits(
+    family, task_type, tiny_model, tmp_path
+):
+    whole_adapter(tiny_model(family, task_type), task_type, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    # Three directions of one size; how the factors share them is mixed.
+    generator = torch.Generator().manual_seed(8)
+    mixed_RS, tensors = torch.linalg.qr(torch.randn(16, 3, generator=generator))[0], load_file(path)
+    for key in [key for key in tensors if ".lora_" in key]:
+        size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
+        outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
+        tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    (one,) = read_adapters([tmp_path])
+    rows = adapter_document(one, places_of(one.modules))["modules"]
+    assert {(row["r"], row["dtype"], row["numerical_rank"]) for row in rows} == {(16, "bfloat16", 3)}
+    line = line_up(one.saved, "here")
+    (tmp_path / "cut").mkdir()
+    write_truncated(tmp_path, tmp_path / "cut", line.cut(keep_energy(line, 0.0)))
+    assert {placement.r for placement in read_adapter(tmp_path / "cut").slot.placements} == {3}
+    whole, found = (theirs(tiny_model(family, task_type), tmp_path / name) for name in ("", "cut"))
+    moved = (whole - logits_of(tiny_model(family, task_type))).abs().max()
+    # What is left out is what rounding to bfloat16 put in.
+    assert (whole - found).abs().max() < 2**-6 * moved

@@ -1,7 +1,7 @@
 """Results documents and studies' evidence, made by hand: what `lorascope results --json` would print."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
@@ -80,3 +80,26 @@ def evidence() -> Callable[..., StudyEvidence]:
         return read_evidence(made, directory=directory, design="list", task=task, model=model, section={"name": task.name})
 
     return make
+
+
+class EvenCosts:
+    """Ten seconds and 100 MiB for every trial; a hundred examples."""
+
+    measured: tuple[Any, ...] = ()
+    num_examples = 100
+
+    def roles(self, _: Any) -> tuple[str, ...]:
+        return ("query", "key", "value", "output", "up", "down")
+
+    def rows(self, trials: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
+        row = {
+            "memory_bytes": 100 * 2**20, "train_seconds": 10.0, "reason": None, "trainable_params": 10, "total_params": 1000,
+            "trainable_percent": 1.0,
+        }  # fmt: skip
+        return [row for _ in trials], "nowhere"
+
+
+@pytest.fixture
+def costs() -> EvenCosts:
+    """What nobody had to plan."""
+    return EvenCosts()

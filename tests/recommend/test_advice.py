@@ -178,6 +178,45 @@ def test_against_overfitting_dropout_rises_unless_that_was_tried(evidence):
     assert values(advise(request(goal="overfits"), [tried]))["lora_dropout"] == 0.1
 
 
+def test_a_goal_that_changes_nothing_says_so_and_why(evidence):
+    def notes(goal, *studies, **more):
+        return [note for note in advise(request(goal=goal, **more), studies).notes if note.startswith(f"goal {goal} leaves ")]
+
+    assert notes("default") == notes("faster") == notes("better") == notes("overfits") == []
+    best_is_smallest = evidence({"r4": ({"r": 4}, (0.9, 0.9)), "r8": ({"r": 8}, (0.8, 0.8))}, {("r8", "r4"): "worse"})
+    assert notes("better", best_is_smallest) == [
+        "goal better leaves r 4: your study runs/mine tried 8, and what it found stands"
+    ]
+    near = evidence({"r4": ({"r": 4}, (0.9, 0.9)), "r8": ({"r": 8}, (0.9, 0.91))})
+    assert notes("faster", near) == [
+        "goal faster leaves r 4: your study runs/mine has a cheaper one, which is taken",
+        "goal faster leaves targets query value: your study runs/mine has a cheaper one, which is taken",
+    ]
+    least = {"r": 1, "targets": ["query"]}
+    smallest = evidence({"one": (least, (0.9, 0.9)), "two": ({**least, "bias": "all"}, (0.8, 0.8))}, {("two", "one"): "worse"})
+    assert notes("faster", smallest) == [
+        "goal faster leaves r 1: there is no step further", "goal faster leaves targets query: there is no step further"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "rank"), [("failed", 16), ("interrupted", 16), ("diverged", 8), ("pruned", 8)])
+def test_a_goal_steps_to_what_failed_before_it_was_seen_and_not_to_what_diverged(evidence, status, rank):
+    study = evidence(RANKS | {"r64": ({"r": 64}, (status, status))}, R4_IS_WORSE)
+    assert values(advise(request(goal="better"), [study]))["r"] == rank
+
+
+def test_what_was_measured_on_another_kind_of_model_is_told(evidence):
+    gpt2 = evidence(RANKS, R4_IS_WORSE, model=ModelFacts("gpt2", "gpt2", (64, 2)))
+    larger = evidence(RANKS, R4_IS_WORSE, model=replace(MODEL, reference="/models/large", sizes=(128, 4)))
+    for study, said in ((gpt2, "another family of models (gpt2)"), (larger, "another size of the model's family (/models/l")):
+        advice = advise(request(), [study])
+        assert values(advice)["learning_rate"] == 1e-3
+        (note,) = [note for note in advice.notes if said in note]
+        assert "learning rate 0.001 before all, were not tried" in note
+        assert "learning_rate" in advice.open_questions
+    assert not any("was measured on" in note for note in advise(request(), [evidence(RANKS, R4_IS_WORSE)]).notes)
+
+
 def test_little_memory_gives_way_to_own_evidence(evidence):
     small = request(memory_bytes=6 * 10**9)
     assert values(advise(small, []))["targets"] == ["query"]

@@ -150,3 +150,11 @@ def test_a_map_read_by_masking_is_called_one(evidence):
     chosen = choose(study, "default")
     assert (chosen.strength, chosen.tried.config["targets"]) == ("map", ["value"])
     assert varied(study) == ["targets"]
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "pruned", "planned"])
+def test_what_did_not_finish_compares_nothing(evidence, status):
+    finished = {"r8": (MIDDLE, (0.8, 0.8)), "r8b1": (MIDDLE | {"bias": "all"}, (0.8, 0.8))}
+    study = evidence(finished | {"r16": (LARGE, (0.9, status))})
+    assert varied(study) == ["bias"]
+    assert study.tried[2].has_answered == (status in ("diverged", "pruned"))

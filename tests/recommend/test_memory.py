@@ -12,7 +12,7 @@ START = {
 }  # fmt: skip
 
 
-SMALLEST = {"dtype": "bfloat16", "r": 4, "lora_alpha": 8.0, "lora_dropout": 0.05, "targets": ["query"]}
+SMALLEST = {"dtype": "bfloat16", "r": 4, "lora_alpha": 8.0, "targets": ["query"]}
 
 
 def forecast(choices):
@@ -22,9 +22,9 @@ def forecast(choices):
     return base + 16 * (value["micro_batch_size"] or value["batch_size"]) + value["r"] * len(value["targets"])
 
 
-def fitted(most, can_quantise=True):
+def fitted(most, can_quantise=True, **begun):
     choices, needed = fit(
-        {k: Choice(v, "rule", "") for k, v in START.items()}, forecast, most, ROLES, can_quantise=can_quantise
+        {k: Choice(v, "rule", "") for k, v in {**START, **begun}.items()}, forecast, most, ROLES, can_quantise=can_quantise
     )
     assert needed == forecast(choices)
     return {key: choice.value for key, choice in choices.items() if choice.source == "memory"}, needed
@@ -52,3 +52,16 @@ def test_without_packed_weights_sixteen_bits_are_left():
 
 def test_where_nothing_is_enough_the_smallest_says_what_it_needs():
     assert fitted(10)[1] > 10
+
+
+@pytest.mark.parametrize(
+    ("begun", "given_up"),
+    [
+        ({"r": 2, "lora_alpha": 2.0}, {"targets": ["query"]}),
+        ({"r": 16, "lora_alpha": 16.0, "targets": ["value"]}, {"r": 4, "lora_alpha": 4.0}),
+        ({"r": 2, "targets": ["query"]}, {}),
+    ],
+)
+def test_nothing_is_raised_to_fit(begun, given_up):
+    found = fitted(10, **begun)[0]
+    assert {key: found[key] for key in found if key in ("r", "lora_alpha", "lora_dropout", "targets")} == given_up

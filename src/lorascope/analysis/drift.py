@@ -9,16 +9,18 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorascope.adapter import stack_beside_base
+from lorascope.adapter import agreed_base, stack_beside_base
 from lorascope.analysis.updates import Inspected
-from lorascope.cohort.single import base_of_adapter, prepare
+from lorascope.cohort.single import prepare
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import RunError, UsageError
-from lorascope.evaluate.representations import representation_drift
+from lorascope.errors import RunError
+from lorascope.evaluate.representations import LayerDrift, representation_drift
 from lorascope.evaluate.result import EvaluationStep
 from lorascope.losses import is_out_of_memory
 
 DriftDocument = Generator[EvaluationStep, None, dict[str, Any]]
+# Below so many tokens for each dimension of a hidden state, CKA is too high to be read as it is.
+_TOKENS_PER_DIMENSION = 10
 
 
 def drift_document(
@@ -29,6 +31,7 @@ def drift_document(
     base_model: str | None,
     dtype: str,
     quantization: str | None = None,
+    device: str = "cpu",
 ) -> DriftDocument:
     """Put all adapters on their base and compare its hidden states, with each and without any, on a split's examples.
 
@@ -46,12 +49,8 @@ def drift_document(
         AdapterError: one does not fit the base, or makes hidden states that are not finite.
         RunError: memory ran out.
     """
-    configs = [base_of_adapter(one.saved, str(one.directory), base_model, dtype, quantization) for one in adapters]
-    named = dict.fromkeys((config.model, config.revision) for config in configs)
-    if len(named) > 1:
-        told = ", ".join(model if revision is None else f"{model} at {revision}" for model, revision in named)
-        raise UsageError(f"the adapters name different bases ({told})", where="inspect", fix="give the base with --base")
-    prepared = prepare(configs[0], task, settings)
+    saved = {str(one.directory): one.saved for one in adapters}
+    prepared = prepare(agreed_base(saved, base_model, dtype=dtype, quantization=quantization), task, settings, device)
     stack = stack_beside_base(prepared.base, {one.label: one.saved for one in adapters})
     try:
         found = yield from representation_drift(stack, prepared.base, prepared.task, settings)
@@ -62,11 +61,26 @@ def drift_document(
         raise RunError("memory ran out while hidden states were compared", where="inspect", fix=fix) from None
     finally:
         stack.detach()
+    facts = {name: value for name, value in prepared.facts.items() if name != "judge"}
     return {
-        **{name: value for name, value in prepared.facts.items() if name != "judge"},
+        **facts,
+        "warnings": [*facts["warnings"], *_few_tokens(found[0])],
         "dtype": dtype,
         "adapters": [
             {"label": one.label, "layers": [asdict(drift) for drift in drifts]}
             for one, drifts in zip(adapters, found, strict=True)
         ],
     }
+
+
+def _few_tokens(drifts: Sequence[LayerDrift]) -> list[str]:
+    """Where CKA is too high; the layers of a side have as many tokens each, and all adapters the same."""
+    counts: dict[tuple[int, int], int] = {}
+    for drift in drifts:
+        if drift.num_tokens < _TOKENS_PER_DIMENSION * drift.width:
+            counts[drift.num_tokens, drift.width] = counts.get((drift.num_tokens, drift.width), 0) + 1
+    return [
+        f"{num_layers} of {len(drifts)} layers were compared on {num_tokens:,} tokens of width {width:,}: below "
+        f"{_TOKENS_PER_DIMENSION * width:,} plain CKA (cka in --json) is too high, and the debiased one is uncertain"
+        for (num_tokens, width), num_layers in counts.items()
+    ]

@@ -174,6 +174,6 @@ def _drift_row(found: Mapping[str, Any]) -> tuple[float, list[Panel]]:
         axes.legend(fontsize=6)
 
     return 2.8, [
-        lambda axes: draw(axes, "cka", "linear CKA of adapter and base"),
+        lambda axes: draw(axes, "cka_debiased", "linear CKA of adapter and base, debiased"),
         lambda axes: draw(axes, "relative_norm", "hidden states moved, ‖h_a − h_b‖ / ‖h_b‖"),
     ]

@@ -6,7 +6,8 @@ its own rank, down to none. What a direction does is its singular value over the
 For inputs that favour no direction, its square is the share that the direction adds to the energy of what the module puts
 out anyway, so it does not matter how large a module's weights happen to be (docs/experiments.md compares five orders). Without
 the base's weights the order is that of the singular values themselves, which for every number of directions loses the least
-energy in all.
+energy in all. At the end stand directions that the rounding of the stored numbers explains, those of an adapter in bfloat16:
+they are tried only where the others alone do not do.
 
 Where a task is given, the fewest directions whose score stays within ε are searched: a bisection over the line, several cuts
 at once as slots of one stack. It takes for granted that fewer directions score no better; each cut that was tried is told, and
@@ -31,7 +32,7 @@ from lorascope.errors import AdapterError, CheckFailed, UsageError, did_you_mean
 from lorascope.evaluate import Evaluation
 from lorascope.lora.diagnostics import Decomposition
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
-from lorascope.lora.truncate import directions_of, truncated, write_truncated
+from lorascope.lora.truncate import directions_of, num_computed, truncated, write_truncated
 from lorascope.metrics import HIGHER_IS_BETTER
 
 # Slots that are evaluated together.
@@ -48,6 +49,7 @@ class Line:
         keys: the module of each; how often a module is among the first so many is its rank.
         least: ranks below which a module must not fall.
         energies: squared singular values, in the order of ``keys``.
+        num_clear: how many of them the rounding of the stored numbers does not explain; they come first.
     """
 
     saved: SavedAdapter
@@ -55,6 +57,7 @@ class Line:
     keys: tuple[str, ...]
     least: Mapping[str, int]
     energies: tuple[float, ...]
+    num_clear: int
 
     def ranks(self, count: int) -> dict[str, int]:
         """Each module's rank where the first ``count`` directions are kept."""
@@ -69,7 +72,7 @@ class Line:
         return truncated(self.saved, self.directions, self.ranks(count))
 
     def energy_kept(self, count: int) -> float:
-        """The share of the sum of squared singular values."""
+        """The share of the sum of squared singular values, those within rounding included."""
         return math.fsum(self.energies[:count]) / math.fsum(self.energies)
 
 
@@ -78,14 +81,14 @@ class Tried:
     """One cut and what it scored.
 
     Attributes:
-        directions: that it keeps.
+        num_directions, num_parameters: that it keeps.
         score: None where its outputs were not finite.
         loss: of score against the whole adapter, positive where it is worse; infinite where there is no score.
         holds: whether the loss is within ε.
     """
 
-    directions: int
-    parameters: int
+    num_directions: int
+    num_parameters: int
     energy_kept: float
     score: float | None
     loss: float
@@ -112,7 +115,7 @@ class Found:
 
 
 def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None = None) -> Line:
-    """Put an adapter's directions in line; those that are rounding alone are left out.
+    """Put an adapter's directions in line; those that the rounding of a computation in float32 explains are left out.
 
     Args:
         where: the adapter came from, for messages.
@@ -122,21 +125,24 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
         AdapterError: every update is zero.
     """
     directions = directions_of(saved.weights)
-    strengths = [
-        (float(value) / (sizes[key] if sizes else 1.0), key, float(value) ** 2)
-        for key, its in directions.items()
-        for value in its.values_S[: its.numerical_rank]
-    ]
-    if not strengths:
+    strengths = []
+    for placement in saved.slot.placements:
+        key = placement.target.key
+        update, size = directions[key], sizes[key] if sizes else 1.0
+        values = update.values_S[: num_computed(saved.weights, placement, update)].tolist()
+        strengths += [(index < update.numerical_rank, value / size, key, value**2) for index, value in enumerate(values)]
+    num_clear = sum(is_clear for is_clear, *_ in strengths)
+    if not num_clear:
         raise AdapterError("the adapter changes nothing: every update is zero", where=where, fix="use the base model alone")
-    strengths.sort(key=lambda one: -one[0])
+    strengths.sort(key=lambda one: one[:2], reverse=True)
     held = {
         placement.target.key
         for placement in saved.slot.placements
         if saved.slot.bias == "lora_only" and f"{placement.target.module}.bias" in saved.weights.biases
     }
     least = {key: int(key in held) for key in directions}
-    return Line(saved, directions, tuple(key for _, key, _ in strengths), least, tuple(energy for _, _, energy in strengths))
+    keys, energies = (tuple(column) for column in zip(*(one[2:] for one in strengths), strict=True))
+    return Line(saved, directions, keys, least, energies, num_clear)
 
 
 @torch.no_grad()
@@ -152,13 +158,17 @@ def weight_norms(base: BaseModel, saved: SavedAdapter) -> dict[str, float]:
 
 
 def keep_energy(line: Line, epsilon: float) -> int:
-    """The fewest directions that lose at most the share ``epsilon`` of the energy, the sum of squared singular values."""
-    total, kept = math.fsum(line.energies), 0.0
-    for count, energy in enumerate(line.energies, start=1):
+    """The fewest directions that lose at most the share ``epsilon`` of the energy, the sum of squared singular values.
+
+    Of those above the rounding of the stored numbers: what this explains is no energy of the adapter's.
+    """
+    clear = line.energies[: line.num_clear]
+    total, kept = math.fsum(clear), 0.0
+    for count, energy in enumerate(clear, start=1):
         kept += energy
         if kept >= (1.0 - epsilon) * total:
             return count
-    return len(line.energies)
+    return line.num_clear
 
 
 def search(
@@ -198,19 +208,21 @@ def search(
         for count, adapter, evaluation in zip(counts, adapters, evaluations, strict=True):
             yield _tried(line, count, adapter, evaluation, whole[0], metric, epsilon)
 
-    smallest = len(line.keys) + 1
-    largest_failing = 0
-    while smallest - largest_failing > 1:
-        counts = _between(largest_failing, smallest, num_slots - (not whole), with_end=not whole)
-        for one in score(counts):
-            tried[one.directions] = one
-            yield one
-        smallest = min((count for count, one in tried.items() if one.holds), default=0)
-        if not smallest:
-            raise _nothing_holds(tried, metric, epsilon, where)
-        largest_failing = max((count for count, one in tried.items() if not one.holds and count < smallest), default=0)
-    listed = tuple(tried[count] for count in sorted(tried))
-    return Found(metric, epsilon, whole[0], listed, tried[smallest], _notes(listed, tried[smallest], metric))
+    failing = 0
+    # Directions within rounding are looked at only where all others together do not hold.
+    for end in dict.fromkeys((line.num_clear, len(line.keys))):
+        holding = end + 1
+        while holding - failing > 1:
+            counts = _between(failing, holding, num_slots - (not whole), with_end=end not in tried)
+            for one in score(counts):
+                tried[one.num_directions] = one
+                yield one
+            holding = min((count for count, one in tried.items() if one.holds), default=end + 1)
+            failing = max((count for count, one in tried.items() if not one.holds and count < holding), default=0)
+        if holding <= end:
+            listed = tuple(tried[count] for count in sorted(tried))
+            return Found(metric, epsilon, whole[0], listed, tried[holding], _notes(line, listed, tried[holding], metric))
+    raise _nothing_holds(tried, metric, epsilon, where)
 
 
 def write_and_verify(
@@ -224,7 +236,7 @@ def write_and_verify(
     Raises:
         CheckFailed: what was read back does not keep the score.
     """
-    write_truncated(source, directory, line.cut(found.smallest.directions))
+    write_truncated(source, directory, line.cut(found.smallest.num_directions))
     again = read_adapter(directory, "truncated")
     whole, written = evaluate_together(prepared, {str(source): line.saved, str(directory): again})
     loss = loss_of(whole, written, found.metric)
@@ -284,18 +296,21 @@ def _checked(whole: Evaluation, metric: str, where: str) -> Evaluation:
 def _nothing_holds(tried: Mapping[int, Tried], metric: str, epsilon: float, where: str) -> CheckFailed:
     least = min(tried.values(), key=lambda one: one.loss)
     return CheckFailed(
-        f"no cut keeps {metric} within {epsilon:g}: {least.directions} directions lose {least.loss:.3g}",
+        f"no cut keeps {metric} within {epsilon:g}: {least.num_directions} directions lose {least.loss:.3g}",
         where=where,
         fix="allow a larger loss",
     )
 
 
-def _notes(tried: Sequence[Tried], smallest: Tried, metric: str) -> tuple[str, ...]:
-    notes = []
-    worse = [one for one in tried if not one.holds and one.directions > smallest.directions]
+def _notes(line: Line, tried: Sequence[Tried], smallest: Tried, metric: str) -> tuple[str, ...]:
+    notes, count = [], smallest.num_directions
+    worse = [one for one in tried if not one.holds and one.num_directions > count]
     if worse:
-        what = f"{smallest.directions} directions keep {metric} and {worse[0].directions} do not: it does not fall evenly"
+        what = f"{count} directions keep {metric} and {worse[0].num_directions} do not: it does not fall evenly"
         notes.append(f"{what}, and fewer that were not tried may hold too")
-    if smallest.directions == 1:
+    if count > line.num_clear:
+        what = f"the {line.num_clear} directions above the rounding of the stored numbers do not keep {metric}"
+        notes.append(f"{what}, so {count - line.num_clear} that may be rounding are kept too")
+    if count == 1:
         notes.append(f"one direction keeps {metric}: the base with the adapter's head and biases may do so alone")
     return tuple(notes)

@@ -8,7 +8,6 @@ Legend: D in, O out, R rank.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from typing import Any
 
 from torch import Tensor
 
-from lorascope.errors import AdapterError, UsageError
+from lorascope.adapter import adapter_names
+from lorascope.errors import AdapterError
 from lorascope.lora.diagnostics import (
-    decompose,
-    effective_rank,
+    UpdateDiagnostics,
+    diagnose,
+    diagnose_update,
     kept_energy,
     moments,
+    overall,
     rank_keeping,
-    stable_rank,
     update_moments,
 )
-from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, read_adapter
+from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.targets import layer_of
 
 # A B that is zero outside of so small a part of its outputs was made for a slice of a fused projection.
@@ -66,20 +67,19 @@ class Place:
     kind: str
 
 
-def read_adapters(directories: Sequence[Path]) -> list[Inspected]:
+def read_adapters(directories: Sequence[Path], *, factors_only: bool = True) -> list[Inspected]:
     """Read adapters; a trial's directory stands for the adapter in it.
+
+    Args:
+        factors_only: to look at their updates, not to run them: kinds of LoRA that cannot be run here are read too.
 
     Raises:
         UsageError: one is given twice.
         AdapterError: one cannot be read, or its factors do not belong together.
     """
-    found = [_adapter_directory(directory) for directory in directories]
-    resolved = [directory.resolve() for directory in found]
-    twice = next((one for index, one in enumerate(resolved) if one in resolved[:index]), None)
-    if twice is not None:
-        raise UsageError("the adapter is given twice", where=str(twice), fix="give each once")
     read = [
-        Inspected(label, directory, read_adapter(directory)) for label, directory in zip(_labels(resolved), found, strict=True)
+        Inspected(name, directory, read_adapter(directory, factors_only=factors_only))
+        for name, directory in adapter_names(directories).items()
     ]
     for one in read:
         _check_factors(one)
@@ -105,12 +105,14 @@ def adapter_document(one: Inspected, places: Mapping[str, Place]) -> dict[str, A
     """
     saved = one.saved
     config = saved.config
+    updates = diagnose(saved.weights)
+    whole = overall([updates[module] for module in one.modules])
+    assert whole is not None, "an adapter without modules is not read"
     rows = []
     for module in one.modules:
-        lora_A_RD, lora_B_OR, scaling = one.factors(module)
-        place = places[module]
-        record = {"module": module, "layer": place.layer, "kind": place.kind, **update_record(lora_A_RD, lora_B_OR, scaling)}
-        rows.append(record | {"slices": _slice_records(lora_A_RD, lora_B_OR, scaling)})
+        place, factors = places[module], one.factors(module)
+        about = {"module": module, "layer": place.layer, "kind": place.kind}
+        rows.append(about | update_record(updates[module], *factors) | {"slices": _slice_records(*factors)})
     biases, heads = (
         [{"name": name, "size": value.numel(), **_moments_record(value)} for name, value in sorted(group.items())]
         for group in (saved.weights.biases, saved.weights.heads)
@@ -131,7 +133,7 @@ def adapter_document(one: Inspected, places: Mapping[str, Place]) -> dict[str, A
         "lora_params": sum(row["r"] * (row["in_features"] + row["out_features"]) for row in rows),
         "bias_params": sum(bias["size"] for bias in biases),
         "head_params": sum(head["size"] for head in heads),
-        "overall": _overall(rows),
+        "overall": {name: getattr(whole, name) for name in ("norm", *_MEAN_FIGURES)},
         "modules": rows,
         "biases": biases,
         "heads": heads,
@@ -139,43 +141,32 @@ def adapter_document(one: Inspected, places: Mapping[str, Place]) -> dict[str, A
     }
 
 
-def update_record(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> dict[str, Any]:
-    """Figures of ``ΔW = scaling · B A`` and of its factors."""
-    found = decompose(lora_A_RD, lora_B_OR, scaling)
-    values_S = found.values_S
-    energy_S = kept_energy(values_S)
-    moved = update_moments(lora_A_RD, lora_B_OR, scaling)
-    effective, stable = effective_rank(values_S), stable_rank(values_S)
-    r, largest = len(lora_A_RD), float(values_S.max())
+def update_record(found: UpdateDiagnostics, lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> dict[str, Any]:
+    """Figures of ``ΔW = scaling · B A`` (``found``) and of its factors, as JSON can hold them."""
+    moved, energy_S = update_moments(lora_A_RD, lora_B_OR, scaling), kept_energy(found.values_S)
     return {
-        "r": r,
+        "r": found.r,
         "scaling": scaling,
         "in_features": lora_A_RD.shape[1],
         "out_features": lora_B_OR.shape[0],
         "dtype": str(lora_B_OR.dtype).removeprefix("torch."),
-        "norm": largest * math.sqrt(stable),
-        "spectral_norm": largest,
-        "nuclear_norm": float(values_S.sum()),
+        "norm": found.norm,
+        "spectral_norm": found.spectral_norm,
+        "nuclear_norm": found.nuclear_norm,
         "mean": moved.mean,
         "std": moved.std,
         "lora_A": _moments_record(lora_A_RD),
         "lora_B": _moments_record(lora_B_OR),
-        "singular_values": values_S.tolist(),
-        "effective_rank": effective,
-        "stable_rank": stable,
-        "utilisation": effective / r,
+        "singular_values": found.values_S.tolist(),
+        "effective_rank": found.effective_rank,
+        "stable_rank": found.stable_rank,
+        "utilisation": found.utilisation,
         "numerical_rank": found.numerical_rank,
         "rounding": found.rounding,
         "energy": energy_S.tolist(),
         "rank_for_90": rank_keeping(energy_S, 0.9),
         "rank_for_99": rank_keeping(energy_S, 0.99),
     }
-
-
-def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """All updates as one: the norm over everything, ranks on average."""
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in _MEAN_FIGURES}
-    return {"norm": math.hypot(*(row["norm"] for row in rows)), **means}
 
 
 def _moments_record(matrix: Tensor) -> dict[str, float]:
@@ -204,18 +195,25 @@ def _slice_records(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> list
     if len(groups) < 2 and not any(stop - start <= _SLICE_PART * len(lora_B_OR) for start, stop, _ in groups):
         return []
     return [
-        {"start": start, "stop": stop, **update_record(lora_A_RD[columns], lora_B_OR[start:stop, columns], scaling)}
+        {"start": start, "stop": stop, **_slice_record(lora_A_RD[columns], lora_B_OR[start:stop, columns], scaling)}
         for start, stop, columns in ((start, stop, sorted(columns)) for start, stop, columns in groups)
     ]
 
 
+def _slice_record(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> dict[str, Any]:
+    return update_record(diagnose_update(lora_A_RD, lora_B_OR, scaling), lora_A_RD, lora_B_OR, scaling)
+
+
 def _warnings(one: Inspected, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    warnings = [f"{one.label}: {what}" for what in one.saved.left_out]
     zero = [row["module"] for row in rows if row["spectral_norm"] == 0.0]
     if not zero:
-        return []
+        return warnings
     if len(zero) == len(rows):
-        return [f"{one.label}: every update is zero; the adapter was not trained, or changes nothing but heads and biases"]
-    return [f"{one.label}: {len(zero)} of {len(rows)} updates are zero: {zero[0]}{', …' if len(zero) > 1 else ''}"]
+        what = "every update is zero; the adapter was not trained, or changes nothing but heads and biases"
+    else:
+        what = f"{len(zero)} of {len(rows)} updates are zero: {zero[0]}{', …' if len(zero) > 1 else ''}"
+    return [*warnings, f"{one.label}: {what}"]
 
 
 def _check_factors(one: Inspected) -> None:
@@ -228,18 +226,6 @@ def _check_factors(one: Inspected) -> None:
         if lora_A_RD.shape[0] != lora_B_OR.shape[1] or 0 in (*lora_A_RD.shape, *lora_B_OR.shape):
             shapes = f"lora_A {list(lora_A_RD.shape)} and lora_B {list(lora_B_OR.shape)} do not belong together"
             raise AdapterError(f"{module!r}: {shapes}", where=str(one.directory), fix="save the adapter again")
-
-
-def _adapter_directory(directory: Path) -> Path:
-    inside = directory / "adapter"
-    return inside if not (directory / CONFIG_FILE).exists() and (inside / CONFIG_FILE).exists() else directory
-
-
-def _labels(directories: Sequence[Path]) -> list[str]:
-    """For each directory the shortest end of its path that no other shares; a trial's ``adapter`` goes by its trial."""
-    parts = [path.parts[:-1] if path.name == "adapter" and len(path.parts) > 2 else path.parts for path in directories]
-    parts = parts if len(set(parts)) == len(parts) else [path.parts for path in directories]
-    return ["/".join(name) for name in _shortest_ends(parts)]
 
 
 def _shortest_ends(names: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from lorascope.attribution.players import Game, attribution_of, in_order, stored_game
+from lorascope.attribution.players import LATENCY_KEY, Game, attribution_of, in_order, stored_game
 from lorascope.config import ShapleyDesign
 from lorascope.errors import RunError
 from lorascope.metrics import HIGHER_IS_BETTER
@@ -28,9 +29,36 @@ WHAT = {
     "reliance": "reliance: the other players were masked out of one adapter trained with all of them",
     "one_run": "one run: an estimate, read by masking off one training with random coalitions",
 }
-_NO_LATENCY = "not measured: a merged adapter adds none"
+_NO_LATENCY = "not measured: the study ended before, or is one of an earlier version; go on with --resume"
 # Of fewer retrained coalitions agreement says nothing; a study has at least so many, or all that there are.
 _LEAST_RETRAINED = 4
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What players cost; None where it is not known.
+
+    Attributes:
+        parameters, seconds: by player, what it trains, and its share of an epoch alone.
+        latency: as ``latency.measure_latency`` stored it, or the reason why there is none.
+    """
+
+    parameters: Mapping[str, int] | None
+    seconds: Mapping[str, float] | None
+    latency: Mapping[str, Any]
+
+    def million_parameters(self, player: str) -> float | None:
+        """What it trains."""
+        return None if self.parameters is None else self.parameters[player] / 1e6
+
+    def seconds_of(self, player: str) -> float | None:
+        """Of an epoch."""
+        return None if self.seconds is None else self.seconds[player]
+
+    def milliseconds(self, player: str) -> float | None:
+        """Of a pass, where they can be told from nothing."""
+        measured = self.latency.get("players", {}).get(player)
+        return None if measured is None or not (measured["low"] or 0.0) > 0.0 else float(measured["ms"])
 
 
 def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
@@ -49,9 +77,13 @@ def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
     maps = {seed: record for store in stores for seed, record in store.maps(kind).items()}
     worths = _map_worths(game, maps) if kind != "usefulness" else game.worths(rows)
     parameters = _parameters(game, coalition_rows, maps)
-    seconds = _seconds(game, coalition_rows) if kind == "usefulness" else None
+    costs = _Costs(
+        parameters,
+        _seconds(game, coalition_rows) if kind == "usefulness" else None,
+        _latency(stores),
+    )
     wanted = study.design.values or [name for name in worths if name in HIGHER_IS_BETTER]
-    metrics = {name: _metric(game, name, worths.get(name, {}), parameters, seconds) for name in wanted}
+    metrics = {name: _metric(game, name, worths.get(name, {}), costs) for name in wanted}
     document: dict[str, Any] = {
         "game": kind,
         "what": WHAT[kind],
@@ -63,7 +95,7 @@ def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
             for status in dict.fromkeys(row.status for row in coalition_rows)
         },
         "metrics": metrics,
-        "latency": _NO_LATENCY,
+        "latency": costs.latency,
     }
     if maps:
         document["maps"] = [_map_facts(record) for _, record in sorted(maps.items())]
@@ -81,8 +113,7 @@ def _metric(
     game: Game,
     name: str,
     by_seed: Mapping[Coalition, Mapping[int, float]],
-    parameters: Mapping[str, int] | None,
-    seconds: Mapping[str, float] | None,
+    costs: _Costs,
 ) -> dict[str, Any]:
     """What one metric says of the players."""
     seeds = game.study.seeds
@@ -104,9 +135,9 @@ def _metric(
     values = {
         player: {
             **_interval(value),
-            "per_million_parameters": _per(value.estimate, None if parameters is None else parameters[player] / 1e6),
-            "per_second": _per(value.estimate, None if seconds is None else seconds[player]),
-            "per_ms_latency": None,
+            "per_million_parameters": _per(value.estimate, costs.million_parameters(player)),
+            "per_second": _per(value.estimate, costs.seconds_of(player)),
+            "per_ms_latency": _per(value.estimate, costs.milliseconds(player)),
         }
         for player, value in attribution.values.items()
     }
@@ -124,7 +155,7 @@ def _metric(
         ],
         "ranking": attribution.ranking,
         "verdict": _verdict(attribution),
-        "recommended": _recommended(game, name, worths, parameters),
+        "recommended": _recommended(game, name, worths, costs.parameters),
         "notes": list(attribution.notes),
     }
 
@@ -248,6 +279,21 @@ def _seconds(game: Game, rows: Sequence[TrialRow]) -> dict[str, float] | None:
             measured.setdefault(coalition, []).append(row.solo_train_seconds_per_epoch)
     times = {coalition: mean(its) if its else 0.0 for coalition, its in measured.items()}
     return exact_values(list(game.players), times) if len(times) == 1 << len(game.players) else None
+
+
+def _latency(stores: Sequence[Store]) -> dict[str, Any]:
+    """What players add to a pass, on the machine of the first shard that measured it, and what that is in words."""
+    stored = [record for store in stores if (record := store.info(LATENCY_KEY)) is not None]
+    measured = next((record for record in stored if "players" in record), None)
+    if measured is None:
+        return {"reason": f"not measured: {stored[0]['reason']}" if stored else _NO_LATENCY}
+    tokens, held = measured["tokens"], measured["quantization"] or measured["dtype"]
+    how = "" if measured["exact"] else f", {measured['num_coalitions']} coalitions sampled"
+    what = (
+        f"unmerged, {measured['phase']} over one row of {tokens} tokens, on {measured['device']} with {measured['threads']} "
+        f"threads, {held}; mean of {measured['rounds']} rounds{how}; a merged adapter adds none"
+    )
+    return {"what": what, **measured}
 
 
 def _agreement(

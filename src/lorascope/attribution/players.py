@@ -27,6 +27,8 @@ MOST_COALITIONS = 2**EXACT_PLAYERS
 _PROPOSED = 16
 # The order of sampled coalitions, the same in every study.
 SAMPLING_SEED = 0
+# Where a study's store holds what coalitions add to latency.
+LATENCY_KEY = "latency"
 
 Players = Mapping[str, tuple[str, ...]]
 

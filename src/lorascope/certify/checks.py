@@ -9,9 +9,8 @@ Floor: ``certify``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorascope.certify.outputs import (
@@ -30,17 +29,12 @@ from lorascope.certify.tensors import ModuleFigures, TensorFigures
 Verdict = Literal["holds", "warning", "fails", "not judged"]
 # ‖W′ − W − ΔW‖ / ‖ΔW‖ of one module.
 WARN_RATIO, FAIL_RATIO = 0.3, 0.9
+# The share of ΔW that arrived; beside it the ratio says nothing where W itself was rounded to another dtype.
+FAIL_ARRIVED, WARN_ARRIVED = 0.5, (0.8, 1.2)
 # KL(float32 ‖ merged) ≤ factor · KL(float32 ‖ unmerged in that dtype) + slack, in nats.
 KL_FACTOR, KL_SLACK = 2.0, 1e-6
 # Where float32 itself costs more than MOST_RELATIVE_FLOAT32, so many times what it costs the unmerged adapter.
 FLOAT32_FACTOR = 4.0
-# The same weights, once in memory and once from the disk; kernels may add in another order.
-_MOST_RELATIVE_RELOADED = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 2e-2, "float16": 2e-3}
-# Keys of config.json that a merge may change; what ties and labels say is judged apart.
-_MAY_DIFFER = {
-    "_name_or_path", "architectures", "decoder_start_token_id", "dtype", "id2label", "label2id", "num_labels", "pad_token_id",
-    "problem_type", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
 _FIRST_FEW = 3
 
 
@@ -60,39 +54,58 @@ class Check:
     tolerance: float | None = None
 
 
-def adapter_checks(problems: Sequence[str], figures: TensorFigures) -> list[Check]:
-    """The adapter's own files, and that everything in them has a place in the base."""
-    homeless = figures.homeless
-    total = figures.num_placed
+def adapter_checks(problems: Sequence[str], homeless: Sequence[str], misfits: Sequence[str], num_placed: int) -> list[Check]:
+    """The adapter's own files, and that everything in them has a place in the base.
+
+    Args:
+        homeless: what the adapter has and the base no place for.
+        misfits: sentences on what has a place of another shape.
+        num_placed: modules that have an update and a place.
+    """
     if homeless:
-        what = f"{len(homeless)} of the adapter's tensors match nothing in the base: {_few(homeless)}"
+        what = f"{len(homeless)} of the adapter's tensors match nothing in the base: {few(homeless)}"
         place = Check("adapter-fits", "fails", what)
-    elif not total:
+    elif misfits:
+        place = Check("adapter-fits", "fails", few(misfits))
+    elif not num_placed:
         place = Check("adapter-fits", "fails", "no module of the adapter was found in the base")
     else:
-        place = Check("adapter-fits", "holds", f"{_count(total, 'module')}, each found in the base")
+        place = Check("adapter-fits", "holds", f"{count(num_placed, 'module')}, each found in the base")
     whole = Check("adapter-whole", "holds", "its files are readable and finite")
-    return [Check("adapter-whole", "fails", _few(problems)) if problems else whole, place]
+    return [Check("adapter-whole", "fails", few(problems)) if problems else whole, place]
+
+
+def copies_check(foreign: Sequence[str], num_copies: int) -> Check | None:
+    """The base's weights that the adapter carries a copy of; None where it carries none."""
+    if not num_copies:
+        return None
+    if foreign:
+        what = f"the adapter was trained on other weights: its copy of {few(foreign)} is not the base's"
+        return Check("base-copies", "fails", what)
+    return Check("base-copies", "holds", f"{count(num_copies, 'weight')} that the adapter has a copy of, each the base's")
 
 
 def tensor_checks(figures: TensorFigures, problems: Sequence[str], dtype: str) -> list[Check]:
     """The merged files against the base's and the adapter's."""
-    nonfinite = [f"{name} ({count})" for name, count in figures.nonfinite.items()]
+    nonfinite = [f"{name} ({number})" for name, number in figures.nonfinite.items()]
     overflowing = [one.module for one in figures.modules if one.overflows]
-    hint = f"; {dtype} cannot hold the sum in {_few(overflowing)}" if overflowing else ""
+    hint = f"; {dtype} cannot hold the sum in {few(overflowing)}" if overflowing else ""
     present = [*problems, *figures.misfits]
     if figures.absent:
         present.append(
-            f"{_count(len(figures.absent), 'tensor')} missing, which loaders fill with random numbers: {_few(figures.absent)}"
+            f"{count(len(figures.absent), 'tensor')} missing, which loaders fill with random numbers: {few(figures.absent)}"
         )
-    differing = [f"{name} ({count} numbers are not those of {whose})" for name, count, whose in figures.differing]
+    if figures.leftover:
+        left = figures.leftover
+        present.append(f"{count(len(left), 'tensor')} in the files without a place in the model: {few(left)}")
+    differing = [f"{name} ({number} numbers are not those of {whose})" for name, number, whose in figures.differing]
     return [
-        _none_of("tensors-present", present, "every tensor of the model is in the files, with its shape"),
-        _none_of("tensors-finite", [_few(nonfinite) + hint] if nonfinite else [], "no NaN and no infinite number"),
-        _none_of(
-            "dtype", [f"{count} numbers are in {name}" for name, count in figures.strays.items()], f"as asked for: {dtype}"
+        none_of("tensors-present", present, "every tensor of the model is in the files, with its shape"),
+        none_of("tensors-finite", [few(nonfinite) + hint] if nonfinite else [], "no NaN and no infinite number"),
+        none_of(
+            "dtype", [f"{number} numbers are in {name}" for name, number in figures.strays.items()], f"as asked for: {dtype}"
         ),
-        _none_of("base-unchanged", differing, f"{_count(figures.num_equal, 'tensor')} without an update equal the base's"),
+        none_of("base-unchanged", differing, f"{count(figures.num_equal, 'tensor')} without an update equal the base's"),
         _tie_check(figures),
         *_update_checks(figures.modules, dtype),
     ]
@@ -100,41 +113,67 @@ def tensor_checks(figures: TensorFigures, problems: Sequence[str], dtype: str) -
 
 def _tie_check(figures: TensorFigures) -> Check:
     if figures.tied:
-        return Check("tied-embeddings", "fails", _few(figures.tied))
+        return Check("tied-embeddings", "fails", few(figures.tied))
     if figures.untied:
-        return Check("tied-embeddings", "warning", f"{_few(figures.untied)}, though equal: memory is used twice")
+        return Check("tied-embeddings", "warning", f"{few(figures.untied)}, though equal: memory is used twice")
     return Check("tied-embeddings", "holds", "tied as in the base")
 
 
 def _update_checks(modules: Sequence[ModuleFigures], dtype: str) -> list[Check]:
     """Whether each update arrived, and whether anything but rounding came with it."""
     zero = [one.module for one in modules if one.update_norm == 0.0]
-    judged = {one.module: one.ratio for one in modules if one.ratio is not None}
+    judged = [one for one in modules if one.ratio is not None]
     beyond = {one.module: one.rounding for one in modules if one.rounding > 1.0}
     checks = []
     if modules and len(zero) == len(modules):
         checks.append(Check("update-arrived", "warning", "the adapter adds nothing anywhere: its B are zero"))
     elif judged:
-        worst = max(judged, key=lambda module: judged[module])
-        lost = [module for module, ratio in judged.items() if ratio > FAIL_RATIO]
-        blurred = [module for module, ratio in judged.items() if WARN_RATIO < ratio <= FAIL_RATIO]
-        only_rounding = bool(lost) and not beyond
-        if only_rounding:
-            says = f"{dtype} is too coarse for the update of {_few(lost)}: rounding takes it; merge in a finer dtype"
-        elif lost:
-            says = f"the update is not in the weights of {_few(lost)}"
-        elif blurred:
-            says = f"in {len(blurred)} of {len(judged)} modules rounding blurs the update: {_few(blurred)}"
-        else:
-            says = f"in every module ‖W′−W−Δ‖ is a small part of ‖Δ‖; the largest in {worst}"
-        verdict: Verdict = "fails" if lost else "warning" if blurred else "holds"
-        checks.append(Check("update-arrived", verdict, says, judged[worst], FAIL_RATIO))
+        checks.append(_arrival_check(judged, dtype, only_rounding=not beyond))
     if judged or beyond:
         largest = max((one.rounding for one in modules), default=0.0)
-        says = f"more than {dtype}'s rounding separates W′ from W+Δ in {_few(list(beyond))}"
+        says = f"more than {dtype}'s rounding separates W′ from W+Δ in {few(list(beyond))}"
         fine = f"nothing but {dtype}'s rounding separates W′ from W+Δ"
         checks.append(Check("only-rounding", "fails" if beyond else "holds", says if beyond else fine, largest, 1.0))
     return checks
+
+
+def _arrival_check(judged: Sequence[ModuleFigures], dtype: str, *, only_rounding: bool) -> Check:
+    worst, least = max(judged, key=_ratio), min(judged, key=_arrived)
+    lost = [one.module for one in judged if _is_lost(one)]
+    blurred = [one.module for one in judged if not _is_lost(one) and _is_blurred(one)]
+    verdict: Verdict = "fails" if lost else "warning" if blurred else "holds"
+    if lost and only_rounding:
+        says = f"{dtype} is too coarse for the update of {few(lost)}: rounding takes it; merge in a finer dtype"
+    elif lost:
+        says = f"the update is not in the weights of {few(lost)}"
+    elif blurred:
+        says = f"in {len(blurred)} of {len(judged)} modules rounding blurs the update: {few(blurred)}"
+    elif worst.recast:
+        says = f"of every update at least {_arrived(least):.1%} is in W′−W; {dtype} rounds the base's own weights too"
+    else:
+        says = f"in every module ‖W′−W−Δ‖ is a small part of ‖Δ‖; the largest in {worst.module}"
+    if worst.recast:  # a share that has to be large, and no figure that has to be small
+        return Check("update-arrived", verdict, says, _arrived(least))
+    return Check("update-arrived", verdict, says, _ratio(worst), FAIL_RATIO)
+
+
+def _ratio(one: ModuleFigures) -> float:
+    return _value(one.ratio)
+
+
+def _arrived(one: ModuleFigures) -> float:
+    return 0.0 if one.arrived is None else one.arrived
+
+
+def _is_lost(one: ModuleFigures) -> bool:
+    """Whether an update is not in its weight. Where W was rounded to another dtype, its own rounding is in the ratio too."""
+    by_ratio = _ratio(one) > FAIL_RATIO and (one.recast == 0.0 or one.rounding > 1.0)
+    return by_ratio or _arrived(one) < FAIL_ARRIVED
+
+
+def _is_blurred(one: ModuleFigures) -> bool:
+    fewest, most = WARN_ARRIVED
+    return (_ratio(one) > WARN_RATIO and one.recast == 0.0) or not fewest <= _arrived(one) <= most
 
 
 def output_checks(outputs: Outputs, dtype: str) -> list[Check]:
@@ -142,10 +181,11 @@ def output_checks(outputs: Outputs, dtype: str) -> list[Check]:
     if outputs.unloadable is not None:
         return [Check("loads", "fails", f"the merged model cannot be loaded and run: {outputs.unloadable}")]
     if outputs.new_parameters:
-        what = f"a loader has to make up {_count(len(outputs.new_parameters), 'tensor')}: {_few(outputs.new_parameters)}"
+        what = f"a loader has to make up {count(len(outputs.new_parameters), 'tensor')}: {few(outputs.new_parameters)}"
         return [Check("loads", "fails", what)]
     checks = [Check("loads", "holds", "transformers loads and runs it from its directory alone")]
-    bad = [row for row in outputs.rows if row.difference.nonfinite]
+    spared = () if outputs.packing_asked else (QUANTISED, UNMERGED_QUANTISED)
+    bad = [row for row in outputs.rows if row.difference.nonfinite and row.name not in spared]
     if bad:
         says = "; ".join(f"{row.name}: {row.difference.nonfinite} logits are NaN or infinite" for row in bad)
         return [*checks, Check("logits-finite", "fails", says)]
@@ -161,20 +201,30 @@ def output_checks(outputs: Outputs, dtype: str) -> list[Check]:
             verdict: Verdict = "holds" if value <= tolerance else "fails"
             says = f"logits differ from the adapter's by {value:.1e} (relative){why}"
             checks.append(Check(f"relative-difference ({name})", verdict, says, value, tolerance))
-    again = outputs.find(RELOADED, IN_MEMORY)
-    if again is not None:
-        value, tolerance = _value(again.difference.relative_difference), _MOST_RELATIVE_RELOADED[dtype]
-        says = f"from the disk, logits differ from those in memory by {value:.1e} (relative)"
-        checks.append(Check("reloaded-equals-memory", "holds" if value <= tolerance else "fails", says, value, tolerance))
-    packed = outputs.find(QUANTISED)
-    if packed is not None:
-        checks.append(_kl_check(packed, outputs.find(UNMERGED_QUANTISED)))
-    return [*checks, *_score_checks(outputs)]
+    if outputs.reloaded_otherwise is not None:
+        names = outputs.reloaded_otherwise
+        says = f"the disk gives back other bits than were in memory of {few(names)}" if names else "every tensor, to the bit"
+        checks.append(Check("reloaded-equals-memory", "fails" if names else "holds", says))
+    return [*checks, *_packed_checks(outputs), *_score_checks(outputs)]
+
+
+def _packed_checks(outputs: Outputs) -> list[Check]:
+    """Four bits: what was asked for has to hold; what is looked at because the adapter was trained so is a figure."""
+    packed, name = outputs.find(QUANTISED), f"kl ({QUANTISED})"
+    if packed is None:
+        return [] if outputs.not_packed is None else [Check(name, "not judged", outputs.not_packed)]
+    found = _kl_check(packed, outputs.find(UNMERGED_QUANTISED))
+    if found.verdict == "fails" and not outputs.packing_asked:
+        says = f"{found.says}: packed in four bits again it is another model than was trained; run it in full"
+        found = replace(found, verdict="warning", says=says)
+    return [found]
 
 
 def _relative_tolerance(outputs: Outputs) -> tuple[float, str]:
     """How far float32 logits may be apart, and why that is more than usual."""
     exact = outputs.find(UNMERGED_FLOAT64)
+    if exact is None and outputs.no_float64 is not None:
+        return MOST_RELATIVE_FLOAT32, f"; what float32 itself costs was not measured: {outputs.no_float64}"
     own = 0.0 if exact is None else exact.difference.relative_difference or 0.0
     if FLOAT32_FACTOR * own <= MOST_RELATIVE_FLOAT32:
         return MOST_RELATIVE_FLOAT32, ""
@@ -204,7 +254,18 @@ def _score_checks(outputs: Outputs) -> list[Check]:
         own = abs(unmerged.scores.get(name, 0.0) - outputs.scores[name]) if unmerged is not None and unmerged.scores else 0.0
         if abs(row.scores[name] - outputs.scores[name]) > own + one_example + 1e-9:
             moved.append(f"{name} {outputs.scores[name]:.4f} became {row.scores[name]:.4f}")
-    return [Check("score", "warning" if moved else "holds", _few(moved) if moved else "the task's score stays what it was")]
+    return [Check("score", "warning" if moved else "holds", few(moved) if moved else "the task's score stays what it was")]
+
+
+def tensors_only_check(why: str, asked: str | None) -> Check:
+    """That no model was run: a failure where a comparison was asked for that needs one.
+
+    Args:
+        asked: what was asked for; None where nothing was.
+    """
+    if asked is None:
+        return Check("outputs", "warning", f"tensors alone were compared: {why}")
+    return Check("outputs", "fails", f"{asked} was asked for, and no model was run: {why}")
 
 
 def effect_check(outputs: Outputs, effect: Compared) -> Check:
@@ -222,30 +283,6 @@ def effect_check(outputs: Outputs, effect: Compared) -> Check:
         return Check("adapter-has-effect", "holds", says, relative)
     says += f"; rounding alone moves them by {noise:.1e}, so outputs show little, and the tensors decide"
     return Check("adapter-has-effect", "warning", says, relative)
-
-
-def configuration_check(base: Mapping[str, Any], merged: Mapping[str, Any], dtype: str) -> Check:
-    """config.json, beyond what a merge may change; the dtype in which others will load it."""
-    keys = sorted((set(base) | set(merged)) - _MAY_DIFFER)
-    differing = [
-        f"{key} is {_short(merged.get(key))}, {_short(base.get(key))} in the base"
-        for key in keys
-        if _plain(base.get(key)) != _plain(merged.get(key))
-    ]
-    declared = str(merged.get("dtype") or merged.get("torch_dtype") or "").removeprefix("torch.")
-    if declared and declared != dtype:
-        differing.append(f"dtype is {declared}, the weights are in {dtype}")
-    return _none_of("configuration", differing, "config.json is the base's, but for what the adapter changes")
-
-
-def labels_check(labels: Sequence[str], merged: Mapping[str, Any]) -> Check | None:
-    """A classifier's class names in order; None where the adapter does not tell them."""
-    if not labels:
-        return None
-    named = [name for _, name in sorted((int(number), str(name)) for number, name in (merged.get("id2label") or {}).items())]
-    if named == list(labels):
-        return Check("labels", "holds", f"classes in order: {', '.join(labels)}")
-    return Check("labels", "fails", f"the classes are {', '.join(named)}; the adapter's are {', '.join(labels)}")
 
 
 def revision_check(adapter: Mapping[str, Any], model: str, revision: str | None, local: bool) -> Check:
@@ -271,27 +308,21 @@ def base_check(recorded: str | None, found: str | None, why_not: str) -> Check:
     return Check("base-checksum", "fails", f"the adapter was trained on other weights ({recorded[:12]}, here {found[:12]})")
 
 
-def _none_of(name: str, problems: Sequence[str], fine: str) -> Check:
-    return Check(name, "fails", _few(problems)) if problems else Check(name, "holds", fine)
+def none_of(name: str, problems: Sequence[str], fine: str) -> Check:
+    """A check that fails with the problems' first few, and holds where there are none."""
+    return Check(name, "fails", few(problems)) if problems else Check(name, "holds", fine)
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
     shown = "; ".join(names[:_FIRST_FEW])
     return shown if len(names) <= _FIRST_FEW else f"{shown} and {len(names) - _FIRST_FEW} more"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _value(figure: float | None) -> float:
     return float("inf") if figure is None else figure
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
 from torch import nn
 from transformers import PreTrainedModel
 
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskType
+from lorascope.memory import free_bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class MergeClaim:
         task_type: None where outputs cannot be compared, for want of a way to load and feed such a model.
         labels: class names in the order of the head's outputs; empty unless SEQ_CLS.
         in_memory: hands over the merged model as it was before it was written; None where there never was one.
-        quantise: compare in four bits (NF4) too.
+        quantise: compare in four bits (NF4) too, and have that hold. An adapter that was trained on a base in four bits is
+            compared so without being asked, as far as that can be done here, and never fails by it.
+        trained_in: ``nf4`` where the adapter was trained so and its own files do not say it.
         tensors_only: why no model may be loaded; None to run them all.
         shown_as: where the merged directory will be; None where it is there already.
     """
@@ -43,6 +46,7 @@ class MergeClaim:
     labels: tuple[str, ...] = ()
     in_memory: Callable[[], nn.Module] | None = None
     quantise: bool = False
+    trained_in: str | None = None
     tensors_only: str | None = None
     shown_as: Path | None = None
 
@@ -50,6 +54,11 @@ class MergeClaim:
     def stored_dtype(self) -> str:
         """The dtype in which the merged model is loaded: the base's own for ``as-base``."""
         return open_checkpoint(self.base_directory).main_dtype if self.dtype == "as-base" else self.dtype
+
+
+def trained_in(claim: MergeClaim, origin: Mapping[str, Any]) -> str | None:
+    """What the base was packed as when the adapter was trained: by its own record, or else by the claim."""
+    return origin.get("quantization") or claim.trained_in
 
 
 # Of a model in float32: itself, activations and logits, and an adapter's small change.
@@ -62,23 +71,10 @@ def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None, cop
     Args:
         model: on the meta device.
         copies: of the model that are in memory at once.
-        limit_bytes: what there is; by default the memory that is free, or that the process may still take (``ulimit -v``).
+        limit_bytes: what there is; by default the memory that is free.
     """
     needed = int(copies * _ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
-    free = _free_bytes() if limit_bytes is None else limit_bytes
+    free = free_bytes() if limit_bytes is None else limit_bytes
     if needed <= free:
         return None
     return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free"
-
-
-def _free_bytes() -> int:
-    free = int(psutil.virtual_memory().available)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return free
-    for kind, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            free = min(free, limit - int(getattr(psutil.Process().memory_info(), used, 0)))
-    return max(0, free)

@@ -1,115 +1,25 @@
 """Every tensor of a merged model against the base's and the adapter's: ``W′`` should be ``W + ΔW``, and nothing else new.
 
-Knows which names a model has for its tensors and which its files may use, what is tied, and which weights are stored
-transposed. Does not know logits, nor what is made of the figures (``checks``). Memory: a few runs of rows. Floor: ``certify``.
+Knows what each tensor should be. Does not know which name is whose (``layout``), logits, nor what is made of the figures
+(``checks``). Memory: a few runs of rows. Floor: ``certify``.
 
 Legend: W base, D update (ΔW), M merged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lorascope.certify.checkpoint import Checkpoint, StoredTensor, dtype_name
+from lorascope.certify.checkpoint import Checkpoint, dtype_name
+from lorascope.certify.layout import Layout, Placed, place
 from lorascope.certify.update import AdapterFiles, Update
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a model calls its tensors.
-
-    Attributes:
-        names: of parameters and persistent buffers, both of a tied pair included.
-        prefix: of the body within a model with a head; files may or may not carry it.
-        tied: by name, the name whose tensor it shares.
-        transposed: modules whose weight is stored as ``[D, O]``.
-        optional: expressions for names that transformers computes where a file lacks them.
-        in_float32: expressions for modules that transformers keeps in float32 whatever is asked for (a T5's ``wo``).
-    """
-
-    names: frozenset[str]
-    prefix: str
-    tied: Mapping[str, str]
-    transposed: frozenset[str]
-    optional: tuple[str, ...] = ()
-    in_float32: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Layout:
-        """The layout of a model, which may be on the meta device."""
-        transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
-        tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-        optional = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
-        kinds = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-        in_float32 = tuple(pattern for kind in kinds for pattern in getattr(model, kind, None) or ())
-        return cls(frozenset(model.state_dict()), model.base_model_prefix, tied, transposed, optional, in_float32)
-
-    def name_of(self, key: str) -> str | None:
-        """The model's name for a tensor of a file; None where it has none."""
-        plain = re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda old: f"{old[1]}.{_RENAMED[old[2]]}", key)
-        for name in (plain, f"{self.prefix}.{plain}", plain.removeprefix(f"{self.prefix}.")):
-            if name in self.names:
-                return name
-        return None
-
-    def partners(self, name: str) -> list[str]:
-        """The other names of what may be the same tensor."""
-        source = self.tied.get(name, name)
-        return [other for other in (source, *self.tied) if other != name and self.tied.get(other, other) == source]
-
-
-_RENAMED = {"gamma": "weight", "beta": "bias"}
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A checkpoint's tensors under the model's names.
-
-    Attributes:
-        held: what the files hold.
-        shared: what they do not, and another name has for it.
-        absent: what neither has: a loader initialises it anew, in silence.
-        unused: keys that have no place in the model.
-    """
-
-    held: dict[str, StoredTensor]
-    shared: dict[str, str]
-    absent: tuple[str, ...]
-    unused: tuple[str, ...]
-
-    def get(self, name: str) -> StoredTensor | None:
-        """The tensor that a loader puts in this place."""
-        return self.held.get(self.shared.get(name, name))
-
-
-def place(layout: Layout, checkpoint: Checkpoint) -> Placed:
-    """Sort a checkpoint's tensors by the model's names, tied ones as transformers ties them."""
-    held: dict[str, StoredTensor] = {}
-    unused = []
-    for key, tensor in checkpoint.tensors.items():
-        name = layout.name_of(key)
-        if name is None or (name in held and name != key):
-            unused.append(key)
-        else:
-            held[name] = tensor
-    shared, absent = {}, []
-    for name in sorted(layout.names - set(held)):
-        partner = next((other for other in layout.partners(name) if other in held), None)
-        if partner is not None:
-            shared[name] = partner
-        elif not any(re.search(pattern, name) for pattern in layout.optional):
-            absent.append(name)
-    return Placed(held, shared, tuple(absent), tuple(sorted(unused)))
+from lorascope.lora.stored_tensors import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -118,9 +28,10 @@ class ModuleFigures:
 
     Attributes:
         update_norm, weight_norm: ``‖ΔW‖`` and ``‖W‖``, Frobenius.
-        ratio: ``‖W′ − W − ΔW‖ / ‖ΔW‖``: 1 for a merge that did nothing, whatever the size of the adapter; None where ΔW is
-            zero or W′ is not finite.
-        arrived: the share of ΔW that is in ``W′ − W``, by projection; W as the merged file's dtype holds it. None as above.
+        ratio: ``‖W′ − W − ΔW‖ / ‖ΔW‖``, W as the merged file's dtype holds it: 1 for a merge that did nothing, whatever the
+            size of the adapter; None where ΔW is zero or W′ is not finite.
+        arrived: the share of ΔW that is in ``W′ − W``, by projection; W and None as above.
+        recast: ``‖cast(W) − W‖ / ‖ΔW‖``: what another dtype than the base's costs the base alone; zero in the base's own.
         rounding: the largest deviation, in what rounding in the merged dtype may come to; above 1, something else is in it.
         nonfinite: NaN or infinite numbers in W′.
         overflows: numbers of ``W + ΔW`` beyond the merged dtype's range.
@@ -131,6 +42,7 @@ class ModuleFigures:
     weight_norm: float
     ratio: float | None
     arrived: float | None
+    recast: float
     rounding: float
     nonfinite: int
     overflows: int
@@ -142,12 +54,11 @@ class TensorFigures:
 
     Attributes:
         modules: those that the adapter has an update for, and both models' files a tensor.
-        num_placed: those that the adapter has an update for, and the model a place.
         num_equal: tensors that no update concerns, and are the base's (or the adapter's, where that replaced them).
         differing: those that should be and are not, with the count of numbers that differ and whose they should be.
         nonfinite: counts of NaN or infinite numbers, by name.
         absent: places of the model that the merged files hold nothing for.
-        homeless: what the adapter has and the model has no place for.
+        leftover: names in the merged files that the model has no place for.
         misfits: sentences on shapes that do not fit.
         tied: sentences on what is tied and should not be, or the reverse.
         untied: pairs that the base ties and the merged files hold twice, equal.
@@ -155,12 +66,11 @@ class TensorFigures:
     """
 
     modules: list[ModuleFigures] = field(default_factory=list)
-    num_placed: int = 0
     num_equal: int = 0
     differing: list[tuple[str, int, str]] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
-    homeless: list[str] = field(default_factory=list)
+    leftover: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
@@ -175,57 +85,68 @@ def compare_tensors(
     Args:
         layout: of the base's configuration, with the adapter's task.
         merged_ties: what the merged model's own configuration ties.
-        dtype: what every floating-point tensor should be in; ``as-base`` for each the base's.
+        dtype: what every floating-point tensor should be in; ``as-base`` for each the base's, and the dtype of most of the
+            base's numbers where that has none.
     """
     written = replace(layout, tied=merged_ties)
     before, after = place(layout, base), place(written, merged)
-    figures = TensorFigures(absent=list(after.absent))
+    figures = TensorFigures(absent=list(after.absent), leftover=[key for key in after.unused if not layout.ignores(key)])
     weights = {f"{module}.weight": update for module, update in adapter.updates.items()}
-    figures.num_placed = sum(name in layout.names for name in weights)
-    figures.homeless += sorted(name for name in (*weights, *adapter.replaced) if name not in layout.names)
+    replaced = {name: value for name, value in adapter.replaced.items() if not is_base_s(value, before.get(name))}
     for name, tensor in after.held.items():
-        if tensor.dtype.is_floating_point:
-            source = before.get(name)
-            kept = base.main_dtype if source is None or name in adapter.replaced else dtype_name(source.dtype)
-            spared = tensor.dtype == torch.float32 and any(
-                re.search(rf"(^|\.){pattern}(\.|$)", name) for pattern in layout.in_float32
-            )
-            if not spared and dtype_name(tensor.dtype) != (kept if dtype == "as-base" else dtype):
-                figures.strays[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
-    for name in sorted(layout.names):
+        own = before.get(name)
+        _check_dtype(figures, layout, name, tensor, dtype if dtype != "as-base" else _dtype_of(own, base))
+    for name in sorted(layout.shapes):
         found = after.get(name)
         if found is None:
             continue
-        special = name in weights or name in adapter.replaced
+        special = name in weights or name in replaced
         if name in after.shared and name in before.shared and not special:
             continue  # looked at under its other name
-        replaced = name in adapter.replaced
-        own: StoredTensor | _Held | None = _Held(adapter.replaced[name]) if replaced else before.get(name)
-        if own is None:
+        source: StoredTensor | _Held | None = _Held(replaced[name]) if name in replaced else before.get(name)
+        if source is None:
             figures.misfits.append(f"{name} is neither in the base's files nor in the adapter's")
         elif name in weights:
-            _compare_updated(figures, weights[name], own, found, transposed=name.rpartition(".")[0] in layout.transposed)
+            _compare_updated(figures, weights[name], source, found, transposed=name.rpartition(".")[0] in layout.transposed)
         else:
-            _compare_equal(figures, name, own, found, "the adapter" if replaced else "the base")
-    _compare_ties(figures, layout, written, before, after, {*weights, *adapter.replaced})
+            _compare_equal(figures, name, source, found, "the adapter" if name in replaced else "the base")
+    _compare_converted(figures, layout, before, after, base, dtype)
+    _compare_ties(figures, layout, written, before, after, {*weights, *replaced})
     return figures
 
 
-def base_weights_checksum(layout: Layout, base: Checkpoint, heads: Sequence[str], dtype: torch.dtype) -> str:
-    """What ``base_model.weights_checksum`` gives for this base once it is loaded in ``dtype``, without loading it."""
-    placed = place(layout, base)
-    outside = tuple(f"{head}." for head in (*heads, *(name.rpartition(".")[0] for name in placed.absent)))
-    digest = hashlib.sha256()
-    for name in sorted(layout.names):
-        tensor = placed.get(name)
-        if tensor is None or name.startswith(outside):
-            continue
-        held = dtype if tensor.dtype.is_floating_point else tensor.dtype
-        digest.update(f"{name} {held} {tensor.shape}".encode())
-        for rows in tensor.chunks():
-            value = tensor.read(*rows).to(held).contiguous()
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def is_base_s(value: Tensor, own: StoredTensor | None) -> bool:
+    """Whether an adapter's tensor is the base's own, in its dtype: PEFT saves embeddings along that nobody trained."""
+    if own is None or own.shape != tuple(value.shape):
+        return False
+    held = _Held(value)
+    return all(torch.equal(own.read(*rows).to(value.dtype), held.read(*rows)) for rows in own.chunks())
+
+
+def _dtype_of(own: StoredTensor | None, base: Checkpoint) -> str:
+    return base.main_dtype if own is None else dtype_name(own.dtype)
+
+
+def _check_dtype(figures: TensorFigures, layout: Layout, name: str, tensor: StoredTensor, expected: str) -> None:
+    if not tensor.dtype.is_floating_point or dtype_name(tensor.dtype) == expected:
+        return
+    if not (tensor.dtype == torch.float32 and layout.keeps_float32(name)):
+        figures.strays[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
+
+
+def _compare_converted(
+    figures: TensorFigures, layout: Layout, before: Placed, after: Placed, base: Checkpoint, dtype: str
+) -> None:
+    """What a loader cuts or joins, by the files' own names: no update can concern it, so the two files hold the same."""
+    for key in sorted(before.converted.keys() | after.converted.keys()):
+        own, found = before.converted.get(key), after.converted.get(key)
+        if found is None:
+            figures.absent.append(key)
+        elif own is None:
+            figures.misfits.append(f"{key} is not in the base's files, which hold what it becomes in another form")
+        else:
+            _check_dtype(figures, layout, key, found, dtype if dtype != "as-base" else _dtype_of(own, base))
+            _compare_equal(figures, key, own, found, "the base")
 
 
 class _Held:
@@ -280,14 +201,15 @@ def _compare_updated(
         W, cast = stored.to(wide), stored.to(found.dtype).to(wide)
         D = update.rows(first, stop, transposed=transposed, dtype=wide)
         bound = update.rows(first, stop, transposed=transposed, dtype=wide, magnitude=True)
-        error = M - W - D
+        error, exact = M - cast - D, M - W - D
         allowed = limits.eps * (W.abs() + of_products * bound) + limits.smallest_normal * limits.eps
         nonfinite += int((~torch.isfinite(M)).sum())
         overflows += int(((W + D).abs() > limits.max).sum())
-        rounding = max(rounding, float((error.abs() / allowed).nan_to_num(nan=math.inf).max()))
+        rounding = max(rounding, float((exact.abs() / allowed).nan_to_num(nan=math.inf).max()))
         sums["error"] += _squares(error)
         sums["update"] += _squares(D)
         sums["weight"] += _squares(W)
+        sums["recast"] += _squares(cast - W)
         sums["along"] += float(((M - cast) * D).sum(dtype=torch.float64))
     if nonfinite:
         figures.nonfinite[f"{update.module}.weight"] = nonfinite
@@ -299,6 +221,7 @@ def _compare_updated(
             weight_norm=math.sqrt(sums["weight"]),
             ratio=math.sqrt(sums["error"] / sums["update"]) if judged else None,
             arrived=sums["along"] / sums["update"] if judged else None,
+            recast=math.sqrt(sums["recast"] / sums["update"]) if judged else 0.0,
             rounding=rounding,
             nonfinite=nonfinite,
             overflows=overflows,

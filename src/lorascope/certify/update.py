@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorascope.certify.checkpoint import read_header
 from lorascope.errors import AdapterError, ModelError
+from lorascope.lora.stored_tensors import read_header
 
 _CONFIG, _WEIGHTS, _RECORD = "adapter_config.json", "adapter_model.safetensors", "lorascope.json"
 _PREFIX = "base_model.model."
@@ -58,9 +58,12 @@ class AdapterFiles:
 
     Attributes:
         updates: by module, as PEFT names it within the base model.
-        replaced: values that stand in for the base's: biases and modules that were trained whole, by parameter name.
+        replaced: values that stand in for the base's, by parameter name: biases and modules that were trained whole, and
+            embeddings that PEFT saved along, which equal the base's where nobody trained them.
+        copies: frozen weights of the base that PEFT saved beside an update, by parameter name; loaders pass over them.
         record: what Lorascope wrote beside PEFT's files; empty for others' adapters.
         checksum: SHA-256 of both of PEFT's files.
+        nonfinite: keys whose tensors hold NaN or infinite numbers.
         problems: what does not hold together, each a sentence.
     """
 
@@ -68,8 +71,10 @@ class AdapterFiles:
     config: dict[str, Any]
     updates: dict[str, Update]
     replaced: dict[str, Tensor]
+    copies: dict[str, Tensor]
     record: dict[str, Any]
     checksum: str
+    nonfinite: tuple[str, ...] = ()
     problems: tuple[str, ...] = field(default=())
 
 
@@ -91,16 +96,18 @@ def read_updates(directory: Path) -> AdapterFiles:
         raise AdapterError(what, where=str(directory / _WEIGHTS), fix="save the adapter again as safetensors") from None
     factors: dict[str, dict[str, Tensor]] = {}
     replaced: dict[str, Tensor] = {}
-    problems = []
+    copies: dict[str, Tensor] = {}
+    nonfinite = [key for key, value in sorted(tensors.items()) if not bool(torch.isfinite(value).all())]
+    problems = [f"the adapter's {key!r} holds NaN or infinite numbers" for key in nonfinite]
     for key, value in sorted(tensors.items()):
-        if not bool(torch.isfinite(value).all()):
-            problems.append(f"the adapter's {key!r} holds NaN or infinite numbers")
         name = key.removeprefix(_PREFIX)
         module, dot, tail = name.rpartition(".lora_")
         if dot and tail in ("A.weight", "B.weight"):
             factors.setdefault(module, {})[tail[0]] = value
         elif dot:
             problems.append(f"the adapter's {key!r} is of a kind that is not known here")
+        elif name.endswith(".base_layer.weight"):
+            copies[name.replace(".base_layer.", ".")] = value
         elif ".original_module." not in name:
             plain = re.sub(r"\.modules_to_save\.(default\.)?", ".", name).replace(".base_layer.", ".")
             replaced[plain] = value
@@ -115,7 +122,8 @@ def read_updates(directory: Path) -> AdapterFiles:
             r = len(pair["A"])
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
         updates[module] = Update(module, pair["A"], pair["B"], alpha / (r**0.5 if config.get("use_rslora") else r))
-    return AdapterFiles(directory, config, updates, replaced, record, digest.hexdigest(), tuple(problems))
+    checksum = digest.hexdigest()
+    return AdapterFiles(directory, config, updates, replaced, copies, record, checksum, tuple(nonfinite), tuple(problems))
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

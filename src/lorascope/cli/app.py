@@ -25,7 +25,7 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Override, decoding_of, print_json, stderr, stdout
+from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stdout, tell
 from lorascope.cli.doctor import doctor
 from lorascope.cli.export import export
 from lorascope.cli.generate import chat, generate
@@ -60,7 +60,7 @@ app.add_typer(data_commands.app)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
     list[Path] | None,
-    typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter that enters the study as a trial."),
+    typer.Option("--adapter", metavar="DIR", help="An existing PEFT adapter, or another run's trial, enters as a trial."),
 ]
 Memory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Memory that the study may take, e.g. 8GB; what needs more is dropped.")
@@ -131,6 +131,7 @@ def plan(
     out: Annotated[
         Path | None, typer.Option(help="A study whose measurements correct the estimates; runs/<name> by default.")
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Trials of a study: exact parameters, estimated memory and time, what will not fit or be dropped and why."""
@@ -140,7 +141,7 @@ def plan(
     bounds = Bounds(
         None if budget is None else parse_duration(budget),
         None if memory is None else parse_memory(memory),
-        chosen_device(),
+        chosen_device(device),
         None if shard is None else parse_shard(shard),
     )
     document = planned(study, trials, out or Path("runs") / study.name, bounds)
@@ -160,7 +161,7 @@ def run(
     adapter: Adapters = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Most trials trained together.")] = None,
     memory: Memory = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
+    device: Device = None,
     checkpoint_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="Save a training cohort so often; every minute by default, 0 for every step."),
@@ -209,7 +210,7 @@ def run(
         print_json(document)
     else:
         tables.print_results(stdout(), document)
-        stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
+        tell(f"results, adapters and predictions: {directory}")
     failed = sum(trial["status"] == "failed" for trial in document["trials"])
     if failed:
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
@@ -251,7 +252,7 @@ def results(
 
 @app.command()
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
     data: Annotated[str, typer.Option(help="A file, a directory or a hub id.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
@@ -276,6 +277,7 @@ def evaluate(
     ] = None,
     judge_data: Annotated[str | None, typer.Option(help="SICK, to measure the judge's own accuracy on.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per example here.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Score an adapter, ours or PEFT's own, on a task."""
@@ -294,7 +296,13 @@ def evaluate(
     from lorascope.cohort.single import evaluate_adapter
 
     evaluation, facts = evaluate_adapter(
-        adapter, task_config, settings, base_model=base, dtype=dtype, quantization=quantization
+        adapter,
+        task_config,
+        settings,
+        base_model=base,
+        dtype=dtype,
+        quantization=quantization,
+        device=chosen_device(device),
     )
     if predictions is not None:
         from lorascope.store import write_atomically
@@ -306,7 +314,7 @@ def evaluate(
         print_json(document)
     else:
         for warning in facts["warnings"]:
-            stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            tell(f"warning: {warning}")
         for name, value in evaluation.metrics.items():
             typer.echo(f"{name} {value:.4f}")
         row = {"trial": adapter.name, "decoding": facts["decoding"]}
@@ -335,9 +343,8 @@ def demo(
         print_json(document)
         return
     tables.print_results(stdout(), document)
-    console = stderr()
-    console.print(f"study file: {study_file}", markup=False, highlight=False)
-    console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
+    tell(f"study file: {study_file}")
+    tell(f"results, adapters and predictions: {out / 'study'}")
 
 
 def _print_csv(document: dict[str, Any]) -> None:

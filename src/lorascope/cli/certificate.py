@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.cli.tables import bytes_text
+from lorascope.amounts import bytes_text
 
 # In the order of how much they matter, least first.
 _STYLES = {"holds": "green", "not judged": "dim", "warning": "yellow", "fails": "bold red"}
@@ -38,7 +38,8 @@ def _print_facts(console: Console, document: Mapping[str, Any]) -> None:
         "effect": _effect_text(document["effect"]),
     }
     if inputs is None:
-        facts["compared"] = f"tensors alone: {document['why_level']}"
+        looked_at = "adapter and base" if document["level"] == "beforehand" else "tensors alone"
+        facts["compared"] = f"{looked_at}: {document['why_level']}"
     else:
         facts["compared"] = (
             f"tensors, and the outputs on {inputs['from']}: {inputs['rows']} rows, {inputs['positions']} positions"

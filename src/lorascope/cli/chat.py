@@ -2,6 +2,9 @@
 
 On a terminal there is a prompt that names who answers. Elsewhere every line of stdin is a message or a command, and stdout
 holds the answers. The first Ctrl-C ends an answer; one more, before anything else is typed, ends the session.
+
+A signal that comes after the prompt was written and before the wait for a key begins interrupts nothing: Python notes it, and
+its handler would run once something is typed. So while something is read, a timer wakes the wait up, and Python looks.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lorascope.cli.answers import Answers, print_columns, print_lines
-from lorascope.cli.console import stdout
-from lorascope.cli.generate import checked, decoding_from, plain_format, tell, unfinished
+from lorascope.cli.console import stdout, tell
+from lorascope.cli.generate import checked, decoding_from, plain_format, unfinished
 from lorascope.errors import LorascopeError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ COMMANDS = {
     "/quit": ("", "end the session"),
 }
 _WIDTH = 24
+# So often Python looks for a Ctrl-C while it waits for a key.
+_LOOK_SECONDS = 0.2
 
 
 class Interrupts:
@@ -48,20 +53,37 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.reading = False
-        self._before: Any = None
+        self.is_told = False
+        self._reading = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._note)
+        handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]
+        handlers = {signal.SIGINT: self._note, signal.SIGALRM: lambda *_: None}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def begin_reading(self) -> None:
+        """Ctrl-C raises from now on, and is acted upon soon whenever it comes."""
+        self._reading = True
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+
+    def end_reading(self) -> None:
+        """Ctrl-C is counted from now on."""
+        self._reading = False
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+    def forget(self) -> None:
+        """Something was typed."""
+        self.count, self.is_told = 0, False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.reading or self.count > 1:
+        if self._reading or self.count > 1:
             raise KeyboardInterrupt
 
 
@@ -97,7 +119,7 @@ class Chat:
         self._greet()
         with self._interrupts:
             for line in self._lines():
-                self._interrupts.count = 0
+                self._interrupts.forget()
                 try:
                     if line.split(maxsplit=1)[0] == "/quit":
                         return
@@ -120,20 +142,23 @@ class Chat:
     def _lines(self) -> Iterator[str]:
         """What is typed, without empty lines."""
         while True:
-            self._interrupts.reading = True
+            if self._interrupts.count and not self._interrupts.is_told:
+                tell("Ctrl-C once more, or /quit, ends the session")
+                self._interrupts.is_told = True
             try:
+                self._interrupts.begin_reading()
                 line = self._read()
             except EOFError:
                 return
             except UnicodeDecodeError:
                 raise UsageError("the text is no UTF-8", where="stdin", fix="save it as UTF-8") from None
             except KeyboardInterrupt:
-                if self._interrupts.count != 1:
+                if self._interrupts.count > 1:
                     raise
-                tell("\nCtrl-C once more, or /quit, ends the session")
+                tell("")  # what is told next begins a line
                 continue
             finally:
-                self._interrupts.reading = False
+                self._interrupts.end_reading()
             if line.strip():
                 yield line.strip()
 

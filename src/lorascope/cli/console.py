@@ -19,6 +19,7 @@ _PIPE_WIDTH = 2000
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key, e.g. train.learning_rate=1e-4.")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="KIND", help="Findings of this kind do not stop; may be repeated.")
@@ -33,6 +34,11 @@ def stdout() -> Console:
 def stderr() -> Console:
     """The console for logs, warnings and progress."""
     return Console(stderr=True)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, as it is: progress, a note or a warning."""
+    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

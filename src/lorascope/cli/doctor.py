@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorascope import __version__
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, Device, print_json, stderr, stdout
 from lorascope.cli.planning import chosen_device
 from lorascope.errors import CheckFailed, UsageError
 
@@ -25,18 +25,18 @@ _MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "skipped": "–"}
 
 
 def doctor(
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Your own base: a directory or hub id that is tried too.")
+    device: Device = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="M", help="Your own base: a directory or hub id that is tried too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Known-answer checks on this machine: a table, exit code 3 if one fails, and what to do about it."""
     started = time.perf_counter()
-    if model is not None and not Path(model).expanduser().exists() and model.startswith((".", "/", "~")):
-        raise UsageError("no such model directory", where="--model", fix="give a directory or a hub id such as gpt2")
-    results = _carried_out(device, model)
-    document = _document(results, _device(device), model, time.perf_counter() - started)
+    if base is not None and not Path(base).expanduser().exists() and base.startswith((".", "/", "~")):
+        raise UsageError("no such model directory", where="--base", fix="give a directory or a hub id such as gpt2")
+    results = _carried_out(device, base)
+    document = _document(results, _device(device), base, time.perf_counter() - started)
     if as_json:
         print_json(document)
     else:

@@ -1,21 +1,22 @@
-"""The user's own studies as evidence: found, read, compared; and what a model's ``config.json`` tells of it. Floor: cli.
+"""The user's own studies as evidence: found, read, compared. Floor: cli.
 
 A study that cannot be read, because it is damaged, of another version or empty, is named and left out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorascope.cli.study import results_of
-from lorascope.config import Study, TaskConfig, configuration_of
+from lorascope.config import Study, configuration_of
 from lorascope.errors import LorascopeError, UsageError
-from lorascope.recommend.closeness import ModelFacts, TaskFacts, sizes_of
+from lorascope.recommend.answer import OwnStudies
+from lorascope.recommend.closeness import ModelFacts, TaskFacts
 from lorascope.recommend.evidence import StudyEvidence, leader_of, read_evidence
+from lorascope.recommend.facts import model_facts, task_facts
 from lorascope.recommend.rules import KINDS, Kind
 
 if TYPE_CHECKING:
@@ -28,12 +29,8 @@ MOST_FOR_PAIRS = 25
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError)
 
 
-def read_studies(places: Sequence[Path]) -> tuple[list[StudyEvidence], dict[str, Study], list[dict[str, str]]]:
+def read_studies(places: Sequence[Path]) -> OwnStudies:
     """Every study in these directories, or one or two levels below them; shards of one study count as one.
-
-    Returns:
-        The evidence, one for each study and model in it; the studies by their evidence's directory; what was left out, with
-        ``directory`` and ``reason``.
 
     Raises:
         UsageError: a place does not exist.
@@ -61,7 +58,7 @@ def read_studies(places: Sequence[Path]) -> tuple[list[StudyEvidence], dict[str,
                 continue
             evidence += found
             studies[where] = stores[0].study
-    return evidence, studies, left_out
+    return OwnStudies(tuple(evidence), studies, tuple(left_out))
 
 
 def _directories(places: Iterable[Path]) -> list[Path]:
@@ -128,42 +125,3 @@ def _task_facts(study: Study, trials: Sequence[dict[str, Any]]) -> TaskFacts:
         classifies = any("accuracy" in trial["metrics"] for trial in trials) or study.task.labels is not None
         kind = "classification" if classifies else "generation"
     return task_facts(study.task, kind)
-
-
-def task_facts(task: TaskConfig, kind: Kind) -> TaskFacts:
-    """A task as far as closeness goes; a directory of the user's own files is the files in it."""
-    places = [task.data] if isinstance(task.data, str) else list(task.data.values())
-    found = [file for place in places for file in (_files(place) if task.name == "file" else [absolute(place)])]
-    return TaskFacts(task.name, kind, tuple(sorted(found)), task.speaker)
-
-
-def _files(place: str) -> list[str]:
-    """The training and validation files of a directory, or the place itself."""
-    from lorascope.data.files import FILE_PUBLISHED
-
-    path = Path(place).expanduser()
-    files = []
-    for split in ("train", "validation"):
-        files += [str((path / name).resolve()) for name in FILE_PUBLISHED.files[split] if (path / name).is_file()][:1]
-    return files or [absolute(place)]
-
-
-def absolute(reference: str) -> str:
-    """A path that exists as an absolute one; anything else, such as a hub id, as it is."""
-    path = Path(reference).expanduser()
-    return str(path.resolve()) if path.exists() else reference
-
-
-def model_facts(reference: str, num_params: int | None = None) -> ModelFacts:
-    """What ``config.json`` tells, of a directory or of the hub's local cache; nothing is downloaded."""
-    try:
-        path = Path(reference).expanduser() / "config.json"
-        if not path.is_file():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(reference, "config.json")
-            path = Path(cached) if isinstance(cached, str) else path
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return ModelFacts(absolute(reference), str(config["model_type"]), sizes_of(config), num_params)
-    except _DAMAGE:
-        return ModelFacts(absolute(reference), num_params=num_params)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli.console import AsJson, print_json, stderr
+from lorascope.cli.certificate import print_certificate
+from lorascope.cli.console import AsJson, print_json, stdout, tell
+from lorascope.cli.merge import merge_dtype
 from lorascope.errors import UsageError
 
 if TYPE_CHECKING:
-    from lorascope.export import Source
+    from lorascope.export import Source, Wishes
     from lorascope.model_card import CardFacts
 
 
@@ -32,6 +34,9 @@ def export(
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Of a study: the best trial by its results.")] = False,
     trial: Annotated[str | None, typer.Option(metavar="NAME", help="Of a study: this trial.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="With --merged: float32, bfloat16, float16, or as-base, each tensor as it is.")
+    ] = "as-base",
     base: Annotated[str | None, typer.Option(help="The base model, where it does not lie where the adapter says.")] = None,
     base_name: Annotated[
         str | None, typer.Option(metavar="ID", help="What others know the base by, e.g. its hub id, where yours is a copy.")
@@ -45,14 +50,20 @@ def export(
     idle = next((name for name, value in given.items() if script and value is not None), None)
     if idle is not None:
         raise UsageError(f"{idle} has no effect with --script", where="export", fix="leave it out")
+    if dtype != "as-base" and not merged:
+        raise UsageError("--dtype has no effect without --merged", where="export", fix="add --merged, or leave it out")
     if out.exists() or out.is_symlink():
         raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
     from lorascope.export import find_source
 
     source = find_source(place, best=best, trial=trial)
     if source.choice is not None:
-        stderr().print(source.choice.sentence, markup=False, highlight=False, soft_wrap=True)
-    document = _script(source, place, out) if script else _described(source, out, merged, licence, base, base_name)
+        tell(source.choice.sentence)
+    if script:
+        document = _script(source, place, out)
+    else:
+        wishes = _wishes(out, merged, licence, base, base_name)
+        document = _merged(source, out, wishes, dtype, as_json) if merged else _adapter(source, out, wishes)
     if as_json:
         print_json(document)
     else:
@@ -70,32 +81,53 @@ def _script(source: Source, place: Path, out: Path) -> dict[str, Any]:
     return _document(source, out, "script")
 
 
-def _described(
-    source: Source, out: Path, merged: bool, licence: str | None, base: str | None, base_name: str | None
-) -> dict[str, Any]:
-    """Write the adapter, or the merged model; the command's document."""
-    from lorascope.export import Wishes, write_adapter_directory
-    from lorascope.lora.peft_io import read_adapter
+def _wishes(out: Path, merged: bool, licence: str | None, base: str | None, base_name: str | None) -> Wishes:
+    from lorascope.export import Wishes
     from lorascope.model_card import chosen_licence
 
-    form: Any = "merged" if merged else "adapter"
     chosen = None if licence is None else chosen_licence(licence)
-    wishes = Wishes(out.resolve().name, form, chosen, base, base_name)
-    saved = read_adapter(source.adapter)
-    certificate: dict[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
-    if merged:
-        from lorascope.export.merged import write_merged_directory
+    return Wishes(out.resolve().name, "merged" if merged else "adapter", chosen, base, base_name)
 
-        stderr().print("merging, and comparing the result with base and adapter", markup=False, highlight=False)
-        written = write_merged_directory(source, saved, out, wishes)
-        facts, certificate, warnings = written.facts, written.certificate, written.warnings
-    else:
-        facts = write_adapter_directory(source, saved, out, wishes)
+
+def _adapter(source: Source, out: Path, wishes: Wishes) -> dict[str, Any]:
+    """Write the adapter; the command's document."""
+    from lorascope.export import write_adapter_directory
+    from lorascope.lora.peft_io import read_adapter
+
+    facts = write_adapter_directory(source, read_adapter(source.adapter), out, wishes)
+    return _described(source, out, facts, None, ())
+
+
+def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool) -> dict[str, Any]:
+    """Write the merged model; the command's document. Where the certificate does not hold it is all that there is to show."""
+    from lorascope.certified_merge import MergeRefused
+    from lorascope.certify import refuse_unfinite
+    from lorascope.export.merged import write_merged_directory
+    from lorascope.lora.peft_io import read_adapter
+
+    chosen = merge_dtype(dtype)
+    refuse_unfinite(source.adapter)
+    tell("merging, and comparing the result with base and adapter")
+    try:
+        written = write_merged_directory(source, read_adapter(source.adapter), out, wishes, chosen)
+    except MergeRefused as refused:
+        certificate = refused.merge.certificate.document
+        if as_json:
+            print_json(_document(source, out, "merged") | {"certificate": certificate})
+        else:
+            print_certificate(stdout(), certificate)
+        raise
+    return _described(source, out, written.facts, written.certificate, written.warnings)
+
+
+def _described(
+    source: Source, out: Path, facts: CardFacts, certificate: dict[str, Any] | None, warnings: tuple[str, ...]
+) -> dict[str, Any]:
+    """Tell what the card cannot say for certain; the command's document."""
     notes = [*_notes(facts), *warnings, *(f"vLLM: {item}" for item in facts.serving)]
     for note in notes:
-        stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    return _document(source, out, form) | {
+        tell(f"note: {note}")
+    return _document(source, out, facts.form) | {
         "base": {"name": facts.base.name, "revision": facts.base.revision, "checksum": facts.base.checksum},
         "licence": None if facts.licence is None else {"name": facts.licence.shown, "source": facts.licence.source},
         "certificate": certificate,
@@ -108,8 +140,8 @@ def _notes(facts: CardFacts) -> list[str]:
     notes = []
     if facts.base.is_local:
         notes.append(
-            f"the base is a local directory, and the export names it {facts.base.name!r} alone; --base-name gives the name "
-            "that others know it by"
+            f"the base is a local directory: the export names it {facts.base.name!r} alone, its card no base of the Hub; "
+            "--base-name gives the name that others know it by"
         )
     if facts.licence is not None and facts.licence.identifier == "unknown":
         notes.append("no licence is stated for the base; --licence sets the export's")

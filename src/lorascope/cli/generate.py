@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.answers import Answers, print_columns, print_lines
-from lorascope.cli.console import AsJson, decoding_of, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, Device, decoding_of, print_json, stdout, tell
 from lorascope.cli.planning import chosen_device
 from lorascope.config import DecodingConfig, validate
 from lorascope.errors import UsageError
@@ -27,14 +27,14 @@ Base = Annotated[
     typer.Option(metavar="M", help="A model's directory, a merged one too, or a hub id; by default what the adapters name."),
 ]
 Adapters = Annotated[
-    list[Path] | None, typer.Option("--adapter", metavar="DIR", help="A PEFT adapter's directory; may be repeated.")
+    list[Path] | None,
+    typer.Option("--adapter", metavar="DIR", help="A PEFT adapter's directory, or a trial's; may be repeated."),
 ]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn; greedy answers have none.")]
 Dtype = Annotated[str, typer.Option(help="The base model's dtype: float32, bfloat16 or float64.")]
 Quantization = Annotated[str | None, typer.Option(help="nf4: hold the base in 4 bits.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")]
 _DECODE_HELP = "A way to decode, as in a study file, e.g. nucleus,top_p=0.9,samples=4"
 
 
@@ -118,18 +118,14 @@ def decoding_from(text: str, max_new_tokens: int, where: str = "--decode") -> De
 
 def opened(base: str | None, adapters: list[Path] | None, dtype: str, quantization: str | None, device: str | None) -> Session:
     """The session, with its warnings told."""
-    from lorascope.inference import adapter_names, open_session
+    from lorascope.adapter import adapter_names
+    from lorascope.inference import open_session
 
     names = adapter_names(adapters or [])
     session = open_session(base, names, dtype=dtype, quantization=quantization, device=chosen_device(device))
     for warning in session.warnings:
         tell(f"warning: {warning}")
     return session
-
-
-def tell(text: str) -> None:
-    """A line on stderr."""
-    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain_format(session: Session) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 
 from lorascope.analysis.figures import FIGURES
 from lorascope.cli import inspection
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
+from lorascope.cli.console import AsJson, Device, print_json, stderr, stdout, tell
+from lorascope.cli.planning import chosen_device
 from lorascope.cli.progress import StudyProgress
+from lorascope.cli.records import given, with_records
 from lorascope.cli.speed import OnBase, print_speed, speed_of
 from lorascope.cli.truncate import Scored, print_truncation, truncate_adapter
 from lorascope.config import EvaluateConfig, TaskConfig, validate
@@ -24,32 +27,59 @@ _SHOWN = ("effective_rank", "norm")
 _SUFFIXES = (".svg", ".png")
 _ACTING = ("truncation", "speed")
 _PARTS = ("adapters", "overlap", "representations", *_ACTING)
+_DTYPE = "float32"
 
 
-def inspect(
-    adapters: Annotated[
-        list[Path],
-        typer.Argument(metavar="ADAPTER…", help="PEFT adapters' directories, or those of trials; several are compared."),
-    ],
+@dataclass(frozen=True)
+class Looks:
+    """How updates are shown."""
+
     figure: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help=f"What the maps show; may be repeated: {', '.join(FIGURES)}."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture too, FILE.svg or FILE.png.")] = None,
+    ] = None
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture too, FILE.svg or FILE.png.")] = None
+
+
+@dataclass(frozen=True)
+class OnTask:
+    """Examples that hidden states are compared on, or a cut is scored on."""
+
     task: Annotated[
         str | None, typer.Option(help="Compare hidden states with the base's on this task's examples: sst2, squad, file, …")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Its data: a file, a directory or a hub id.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
-    dtype: Annotated[str, typer.Option(help="The base model's dtype.")] = "float32",
-    quantization: Annotated[str | None, typer.Option(help="nf4: the base in 4 bits.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")
-    ] = None,
-    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
-    max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
-    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None,
+    ] = None
+    data: Annotated[str | None, typer.Option(help="Its data: a file, a directory or a hub id.")] = None
+    split: Annotated[str | None, typer.Option(help="train, validation or test; validation.")] = None
+    labels: Annotated[str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")] = (
+        None
+    )
+    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None
+    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
+    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """The base that adapters run on, with a task or for their speed."""
+
+    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None
+    dtype: Annotated[str | None, typer.Option(help=f"The base model's dtype; {_DTYPE}.")] = None
+    quantization: Annotated[str | None, typer.Option(help="nf4: the base in 4 bits.")] = None
+    device: Device = None
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most at once on one base: with --truncate cuts that are scored, with --speed adapters; 4."),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of an answer: with --truncate the most, with --speed as many as are timed; 32."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How an adapter is cut."""
+
     truncate: Annotated[
         float | None,
         typer.Option(
@@ -58,63 +88,47 @@ def inspect(
             help="Write the adapter with the fewest ranks that lose at most EPS of the task's score to --out; without a task, "
             "of the updates' energy.",
         ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="With --truncate: a new directory.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="With --truncate: the score; by default the task's primary metric.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="With --truncate: cuts that are scored together; 4.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="With --truncate: most tokens of an answer; 32.")] = None,
+    ] = None
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="With --truncate: a new directory.")] = None
+    metric: Annotated[str | None, typer.Option(help="With --truncate: the score; by default the task's primary metric.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is timed."""
+
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure latency and throughput: merged, unmerged, several on one base.")
-    ] = False,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens of a prompt; 128.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens generated after it; 32.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="With --speed: rows of each adapter; 1.")] = None,
-    repeats: Annotated[int | None, typer.Option(min=1, help="With --speed: rounds over all configurations; 5.")] = None,
-    tenants: Annotated[int | None, typer.Option(min=1, help="With --speed: the most adapters on one base at once; 4.")] = None,
-    device: Annotated[str | None, typer.Option(help="With --speed: cpu or cuda; a GPU by default where there is one.")] = None,
+    ] = False
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="With --speed: tokens of a prompt; 128.")] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="With --speed: rows of each adapter; 1.")] = None
+    repeats: Annotated[int | None, typer.Option(min=1, help="With --speed: rounds over all configurations; 5.")] = None
+
+
+@with_records
+def inspect(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER…", help="PEFT adapters' directories, or those of trials; several are compared."),
+    ],
+    looks: Looks,
+    on_task: OnTask,
+    running: Running,
+    cutting: Cutting,
+    timing: Timing,
     as_json: AsJson = False,
 ) -> None:
     """Sizes, ranks and directions of adapters' updates, layer by module, from their files alone; several are compared."""
-    wanted = _figures(figure)
-    _check_plot(plot)
-    options: dict[str, Any] = {"--data": data, "--base": base, "--quantization": quantization, "--labels": labels}
-    options |= {"--max-eval": max_eval, "--speaker": speaker}
-    _check_task(task, options if not speed else {**options, "--base": None, "--quantization": None})
-    cutting = {"--out": out, "--metric": metric, "--slots": slots, "--max-new-tokens": max_new_tokens}
-    _check_truncation(truncate, task, cutting, adapters)
-    timing = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats, "tenants": tenants}
-    _check_speed(speed, truncate is None and task is not None, {**timing, "device": device})
-    from lorascope.analysis.overlap import overlap_document
-    from lorascope.analysis.updates import adapter_document, places_of, read_adapters
-
-    read = read_adapters(adapters)
-    places = places_of(module for one in read for module in one.modules)
-    document: dict[str, Any] = {
-        "adapters": [adapter_document(one, places) for one in read],
-        "overlap": overlap_document(read, places),
-        "representations": None,
-    }
-    scored: Scored | None = None
-    if task is not None:
-        names = None if labels is None else [name.strip() for name in labels.split(",")]
-        values = {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length}
-        task_config = validate(TaskConfig, {**values, "speaker": speaker}, "inspect")
-        decoding = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        settings = validate(EvaluateConfig, {"split": split, "decoding": [decoding]}, "inspect")
-        scored = Scored(task_config, settings, metric, base, dtype, quantization)
-        if truncate is None:
-            chosen = {"base_model": base, "dtype": dtype, "quantization": quantization}
-            document["representations"] = _drift(read, task_config, settings, chosen)
-    if truncate is not None and out is not None:
-        document["truncation"] = truncate_adapter(read[0], truncate, out, scored, slots)
-    if speed:
-        workload = {name: value for name, value in timing.items() if value is not None}
-        document["speed"] = speed_of(read, OnBase(base, dtype, quantization, device), workload)
-    document["warnings"] = _warnings(document)
-    if plot is not None:
-        _draw(document, wanted, plot)
+    wanted = _figures(looks.figure)
+    _check_looks(looks, as_json)
+    _check_task(on_task, running, cutting, timing)
+    _check_truncation(cutting, on_task, adapters)
+    _check_speed(timing, cutting, on_task)
+    document = _document(adapters, on_task, running, cutting, timing)
+    if looks.plot is not None:
+        _draw(document, wanted, looks.plot)
     if as_json:
         print_json(document)
         return
@@ -122,12 +136,63 @@ def inspect(
         print_truncation(stdout(), document["truncation"])
     if "speed" in document:
         print_speed(stdout(), document["speed"])
-    looks = bool(figure) or (truncate is None and not speed)
-    if looks:
+    shows = bool(looks.figure) or (cutting.truncate is None and not timing.speed)
+    if shows:
         inspection.print_inspection(stdout(), document, wanted)
     # Of what is not shown, nothing is told.
-    for warning in document["warnings"] if looks else _warnings(document, _ACTING):
-        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    for warning in document["warnings"] if shows else _warnings(document, _ACTING):
+        tell(f"warning: {warning}")
+
+
+def _document(
+    directories: Sequence[Path], on_task: OnTask, running: Running, cutting: Cutting, timing: Timing
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from lorascope.analysis.overlap import overlap_document
+    from lorascope.analysis.updates import adapter_document, places_of, read_adapters
+
+    runs = on_task.task is not None or cutting.truncate is not None or timing.speed
+    read = read_adapters(directories, factors_only=not runs)
+    places = places_of(module for one in read for module in one.modules)
+    document: dict[str, Any] = {
+        "adapters": [adapter_document(one, places) for one in read],
+        "overlap": overlap_document(read, places),
+        "representations": None,
+    }
+    scored = None if on_task.task is None else _scored(on_task, running, cutting)
+    if cutting.truncate is not None and cutting.out is not None:
+        document["truncation"] = truncate_adapter(read[0], cutting.truncate, cutting.out, scored, running.slots)
+    elif scored is not None:
+        document["representations"] = _drift(read, scored)
+    if timing.speed:
+        on = OnBase(running.base, running.dtype or _DTYPE, running.quantization, running.device)
+        document["speed"] = speed_of(read, on, _workload(timing, running))
+    return document | {"warnings": _warnings(document)}
+
+
+def _workload(timing: Timing, running: Running) -> dict[str, int]:
+    """What was given of ``speed.Workload``."""
+    values = {"prompt_tokens": timing.prompt_tokens, "batch": timing.batch, "repeats": timing.repeats}
+    values |= {"new_tokens": running.max_new_tokens, "tenants": running.slots}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _scored(on_task: OnTask, running: Running, cutting: Cutting) -> Scored:
+    """What the score is of, or hidden states are compared on."""
+    names = None if on_task.labels is None else [name.strip() for name in on_task.labels.split(",")]
+    values = {"name": on_task.task, "data": on_task.data, "labels": names, "max_eval": on_task.max_eval}
+    values |= {"speaker": on_task.speaker} | ({} if on_task.max_length is None else {"max_length": on_task.max_length})
+    decoding = {} if running.max_new_tokens is None else {"max_new_tokens": running.max_new_tokens}
+    settings = {"decoding": [decoding]} | ({} if on_task.split is None else {"split": on_task.split})
+    return Scored(
+        validate(TaskConfig, values, "inspect"),
+        validate(EvaluateConfig, settings, "inspect"),
+        cutting.metric,
+        running.base,
+        running.dtype or _DTYPE,
+        running.quantization,
+        chosen_device(running.device),
+    )
 
 
 def _figures(names: list[str] | None) -> list[str]:
@@ -137,52 +202,62 @@ def _figures(names: list[str] | None) -> list[str]:
     return list(dict.fromkeys(names or _SHOWN))
 
 
-def _check_plot(plot: Path | None) -> None:
-    if plot is not None and plot.suffix.lower() not in _SUFFIXES:
+def _check_looks(looks: Looks, as_json: bool) -> None:
+    if looks.plot is not None and looks.plot.suffix.lower() not in _SUFFIXES:
         raise UsageError("a picture is written as SVG or PNG", where="--plot", fix="give FILE.svg or FILE.png")
+    if looks.figure and as_json and looks.plot is None:
+        fix = "leave it out, or draw it with --plot"
+        raise UsageError("it says what maps show, and --json holds every figure", where="--figure", fix=fix)
 
 
-def _check_task(task: str | None, options: dict[str, Any]) -> None:
-    """Hidden states need a task with its data; options for them mean nothing without."""
-    if task is not None and options["--data"] is None:
-        raise UsageError("the task has no data", where="--task", fix="give a file, a directory or a hub id with --data")
-    idle = next((name for name, value in options.items() if value is not None), None)
-    if task is None and idle is not None:
-        raise UsageError("it says how to compare hidden states, which needs a task", where=idle, fix="give one with --task")
-
-
-def _check_truncation(truncate: float | None, task: str | None, options: Mapping[str, Any], adapters: Sequence[Path]) -> None:
-    """``--truncate`` has one adapter and a place to write to; what belongs to it means nothing without, or without a task."""
-    idle = {name: value for name, value in options.items() if value is not None and (truncate is None or name != "--out")}
-    if truncate is None and idle:
-        raise UsageError("it belongs to --truncate", where=min(idle), fix="add --truncate EPS")
-    if truncate is None:
+def _check_task(on_task: OnTask, running: Running, cutting: Cutting, timing: Timing) -> None:
+    """A task needs its data; what belongs to a task means nothing without, nor what belongs to a base where none is loaded."""
+    if on_task.task is not None:
+        if on_task.data is None:
+            raise UsageError("the task has no data", where="--task", fix="give a file, a directory or a hub id with --data")
+        acts = cutting.truncate is not None or timing.speed
+        for option in () if acts else given(running, "base", "dtype", "quantization", "device"):
+            raise UsageError("hidden states need no such bound", where=option, fix="leave it out, or add --truncate EPS")
         return
-    if options["--out"] is None:
+    for option in given(on_task):
+        raise UsageError(
+            "it says on what to compare or to score, which needs a task", where=option, fix="give one with --task"
+        )
+    for option in given(running) if not timing.speed else ():
+        fix = "leave it out, or give --task and --data, or --speed"
+        raise UsageError("the adapter's files are read alone, without a base", where=option, fix=fix)
+
+
+def _check_truncation(cutting: Cutting, on_task: OnTask, adapters: Sequence[Path]) -> None:
+    """``--truncate`` has one adapter and a place to write to; what belongs to it means nothing without, or without a task."""
+    if cutting.truncate is None:
+        for option in given(cutting):
+            raise UsageError("it belongs to --truncate", where=option, fix="add --truncate EPS")
+        return
+    if cutting.out is None:
         raise UsageError("the truncated adapter has no place", where="--truncate", fix="give a new directory with --out")
     if len(adapters) > 1:
         raise UsageError("one adapter is truncated at a time", where="--truncate", fix="give one")
-    if task is None and idle:
-        raise UsageError("it says how to score, which needs a task", where=min(idle), fix="give one with --task and --data")
+    for option in given(cutting, "truncate", "out") if on_task.task is None else ():
+        raise UsageError("it says how to score, which needs a task", where=option, fix="give one with --task and --data")
 
 
-def _check_speed(speed: bool, has_idle_task: bool, options: Mapping[str, Any]) -> None:
+def _check_speed(timing: Timing, cutting: Cutting, on_task: OnTask) -> None:
     """What belongs to ``--speed`` means nothing without; and it needs no task."""
-    idle = next((name for name, value in options.items() if value is not None), None)
-    if not speed and idle is not None:
-        raise UsageError("it belongs to --speed", where=f"--{idle.replace('_', '-')}", fix="add --speed")
-    if speed and has_idle_task:
+    for option in given(timing) if not timing.speed else ():
+        raise UsageError("it belongs to --speed", where=option, fix="add --speed")
+    if timing.speed and cutting.truncate is None and on_task.task is not None:
         raise UsageError("it has no effect with --speed", where="--task", fix="measure speed and hidden states one by one")
 
 
-def _drift(read: list[Inspected], task: TaskConfig, settings: EvaluateConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+def _drift(read: list[Inspected], on: Scored) -> dict[str, Any]:
     """The drift of hidden states, with its progress on stderr."""
     from lorascope.analysis.drift import drift_document
     from lorascope.evaluate import run_to_end
 
-    run = drift_document(read, task, settings, **chosen)
+    chosen: dict[str, Any] = {"base_model": on.base, "dtype": on.dtype, "quantization": on.quantization, "device": on.device}
     with StudyProgress(stderr()) as progress:
-        return run_to_end(run, progress.show)
+        return run_to_end(drift_document(read, on.task, on.settings, **chosen), progress.show)
 
 
 def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:
@@ -190,7 +265,7 @@ def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:
     from lorascope.store import write_atomically
 
     write_atomically(path, picture(document, figures, path.suffix.lower().removeprefix(".")))
-    stderr().print(f"picture: {path}", markup=False, highlight=False, soft_wrap=True)
+    tell(f"picture: {path}")
 
 
 def _warnings(document: Mapping[str, Any], parts: Sequence[str] = _PARTS) -> list[str]:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorascope.amounts import counted
 from lorascope.analysis.figures import FIGURES, SIDE_TITLES, SIMILARITY, Figure, Grid, Span, grid_of, leading_of, span_of
-from lorascope.cli.tables import counted, number_text, print_table, text_of
+from lorascope.cli.tables import number_text, print_table, text_of
 
 # Viridis, from low to high: it reads in grey too.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -207,7 +208,7 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
     for adapter in adapters:
         drifts = adapter["layers"]
         suffix = "" if len(adapters) == 1 else f" {adapter['label']}"
-        columns[f"CKA{suffix}"] = [number_text(drift["cka"]) for drift in drifts]
+        columns[f"CKA{suffix}"] = [number_text(drift["cka_debiased"]) for drift in drifts]
         columns[f"moved{suffix}"] = [number_text(drift["relative_norm"]) for drift in drifts]
         if len(adapters) == 1:
             most = max(drift["relative_norm"] for drift in drifts) or 1.0
@@ -218,6 +219,6 @@ def _print_drift(console: Console, found: Mapping[str, Any]) -> None:
     print_table(console, "hidden states against the base's", columns, {"layer", " "}, dispensable)
     for told in (
         f"of {examples} of {found['task']} ({found['split']}), {counted(tokens, 'token')}",
-        "CKA: linear, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
+        "CKA: linear, debiased, 1 where only rotated and scaled; moved: ‖h_a − h_b‖ / ‖h_b‖, mean over tokens",
     ):
         console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, print_json, stderr, stdout
-from lorascope.config import BaseModelConfig, EvaluateConfig, TaskConfig, parse_memory, validate
+from lorascope.cli.console import AsJson, print_json, stdout, tell
+from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from lorascope.certify import Certificate, MergeClaim
+    from lorascope.certified_merge import CertifiedMerge, MergeOrder
     from lorascope.lora.merge_plan import MergeDtype
     from lorascope.lora.peft_io import SavedAdapter
-    from lorascope.merged_model import MergeBase, MergedModel
+    from lorascope.merged_model import MergeBase
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     out: Annotated[Path, typer.Option(help="A new directory for the merged model.")],
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or as-base: each tensor as it is.")] = "as-base",
@@ -44,40 +44,57 @@ def merge(
         raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
     if quantization not in (None, "nf4"):
         raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
+    if tensors_only and (task is not None or quantization is not None):
+        what = "outputs cannot be compared where no model may be run"
+        raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
     _refuse_existing(out)
-    from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify
-    from lorascope.lora.merge_plan import MERGE_DTYPES
+    from lorascope.adapter import adapter_directory
+    from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
+    from lorascope.certify import refuse_unfinite
     from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
-    from lorascope.merged_model import open_merge_base, write_merged
-    from lorascope.store import atomic_directory, write_atomically
+    from lorascope.merged_model import open_merge_base
 
-    if dtype not in MERGE_DTYPES:
-        raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, list(MERGE_DTYPES)))
+    chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
     if quantization == "nf4":
         check_installed()
-    chosen: MergeDtype = dtype  # type: ignore[assignment]
+    refuse_unfinite(adapter)
     saved = _labelled(read_adapter(adapter, str(adapter)), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
-    with atomic_directory(out) as directory:
-        _say(f"merging into {found.name}")
-        merged = write_merged(saved, adapter, found, directory, dtype=chosen, max_shard_bytes=max_shard_bytes)
-        claim = _bounded(_claim(saved, found, adapter, directory, out, chosen), saved, tensors_only, quantization)
-        _say(f"comparing with base and adapter{'' if claim.tensors_only is None else ': tensors alone'}")
-        certificate = certify(claim, task_config, settings)
-        if not certificate.holds:  # what failed is worth more than that it did
-            _show(adapter, out, merged, certificate, as_json)
-        certificate.raise_unless_it_holds(out)
-        write_atomically(directory / CERTIFICATE_FILE, certificate_text(certificate))
-    _show(adapter, out, merged, certificate, as_json)
+    order = MergeOrder(
+        saved, adapter, found, chosen, max_shard_bytes, quantization, tensors_only, task=task_config, settings=settings
+    )
+    _announce(order)
+    try:
+        with certified_merge(order, out) as done:
+            pass  # nothing is added to the directory
+    except MergeRefused as refused:  # what failed is worth more than that it did
+        _show(adapter, out, found, refused.merge, as_json)
+        raise
+    _show(adapter, out, found, done, as_json)
 
 
-def _say(text: str) -> None:
-    """A line of progress: each step takes minutes on a large base."""
-    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+def merge_dtype(text: str) -> MergeDtype:
+    """The dtype that ``--dtype`` names.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    from lorascope.lora.merge_plan import MERGE_DTYPES
+
+    if text not in MERGE_DTYPES:
+        raise UsageError(f"there is no dtype {text!r}", where="--dtype", fix=did_you_mean(text, list(MERGE_DTYPES)))
+    return text  # type: ignore[return-value]
+
+
+def _announce(order: MergeOrder) -> None:
+    """What will be done, on stderr: it takes minutes on a large base."""
+    compared = "with base and adapter" if order.why_tensors_only is None else "by its tensors alone"
+    line = f"merging into {order.base.name}, and comparing the result {compared}"
+    tell(line)
 
 
 def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
@@ -91,49 +108,14 @@ def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
     return replace(saved, labels=names)
 
 
-def _claim(saved: SavedAdapter, found: MergeBase, adapter: Path, directory: Path, out: Path, dtype: MergeDtype) -> MergeClaim:
-    """What the merge says of itself."""
-    from lorascope.base_model import label_names
-    from lorascope.certify import MergeClaim
-    from lorascope.merged_model import merged_in_memory
-
-    return MergeClaim(
-        base=BaseModelConfig(model=found.name, revision=found.revision),
-        base_directory=found.directory,
-        model=found.model,
-        adapter=adapter,
-        merged=directory,
-        dtype=dtype,
-        task_type=found.task_type,
-        labels=label_names(found.model.config) if found.task_type == "SEQ_CLS" else (),
-        in_memory=lambda: merged_in_memory(saved, found, dtype),
-        shown_as=out,
-    )
-
-
-def _bounded(claim: MergeClaim, saved: SavedAdapter, tensors_only: bool, quantization: str | None) -> MergeClaim:
-    """The claim, with what can be compared within the memory that there is."""
-    from importlib.util import find_spec
-
-    from lorascope.certify import why_tensors_only
-
-    # An adapter that was trained on packed weights will be run on them, if that can be tried here.
-    packed = saved.origin.get("quantization") == "nf4" and find_spec("bitsandbytes") is not None
-    return replace(
-        claim,
-        quantise=quantization == "nf4" or packed,
-        tensors_only="only the tensors were asked for" if tensors_only else why_tensors_only(claim.model),
-    )
-
-
-def _show(adapter: Path, out: Path, merged: MergedModel, certificate: Certificate, as_json: bool) -> None:
-    document = _document(adapter, out, merged)
+def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_json: bool) -> None:
+    document = _document(adapter, out, found, done)
     if as_json:
-        print_json({**document, "certificate": certificate.document})
+        print_json({**document, "certificate": done.certificate.document})
         return
-    for warning in [*merged.warnings, *certificate.document["warnings"]]:
-        stderr().print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    print_certificate(stdout(), certificate.document)
+    for warning in done.warnings:
+        tell(f"warning: {warning}")
+    print_certificate(stdout(), done.certificate.document)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -141,18 +123,19 @@ def _refuse_existing(out: Path) -> None:
         raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
-def _document(adapter: Path, out: Path, merged: MergedModel) -> dict[str, Any]:
+def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:
+    merged = done.merged
     return {
         "adapter": str(adapter),
         "out": str(out),
         "base": {
-            "name": merged.base.name,
-            "directory": str(merged.base.directory),
-            "revision": merged.base.revision,
-            "commit": merged.base.commit,
+            "name": found.name,
+            "directory": str(found.directory),
+            "revision": found.revision,
+            "commit": found.commit,
         },
-        "class": type(merged.base.model).__name__,
-        "dtype": merged.dtype,
-        "files": sorted([*merged.files, "merge-certificate.json"]),
-        "warnings": list(merged.warnings),
+        "class": type(found.model).__name__,
+        "dtype": done.certificate.document["merged"]["dtype"] if merged is None else merged.dtype,
+        "files": [] if merged is None else sorted([*merged.files, "merge-certificate.json"]),
+        "warnings": list(found.warnings if merged is None else merged.warnings),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.cli import tables
 from lorascope.cli.console import stderr
 from lorascope.config import (
@@ -69,9 +70,10 @@ def study_and_trials(
             return study, proposed
         trials = proposed
     if adapters:
+        from lorascope.adapter import adapter_directory
         from lorascope.cohort.single import adapter_trial
 
-        trials += [adapter_trial(study, path) for path in dict.fromkeys(adapters)]
+        trials += [adapter_trial(study, path) for path in dict.fromkeys(map(adapter_directory, adapters))]
     if shard is not None and isinstance(study.design, SearchDesign):
         what = "a search cannot be cut into shards: what it proposes depends on all that there is"
         raise UsageError(what, where="--shard", fix="run it on one machine")
@@ -142,7 +144,7 @@ def planned(study: Study, trials: list[TrialConfig] | Proposer, directory: Path,
     begun = budget.select(prices[len(listed) :], memory_bytes=bounds.memory_bytes, speedup=ratio)
     share, further = (1.0, "") if proposer is None else _further(study, proposer, first)
     seconds = [kept.train_seconds, None if begun.train_seconds is None else share * begun.train_seconds, after]
-    scope = [tables.counted(len(kept.kept), "trial")] if kept.kept or proposer is None else []
+    scope = [counted(len(kept.kept), "trial")] if kept.kept or proposer is None else []
     scope += [further] if further else []
     scope += ["the maps"] if after != 0.0 else []
     foreseen = costs.rows(foreseeing(proposer))[0]
@@ -182,12 +184,11 @@ class Costs:
     """What trials of a study cost: one model skeleton per base, one probe per dtype."""
 
     def __init__(self, study: Study, directory: Path, bounds: Bounds) -> None:
-        import psutil
-
         from lorascope.cohort.training import FINAL
+        from lorascope.memory import free_bytes
 
         self._work, self._task_type, self._num_labels, self._reason = _workload(study)
-        self._memory_bytes = min(psutil.virtual_memory().available, bounds.memory_bytes or sys.maxsize)
+        self._memory_bytes = min(free_bytes(bounds.device), bounds.memory_bytes or sys.maxsize)
         self._device = bounds.device
         self._rates: dict[str, float] = {}
         self._skeletons: dict[BaseModelConfig, tuple[Any, tuple[str, ...]]] = {}
@@ -244,11 +245,11 @@ def _further(study: Study, proposer: Proposer, first: Sequence[TrialConfig]) -> 
     """How many times what is proposed first all proposals are, at most, and what they are in words."""
     from lorascope.attribution.players import SampledCoalitions
 
-    seeds = tables.counted(len(study.seeds), "seed")
+    seeds = counted(len(study.seeds), "seed")
     shown = len({trial.configuration for trial in first})
     if isinstance(study.design, SearchDesign):
         most, pruned = study.design.trials, "" if study.design.pruner == "none" else ", none pruned"
-        what = f"all {tables.counted(most, 'configuration')} with {seeds}, at the cost of the first {shown}{pruned}"
+        what = f"all {counted(most, 'configuration')} with {seeds}, at the cost of the first {shown}{pruned}"
         return most / shown, what
     assert isinstance(proposer, SampledCoalitions)
     shown -= len({trial.configuration for trial in proposer.others})
@@ -288,11 +289,11 @@ def _cut_game(game: Sequence[Price], kept: Selection, needed_seconds: float | No
     lost = [price for price in game if price.trial in kept.dropped]
     if not lost:
         return None
-    what = f"without {len(lost)} of its {tables.counted(len(game), 'trial')} the game has no values"
+    what = f"without {len(lost)} of its {counted(len(game), 'trial')} the game has no values"
     if _exceeds(lost, bounds):
-        size = tables.bytes_text(max(price.memory_bytes for price in lost))
+        size = bytes_text(max(price.memory_bytes for price in lost))
         return {"what": f"{what}: they need up to {size}", "where": "--memory", "fix": "allow as much, or name fewer players"}
-    needed = tables.seconds_text(needed_seconds)
+    needed = seconds_text(needed_seconds)
     return {
         "what": f"{what}: all of it takes about {needed}",
         "where": "--budget",
@@ -305,7 +306,7 @@ def _too_large(foreseen: Sequence[Mapping[str, Any]], bounds: Bounds) -> dict[st
     sizes = [row["memory_bytes"] for row in foreseen]
     if bounds.memory_bytes is None or max(sizes, default=0) <= bounds.memory_bytes:
         return None
-    what = f"what may be proposed needs up to {tables.bytes_text(max(sizes))}"
+    what = f"what may be proposed needs up to {bytes_text(max(sizes))}"
     return {"what": what, "where": "--memory", "fix": "allow as much, or leave the largest values out of the design"}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from lorascope.cli.tables import bytes_text, counted, seconds_text
+from lorascope.amounts import bytes_text, counted, seconds_text
 
 if TYPE_CHECKING:
     from lorascope.cohort import events
@@ -146,13 +146,13 @@ class StudyProgress:
         if self._evaluation is None:
             self._evaluation = self._progress.add_task("", total=event.total, note="", left="")
         self._progress.update(
-            self._evaluation, description=f"  {event.stage}", completed=event.done, total=event.total, note="examples"
+            self._evaluation, description=f"  {event.stage}", completed=event.done, total=event.total, note=event.unit
         )
         if event.done == event.total:
             self._progress.remove_task(self._evaluation)
             self._evaluation = None
             if not self._live:
-                self._say(f"{event.stage}: {event.total} examples")
+                self._say(f"{event.stage}: {event.total} {event.unit}")
 
     def _end_trial(self, event: events.TrialEnded) -> None:
         self._ended += 1

@@ -1,6 +1,6 @@
 """``lorascope recommend``: a configuration with its reasons, as a study that runs. Floor: cli.
 
-Knows options, the file, the screen and ``--json``; ``answer`` finds the answer.
+Knows options, the file, the screen and ``--json``; ``recommend.answer`` finds the answer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from lorascope.cli import tables
-from lorascope.cli.answer import Answer, Asked, answered
-from lorascope.cli.console import AsJson, print_json, stdout
+from lorascope.amounts import bytes_text, counted, seconds_text
+from lorascope.cli.console import AsJson, Device, print_json, stdout
+from lorascope.cli.evidence import read_studies
+from lorascope.cli.planning import Bounds, Costs, chosen_device
 from lorascope.config import load_study, parse_duration, parse_memory
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.recommend.advice import STRENGTHS, Weighed
+from lorascope.recommend.answer import Answer, Asked, answered
 from lorascope.recommend.closeness import ORDER
 from lorascope.recommend.rules import Choice, Goal, shown
 from lorascope.recommend.study_file import as_study, inline_yaml, study_text
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 def recommend(
     task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
-    model: Annotated[str, typer.Option(help="The base model: a hub id, or a directory; config.json is enough.")],
+    base: Annotated[str, typer.Option(metavar="M", help="The base model: a hub id, or a directory; config.json is enough.")],
     data: Annotated[
         str | None, typer.Option(help="A file, a directory or a hub id; by default your nearest study's, or as published.")
     ] = None,
@@ -42,6 +44,7 @@ def recommend(
         list[Path] | None, typer.Option(metavar="DIR", help="Your studies, or one of them; may be repeated. Default: runs.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="STUDY", help="Write the study file here.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """A configuration to begin with, a reason for each value, and what would change the answer."""
@@ -49,16 +52,18 @@ def recommend(
         raise UsageError(f"no goal {goal!r}", where="--goal", fix=did_you_mean(goal, list(get_args(Goal))))
     if out is not None and out.exists():
         raise UsageError("is there already", where=f"--out {out}", fix="choose another name, or remove it")
+    place = chosen_device(device)
     asked = Asked(
         task,
-        model,
+        base,
         data,
         None if memory is None else parse_memory(memory),
         None if budget is None else parse_duration(budget),
         goal,  # type: ignore[arg-type]
-        tuple(runs) if runs else tuple(path for path in (Path("runs"),) if path.is_dir()),
+        place,
     )
-    answer = answered(asked)
+    own = read_studies(runs or [path for path in (Path("runs"),) if path.is_dir()])
+    answer = answered(asked, own, lambda study, directory: Costs(study, directory, Bounds(device=place)))
     text = written(answer, out)
     if as_json:
         print_json(as_document(answer, out))
@@ -119,11 +124,11 @@ def command(answer: Answer, further: Mapping[str, Any], out: Path | None) -> str
 
 
 def _price_text(further: Mapping[str, Any]) -> str:
-    text = tables.counted(further["trials"], "trial")
+    text = counted(further["trials"], "trial")
     if further["train_seconds"] is None:
         return f"{text}, time not known"
     over = ", more than the budget" if further["over_budget"] else ""
-    return f"{text}, about {tables.seconds_text(further['train_seconds'])} one after the other{over}"
+    return f"{text}, about {seconds_text(further['train_seconds'])} one after the other{over}"
 
 
 def as_document(answer: Answer, out: Path | None) -> dict[str, Any]:
@@ -237,7 +242,7 @@ def _print_weighed(console: Console, weighed: Sequence[Weighed]) -> None:
         speaks = "–"
         if one.chosen is not None:
             tried = one.chosen.tried
-            score = f"{one.study.metric} {tried.mean:.4f} over {tables.counted(len(tried.scores), 'seed')}"
+            score = f"{one.study.metric} {tried.mean:.4f} over {counted(len(tried.scores), 'seed')}"
             speaks = f"{tried.name}: {score}; {STRENGTHS[one.chosen.strength]}"
         table.add_row(*map(escape, (one.study.directory, place, counts, speaks, one.use)))
     console.print(table)
@@ -246,10 +251,10 @@ def _print_weighed(console: Console, weighed: Sequence[Weighed]) -> None:
 def _cost_lines(answer: Answer) -> list[str]:
     cost, seeds = answer.cost, len(answer.document["seeds"])
     where = "allowed" if answer.asked.memory_bytes is not None else "free here"
-    memory = f"{tables.bytes_text(cost['memory_bytes'])} of {tables.bytes_text(answer.most_bytes)} {where}"
+    memory = f"{bytes_text(cost['memory_bytes'])} of {bytes_text(answer.most_bytes)} {where}"
     params = f"{cost['trainable_params']:,} of {cost['total_params']:,} parameters ({cost['trainable_percent']:.4f} %)"
     time = cost["train_seconds"]
-    taking = cost["reason"] if time is None else f"about {tables.seconds_text(time)} a seed, {tables.counted(seeds, 'seed')}"
+    taking = cost["reason"] if time is None else f"about {seconds_text(time)} a seed, {counted(seeds, 'seed')}"
     return [f"forecast: {params}; memory {memory}; training {taking}"]
 
 

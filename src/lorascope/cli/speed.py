@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lorascope.cli.console import stderr
+from lorascope.cli.console import tell
 from lorascope.cli.planning import chosen_device
-from lorascope.errors import AdapterError, UsageError
 
 if TYPE_CHECKING:
     from lorascope.analysis.updates import Inspected
-    from lorascope.config import TaskType
-    from lorascope.lora.peft_io import SavedAdapter
-    from lorascope.speed import Measured, Speed
+    from lorascope.speed import Agreement, Measured, Speed
 
 _PHASES = {"prefill": "prefill", "per_token": "per token", "forward": "one pass"}
 
@@ -42,28 +39,28 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
     Raises:
         UsageError: the adapters name different bases, or rows are too long for the base.
         AdapterError: one cannot be read, does not fit, or is of a kind that cannot be run.
+        RunError: memory ran out.
     """
     import torch
 
+    from lorascope.adapter import agreed_base, form_of_adapter
     from lorascope.base_model import hardware, load_base
-    from lorascope.cohort.single import base_of_adapter
     from lorascope.evaluate import run_to_end
     from lorascope.speed import Workload, measure, phases_of
 
     names, saved = [one.label for one in adapters], [one.saved for one in adapters]
-    configs = [base_of_adapter(one.saved, str(one.directory), on.base, on.dtype, on.quantization) for one in adapters]
-    if any(config.model != configs[0].model for config in configs):
-        told = " and ".join(sorted({config.model for config in configs}))
-        raise UsageError(f"the adapters name different bases, {told}", where="--speed", fix="give one with --base")
-    task_type = _task_type(saved[0], str(adapters[0].directory))
-    base = load_base(configs[0], task_type, _labels(saved[0]), chosen_device(on.device))
+    by_place = {str(one.directory): one.saved for one in adapters}
+    config = agreed_base(by_place, on.base, dtype=on.dtype, quantization=on.quantization)
+    task_type, labels = form_of_adapter(saved[0], str(adapters[0].directory))
+    base = load_base(config, task_type, labels, chosen_device(on.device))
     running = measure(base, saved, names, Workload(**workload))
-    speed = run_to_end(running, lambda at: stderr().print(f"round {at[0]} of {at[1]}", markup=False, highlight=False))
+    speed = run_to_end(running, lambda at: tell(f"round {at[0]} of {at[1]}"))
     machine = hardware()
     device = machine["cuda"] if base.device.type == "cuda" else machine["processor"]
     return {
         "adapters": {one.label: str(one.directory) for one in adapters},
-        "base": configs[0].model,
+        "base": config.model,
+        "revision": config.revision,
         "device": device,
         "device_type": base.device.type,
         "threads": torch.get_num_threads(),
@@ -74,9 +71,21 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
         **asdict(speed.workload),
         "phases": list(phases_of(base)),
         "configurations": [_record(speed, row) for row in speed.rows],
-        "agreement": [{"adapter": name, **asdict(one)} for name, one in zip(names, speed.agreements, strict=True)],
-        "warnings": list(base.warnings),
+        "agreement": [
+            {"adapter": name, **asdict(one), "holds": one.holds} for name, one in zip(names, speed.agreements, strict=True)
+        ],
+        "warnings": [*base.warnings, *_disagreements(names, speed.agreements)],
     }
+
+
+def _disagreements(names: Sequence[str], agreements: Sequence[Agreement]) -> list[str]:
+    """What was not the same computation, merged and unmerged."""
+    return [
+        f"{name}: logits merged and unmerged differ by {one.difference:.2g}, and rounding explains {one.limit:.2g}: what was "
+        "timed is not the same computation"
+        for name, one in zip(names, agreements, strict=True)
+        if not one.holds
+    ]
 
 
 def _record(speed: Speed, row: Measured) -> dict[str, Any]:
@@ -110,22 +119,6 @@ def _phase(speed: Speed, row: Measured, phase: str) -> dict[str, Any]:
         "times_merged": against,
         "times_merged_one_after_another": against / row.adapters if row.kind == "together" else None,
     }
-
-
-def _task_type(saved: SavedAdapter, where: str) -> TaskType:
-    """PEFT's, or by what the adapter holds."""
-    kind = saved.task_type or ("SEQ_CLS" if saved.weights.heads else "CAUSAL_LM")
-    if kind == "SEQ_CLS":
-        return "SEQ_CLS"
-    if kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        return "CAUSAL_LM"  # what it is on an encoder–decoder follows from the base
-    raise AdapterError(f"an adapter for {kind} cannot be run here", where=where, fix="use one for SEQ_CLS or for texts")
-
-
-def _labels(saved: SavedAdapter) -> tuple[str, ...]:
-    """A classifier's classes, by name or by as many numbers as its last layer has outputs."""
-    widths = [len(value) for value in saved.weights.heads.values() if value.dim() == 2]
-    return saved.labels or tuple(map(str, range(min(widths, default=2))))
 
 
 def print_speed(console: Console, document: Mapping[str, Any]) -> None:

@@ -50,15 +50,22 @@ def run_and_report(
     with Store.open(directory) as store:
         left = {row.trial for row in store.trials() if row.status in ("planned", "interrupted")}
     is_whole = left.isdisjoint(trial.trial for trial in listed)
-    if isinstance(study.design, ShapleyDesign) and study.design.game != "usefulness" and is_whole:
-        from lorascope.attribution.maps import draw_maps
-        from lorascope.attribution.players import read_game
-
-        game, seeds, deadline = read_game(study), seeds_of(study, part), limits.deadline
-        maps = draw_maps(game, directory, device=limits.device, seeds=seeds, most_bytes=limits.most_bytes, deadline=deadline)
-        _show(maps)
+    if isinstance(study.design, ShapleyDesign) and is_whole:
+        _attribute(study, directory, limits, part)
     with Store.open(directory) as store:
         return results_of([store])
+
+
+def _attribute(study: Study, directory: Path, limits: Limits, part: tuple[int, int] | None) -> None:
+    """What a Shapley study has to do once its trials are done: read maps off adapters, and time the coalitions."""
+    from lorascope.attribution.latency import measure_latency
+    from lorascope.attribution.maps import draw_maps
+    from lorascope.attribution.players import read_game
+
+    game, seeds, deadline = read_game(study), seeds_of(study, part), limits.deadline
+    if game.design.game != "usefulness":
+        _show(draw_maps(game, directory, device=limits.device, seeds=seeds, most_bytes=limits.most_bytes, deadline=deadline))
+    _show(measure_latency(game, directory, device=limits.device, deadline=deadline))
 
 
 def _show(running: Events) -> None:

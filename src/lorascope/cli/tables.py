@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.config import AdapterConfig, configuration_of
 
 # Shown in every table, whether they vary or not.
@@ -345,7 +346,7 @@ def print_shapley(console: Console, document: Mapping[str, Any]) -> None:
             lines.append(f"recommended: {members} ({name} {number_text(chosen['mean'])}): {chosen['why']}")
         for line in lines:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    for line in _cost_lines(game.get("cost")):
+    for line in [*_latency_lines(game["latency"]), *_cost_lines(game.get("cost"))]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -359,6 +360,7 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
         "": _bars(values),
         "per M parameters": [number_text(value["per_million_parameters"]) for value in values],
         "per s of an epoch": [number_text(value["per_second"]) for value in values],
+        "per ms of latency": [number_text(value["per_ms_latency"]) for value in values],
     }
     calibrated = metric.get("calibrated", {}).get("values")
     if calibrated:
@@ -369,7 +371,15 @@ def _print_values(console: Console, name: str, metric: Mapping[str, Any]) -> Non
     coalitions = counted(metric["num_coalitions"], "coalition")
     whole = f"{_signed_text(metric['full']['estimate'])} {_interval_text(metric['full'])}"
     title = f"{name} ({better}; {coalitions}{'' if metric['exact'] else ', sampled'}); all together {whole}"
-    print_table(console, title, columns, {"player"}, ("per s of an epoch", "per M parameters", ""))
+    print_table(console, title, columns, {"player"}, ("per ms of latency", "per s of an epoch", "per M parameters", ""))
+
+
+def _latency_lines(latency: Mapping[str, Any]) -> list[str]:
+    """What each player adds to a pass, and how that was measured."""
+    if "players" not in latency:
+        return [f"latency: {latency['reason']}"]
+    parts = [f"{player} {_signed_text(one['ms'])} {_interval_text(one)}" for player, one in latency["players"].items()]
+    return [f"latency in ms: {'; '.join(parts)}", f"  ({latency['what']})"]
 
 
 _BAR = 25
@@ -519,24 +529,3 @@ def text_of(value: Any) -> str:
 def number_text(value: float | None, digits: int = 4) -> str:
     """A metric in a cell."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def bytes_text(value: int | None) -> str:
-    """MiB or GiB."""
-    if value is None:
-        return "–"
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def seconds_text(value: float | None) -> str:
-    """Seconds, minutes or hours."""
-    if value is None:
-        return "–"
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lorascope.analysis.figures import Figure, grid_of
-from lorascope.cli.console import stderr
+from lorascope.cli.console import tell
 from lorascope.cli.inspection import print_map
 from lorascope.config import EvaluateConfig, Study, TaskConfig
 from lorascope.errors import UsageError, did_you_mean
@@ -37,6 +37,7 @@ class Scored:
     base: str | None = None
     dtype: str = "float32"
     quantization: str | None = None
+    device: str = "cpu"
 
 
 def truncate_adapter(
@@ -62,7 +63,6 @@ def truncate_adapter(
 
 def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
     from lorascope.analysis.truncated import keep_energy, line_up
-    from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.truncate import write_truncated
     from lorascope.store import atomic_directory
 
@@ -74,49 +74,55 @@ def _by_energy(one: Inspected, epsilon: float, out: Path) -> dict[str, Any]:
         "epsilon": epsilon,
         "metric": None,
         "warnings": [],
-        "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy is kept, and no score was measured",
+        "what": f"no task was given: at least {1 - epsilon:.6g} of the updates' energy above rounding is kept, "
+        "and no score was measured",
     }
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         write_truncated(one.directory, directory, line.cut(count))
-        read_adapter(directory)
-        _write_beside(directory, document, one.saved.base_model)
+        _write_beside(directory, document)
     return document
 
 
 def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slots: int | None) -> dict[str, Any]:
+    from lorascope.adapter import agreed_base
     from lorascope.analysis.truncated import NUM_SLOTS, line_up, search, weight_norms, write_and_verify
-    from lorascope.cohort.single import base_of_adapter, prepare
+    from lorascope.cohort.single import prepare
+    from lorascope.compare import loss_over_examples
     from lorascope.evaluate import run_to_end
+    from lorascope.lora.peft_io import check_fits
     from lorascope.metrics import HIGHER_IS_BETTER
     from lorascope.store import atomic_directory
 
     where = str(one.directory)
-    base = base_of_adapter(one.saved, where, scored.base, scored.dtype, scored.quantization)
-    prepared = prepare(base, scored.task, scored.settings)
+    base = agreed_base({where: one.saved}, scored.base, dtype=scored.dtype, quantization=scored.quantization)
+    prepared = prepare(base, scored.task, scored.settings, scored.device)
+    check_fits(one.saved, prepared.base.model, where)
     metric = _metric(prepared, scored.metric)
     line = line_up(one.saved, where, weight_norms(prepared.base, one.saved))
-    _tell(f"{len(line.keys)} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
+    tell(f"{line.num_clear} directions of {len(line.directions)} modules; {metric} may get worse by {epsilon:g}")
     found = run_to_end(
         search(prepared, line, where, epsilon=epsilon, metric=metric, num_slots=num_slots or NUM_SLOTS),
-        lambda tried: _tell(_tried_line(tried, metric)),
+        lambda tried: tell(_tried_line(tried, metric)),
     )
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         whole, written = write_and_verify(prepared, line, found, one.directory, directory)
         document: dict[str, Any] = {
-            **_ranks(one, out, line, found.smallest.directions),
+            **_ranks(one, out, line, found.smallest.num_directions),
             "order": _BY_OUTPUT,
             "epsilon": epsilon,
             "metric": metric,
             "higher_is_better": HIGHER_IS_BETTER[metric],
             "original": {"score": whole.metrics[metric], "metrics": whole.metrics},
             "truncated": {"score": written.metrics[metric], "metrics": written.metrics},
-            "paired": _paired(metric, epsilon, whole, written),
+            "paired": loss_over_examples(
+                metric, epsilon, (whole.predictions, whole.metrics), (written.predictions, written.metrics)
+            ),
             "tried": [asdict(tried) for tried in found.tried],
             "notes": list(found.notes),
             **prepared.facts,
         }
         strict: dict[str, Any] = _strict(document)
-        _write_beside(directory, strict, one.saved.base_model)
+        _write_beside(directory, strict)
     return strict
 
 
@@ -158,6 +164,7 @@ def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
         "out": str(out),
         "directions": sum(ranks.values()),
         "directions_before": sum(given.values()),
+        "directions_above_rounding": line.num_clear,
         "parameters": num_parameters(line.cut(count)),
         "parameters_before": num_parameters(line.saved),
         "energy_kept": line.energy_kept(count),
@@ -166,50 +173,15 @@ def _ranks(one: Inspected, out: Path, line: Line, count: int) -> dict[str, Any]:
     }
 
 
-def _paired(metric: str, epsilon: float, whole: Any, written: Any) -> dict[str, Any]:
-    """The loss over the examples, and what it says of others."""
-    from lorascope.compare import difference_over_examples
-    from lorascope.metrics import HIGHER_IS_BETTER
+def _write_beside(directory: Path, document: Mapping[str, Any]) -> None:
+    """The report and the card, beside the adapter that was written."""
+    from lorascope.lora.peft_io import read_adapter
+    from lorascope.model_card import truncated_card
 
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    found = difference_over_examples(metric, (whole.predictions, whole.metrics), (written.predictions, written.metrics))
-    record = asdict(found)
-    ends = None if found.low is None or found.high is None else sorted((sign * found.low, sign * found.high))
-    record |= {"difference": sign * found.difference, "low": ends and ends[0], "high": ends and ends[1]}
-    if found.changed == 0:
-        verdict = "no example scores differently"
-    elif ends is None:
-        verdict = "it holds for these very examples; nothing tells how far others would differ"
-    elif ends[1] <= epsilon:
-        verdict = "it would hold for other examples of the same kind too (95 %)"
-    else:
-        verdict = "it holds for these examples; for others of the same kind the interval does not exclude a larger loss"
-    return {"loss": record.pop("difference"), **record, "verdict": verdict}
-
-
-def _write_beside(directory: Path, document: Mapping[str, Any], base: str | None) -> None:
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     (directory / REPORT_FILE).write_text(text, encoding="utf-8")
-    (directory / "README.md").write_text(_card(document, base), encoding="utf-8")
-
-
-def _card(document: Mapping[str, Any], base: str | None) -> str:
-    """A short model card in the hub's form."""
-    named = "" if base is None else f"base_model: {base}\n"
-    if document["metric"] is None:
-        scores = document["what"]
-    else:
-        one, other = document["original"]["score"], document["truncated"]["score"]
-        task = f"{document['task']} ({document['split']}, {document['num_examples']} examples)"
-        scores = (
-            f"{document['metric']} on {task}: {one:.6g} before, {other:.6g} now; at most {document['epsilon']:g} was allowed"
-        )
-    return (
-        f"---\nlibrary_name: peft\n{named}tags: [lora, lorascope]\n---\n\n# {document['label']}, truncated\n\n"
-        f"The adapter `{document['adapter']}` cut from {document['directions_before']} to {document['directions']} "
-        f"directions ({document['parameters_before']:,} to {document['parameters']:,} numbers). {scores}.\n"
-        f"Each module's rank and every cut that was tried: `{REPORT_FILE}`.\n"
-    )
+    card = truncated_card(document, read_adapter(directory), directory, REPORT_FILE)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _strict(value: Any) -> Any:
@@ -221,13 +193,9 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0.0 else value
 
 
-def _tell(line: str) -> None:
-    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _tried_line(one: Tried, metric: str) -> str:
     score = "not finite" if one.score is None else f"{metric} {one.score:.6g}"
-    return f"{one.directions} directions: {score}, {'holds' if one.holds else 'does not hold'}"
+    return f"{one.num_directions} directions: {score}, {'holds' if one.holds else 'does not hold'}"
 
 
 def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
@@ -241,6 +209,11 @@ def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
         f"{document['directions_before']} → {document['directions']} directions, {document['parameters_before']:,} → "
         f"{document['parameters']:,} numbers ({share:.1%}), {document['energy_kept']:.4%} of the energy"
     ]
+    within = document["directions_before"] - document["directions_above_rounding"]
+    if within:
+        lines.append(
+            f"{within} of the {document['directions_before']} directions are within the rounding of the stored numbers"
+        )
     if document["left_out"]:
         lines.append(f"left out: {len(document['left_out'])} of {len(document['modules'])} modules")
     if document["metric"] is None:

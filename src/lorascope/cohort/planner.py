@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -32,6 +31,7 @@ from lorascope.data.tree import sibling_groups
 from lorascope.errors import ModelError
 from lorascope.lora.stack import Placement, Slot, base_dropouts, count_trainable
 from lorascope.losses import follows_trees
+from lorascope.memory import free_bytes, total_bytes
 from lorascope.plan import (
     LOGIT_POSITIONS,
     STATE_BYTES,
@@ -165,7 +165,7 @@ def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], d
         if trial.train.base_dropout:
             base_dropouts(skeletons[trial.base][0])
         full = trial.adapter.method == "full"
-        needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), memory_bytes(device)[1]
+        needed, there = STATE_BYTES * _num_trained(trial, *skeletons[trial.base]), total_bytes(device)
         if needed > there:
             raise ModelError(
                 f"what it trains needs {needed / 2**30:.1f} GiB with gradients and AdamW, of {there / 2**30:.1f} GiB",
@@ -175,21 +175,13 @@ def find_impossible(study: Study, raw: RawTask, trials: Sequence[TrialConfig], d
     return skeletons
 
 
-def memory_bytes(device: str) -> tuple[int, int]:
-    """Free memory and all of it."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total
-
-
 def packed_weights_budget(device: str, most_bytes: int | None = None) -> int:
     """How many bytes of packed weights leave as much again for training.
 
     Args:
         most_bytes: that the whole process may take at its peak.
     """
-    free = memory_bytes(device)[0] * _MEMORY_SHARE
+    free = free_bytes(device) * _MEMORY_SHARE
     if most_bytes is not None:
         free = min(free, max(0, most_bytes - MemoryMeter(torch.device(device)).peak_bytes()))
     return int(free / 2)
@@ -311,7 +303,7 @@ def _fitting(
 ) -> tuple[int, int | None]:
     """How many slots fit into memory, and the micro-batch with which they do."""
     settings, seeds = trials[0].train, [trial.seed for trial in trials]
-    budget = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
+    budget = free_bytes(str(base.device)) * _MEMORY_SHARE
     if most_bytes is not None:
         budget = min(budget, most_bytes - one.before_bytes)
     size = one.micro_batch_size
@@ -377,7 +369,7 @@ def _measured(
     logits = position_bytes(base.model, item)
     state = STATE_BYTES * count_trainable(base.model, widest, base.heads)
     expected = token_bytes(base.model, widest, item)
-    free = memory_bytes(str(base.device))[0] * _MEMORY_SHARE
+    free = free_bytes(str(base.device)) * _MEMORY_SHARE
     weight = logits / max(1, expected)
     size = size or settings.micro_batch_size
     seeds = sorted({slot.seed for slot in slots})

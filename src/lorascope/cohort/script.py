@@ -55,7 +55,7 @@ def write_script(trial_directory: Path, out: Path) -> None:
     stack = Stack(base.model, [slot], base.heads, base.initial_head)
     weights = stack.read(0)
     stack.detach()
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         (directory / "initial_adapter").mkdir()
         write_adapter(
             directory / "initial_adapter",

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.adapter import stack_several
+from lorascope.adapter import adapter_directory, agreed_base, stack_several
 from lorascope.base_model import BaseModel, load_base
 from lorascope.cohort.kernels import install_kernels
 from lorascope.cohort.planner import packed_weights_budget
 from lorascope.config import AdapterConfig, BaseModelConfig, EvaluateConfig, Study, TaskConfig, TrialConfig, validate
 from lorascope.data.task import Task, encode_task, read_task
-from lorascope.errors import AdapterError, UsageError
+from lorascope.errors import AdapterError
 from lorascope.evaluate import Evaluation, evaluate, foreseen_metrics, run_to_end
 from lorascope.judge import Judge, load_judge
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
@@ -53,31 +53,18 @@ class Prepared:
         }
 
 
-def base_of_adapter(
-    saved: SavedAdapter, where: str, base_model: str | None, dtype: str, quantization: str | None
-) -> BaseModelConfig:
-    """The base to load for an adapter: ``base_model``, or by default the one that the adapter names.
+def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig, device: str = "cpu") -> Prepared:
+    """Load a base and what a task is scored on.
 
-    Raises:
-        UsageError: neither names one, or the dtype or quantisation is unknown.
+    Args:
+        device: where the base and the judge go.
     """
-    model = base_model or saved.base_model
-    if model is None:
-        raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
-    revision = None if base_model else saved.config.get("revision")
-    values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
-    config: BaseModelConfig = validate(BaseModelConfig, values, "base")
-    return config
-
-
-def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig) -> Prepared:
-    """Load a base and what a task is scored on."""
     raw = read_task(task, settings.split, with_train=False)
     check_lengths(task, settings, config, generates=raw.generates)
-    base = load_base(config, raw.task_type, raw.labels)
-    install_kernels(base, packed_weights_budget("cpu"))
+    base = load_base(config, raw.task_type, raw.labels, device)
+    install_kernels(base, packed_weights_budget(device))
     encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
-    judge = None if settings.judge is None else load_judge(settings.judge, "cpu")
+    judge = None if settings.judge is None else load_judge(settings.judge, device)
     return Prepared(config, base, task, encoded, settings, judge, tuple(foreseen_metrics(raw, settings)))
 
 
@@ -105,12 +92,14 @@ def evaluate_adapter(
     base_model: str | None,
     dtype: str,
     quantization: str | None = None,
+    device: str = "cpu",
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load an adapter's base, put the adapter on it, and score it.
 
     Args:
+        directory: the adapter's, or a trial's that holds it.
         base_model: the base to use; by default the one that the adapter names.
-        quantization: ``nf4`` for an adapter that was trained on a packed base; its own file does not say.
+        quantization: ``nf4`` for an adapter that was trained on a packed base.
 
     Returns:
         The evaluation, and what it was made of: base, task, split, number of examples and checksums.
@@ -118,10 +107,10 @@ def evaluate_adapter(
     Raises:
         AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
     """
-    saved = read_adapter(directory)
-    config = base_of_adapter(saved, str(directory), base_model, dtype, quantization)
-    prepared = prepare(config, task, settings)
-    evaluation = evaluate_together(prepared, {str(directory): saved})[0]
+    adapters = {str(directory): read_adapter(adapter_directory(directory))}
+    config = agreed_base(adapters, base_model, dtype=dtype, quantization=quantization)
+    prepared = prepare(config, task, settings, device)
+    evaluation = evaluate_together(prepared, adapters)[0]
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")
     facts = prepared.facts
@@ -140,9 +129,13 @@ def base_path(base: BaseModelConfig) -> str:
 def adapter_trial(study: Study, path: Path) -> TrialConfig:
     """An existing adapter as a trial of ``study``: evaluated, not trained; its configuration is what its own file says.
 
+    Args:
+        path: the adapter's directory, or a trial's that holds it.
+
     Raises:
         AdapterError: it cannot be read.
     """
+    path = adapter_directory(path)
     saved = read_adapter(path)
     modules = [placement.target.module for placement in saved.slot.placements]
     values = {

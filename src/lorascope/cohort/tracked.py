@@ -158,7 +158,7 @@ def _adapter(store: Store, row: TrialRow) -> dict[str, float]:
     if path is None:
         return {}
     updates = diagnose(read_adapter(path).weights)
-    whole = overall(updates)
+    whole = overall(updates.values())
     figures: dict[str, float] = {}
     for suffix, one in [("", whole), *((f"/{key}", update) for key, update in updates.items())]:
         if one is not None:

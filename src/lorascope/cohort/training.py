@@ -134,7 +134,7 @@ def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs
     if num_steps:
         yield from _probe(store, task, base, cohort, slots)
     meter = MemoryMeter(base.device)
-    imported = cohort.trials[0].adapter.path
+    imported, known = cohort.trials[0].adapter.path, len(base.warnings)
     if imported is None:
         stack = installed(base.model, slots, base.heads, base.initial_head, cohort.trials[0].train.base_dropout)
     else:
@@ -144,6 +144,8 @@ def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs
         for trial in trials:
             store.clear_trial(trial, progress.step)
         yield from warn(store, told)
+        for trial in trials:
+            yield from warn(store, [Notice("adapter", 1, str(imported), text) for text in base.warnings[known:]], trial)
         if num_steps:
             progress = yield from _train(bench, stack, cohort, checkpoints, progress, meter, rungs)
             # The plan is about training; evaluation bounds its memory by ``batch_tokens``.
@@ -170,7 +172,9 @@ def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs
             store.update(slot.name, peak_memory_bytes=peak)
             told = [Notice("evaluation", 1, task.eval_split, warning) for warning in evaluation.warnings]
             yield from warn(store, [*told, *_unfinished(evaluation.decoded, task.eval_split)], slot.name)
-            yield finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+            ended, told = finish_trial(store, base, trials[slot.name], stack.read(index), slot, evaluation)
+            yield from warn(store, told, slot.name)
+            yield ended
         checkpoints.discard()
     finally:
         stack.detach()

@@ -45,14 +45,13 @@ class Interval:
 
 def score_interval(ratio: Ratio) -> Interval:
     """The interval of one trial's score over its examples."""
-    counted = ratio.denominators_E != 0
-    numerators_E, denominators_E = ratio.numerators_E[counted], ratio.denominators_E[counted]
+    ratio = ratio.select(np.flatnonzero(ratio.counts_E).tolist())
+    numerators_E, denominators_E = ratio.numerators_E, ratio.denominators_E
     num_examples = len(numerators_E)
-    group_E = _numbered([group for group, counts in zip(ratio.groups, counted, strict=True) if counts])
-    num_groups = int(group_E.max()) + 1 if num_examples else 0
     if not num_examples:
         return Interval(None, None, "no example counts")
-    is_share = not ratio.exponential and bool(np.isin(numerators_E, (0, 1)).all() and (denominators_E == 1).all())
+    group_E, is_share = ratio.group_numbers(), ratio.is_share
+    num_groups = int(group_E.max()) + 1
     if is_share and num_groups == num_examples:
         return _wilson(int(numerators_E.sum()), num_examples, ratio.scale, f"Wilson, {num_examples} examples")
     numerators_G, denominators_G = _sums(group_E, numerators_E), _sums(group_E, denominators_E)
@@ -105,8 +104,3 @@ def _resampled(numerators_G: NDArray[np.float64], denominators_G: NDArray[np.flo
 def _sums(group_E: NDArray[np.intp], values_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """The values of each group, summed."""
     return np.asarray(np.bincount(group_E, values_E), dtype=np.float64)
-
-
-def _numbered(groups: Sequence[str]) -> NDArray[np.intp]:
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[group] for group in groups], dtype=np.intp)

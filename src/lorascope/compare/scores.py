@@ -51,6 +51,17 @@ class Ratio:
         return Ratio(keys, groups, self.numerators_E[chosen], self.denominators_E[chosen], self.scale, self.exponential)
 
     @property
+    def counts_E(self) -> NDArray[np.bool_]:
+        """Which examples count at all."""
+        return np.asarray(self.denominators_E != 0)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of examples: each that counts is right or wrong."""
+        numerators_E, denominators_E = self.numerators_E[self.counts_E], self.denominators_E[self.counts_E]
+        return not self.exponential and bool(np.isin(numerators_E, (0, 1)).all() and (denominators_E == 1).all())
+
+    @property
     def value(self) -> float:
         """The metric; NaN where nothing counts, infinite where it overflows."""
         total = float(self.denominators_E.sum())
@@ -65,6 +76,17 @@ class Ratio:
         slope = self.value if self.exponential else self.scale
         moved_E = slope * (self.numerators_E - ratio * self.denominators_E) / self.denominators_E.mean()
         return np.asarray(self.value + moved_E)
+
+    def group_numbers(self) -> NDArray[np.intp]:
+        """Which group each example belongs to, numbered as they first appear."""
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(self.groups))}
+        return np.array([numbers[group] for group in self.groups], dtype=np.intp)
+
+    def group_scores(self) -> NDArray[np.float64]:
+        """One score per group, the metric and what its members move it, so that their mean is the metric."""
+        group_E = self.group_numbers()
+        share = (group_E.max() + 1) / len(group_E)
+        return np.asarray(self.value + share * np.bincount(group_E, self.scores() - self.value))
 
 
 def read_ratios(path: Path, stored: Mapping[str, float]) -> dict[str, Ratio]:

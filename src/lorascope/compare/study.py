@@ -224,13 +224,8 @@ def _paired_scores(
         whole = [ratio.select([place[key] for key in order]) for ratio, place in zip(whole, places, strict=True)]
     if not all(math.isfinite(ratio.value) for ratio in whole):
         return None
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(whole[0].groups))}
-    group_E = np.array([numbers[group] for group in whole[0].groups])
-    num_examples = len(group_E)
-    # A group's score is the metric and what its members move it: the mean over groups stays the metric.
-    share = len(numbers) / num_examples
-    table = [ratio.value + share * np.bincount(group_E, ratio.scores() - ratio.value) for ratio in whole]
-    return np.array(table[: len(seeds)]), np.array(table[len(seeds) :]), num_examples
+    table = [ratio.group_scores() for ratio in whole]
+    return np.array(table[: len(seeds)]), np.array(table[len(seeds) :]), len(whole[0].keys)
 
 
 def _judge(rows: Sequence[dict[str, Any]], found: Mapping[str, _Configuration]) -> None:

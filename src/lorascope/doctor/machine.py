@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorascope.cohort.planner import memory_bytes
 from lorascope.cohort.probe import MemoryMeter
 from lorascope.config import Study
 from lorascope.doctor import models
@@ -30,6 +29,7 @@ from lorascope.doctor.versions import version_of
 from lorascope.errors import ModelError
 from lorascope.lora import frozen
 from lorascope.lora.quantised import NF4Linear, check_installed
+from lorascope.memory import free_bytes, total_bytes
 from lorascope.store import Store, atomic_directory, write_atomically
 
 _GIB = 2**30
@@ -66,7 +66,7 @@ def kernels(setting: Setting) -> Finding:
     slowness = _bfloat16_slowness(setting.device)
     own, fitting = torch.get_num_threads(), recommended_threads()
     warnings = [f"{fitting} would fit"] if own != fitting and setting.device == "cpu" else []
-    fast = "as fast as" if 0.8 < slowness < 1.25 else f"{slowness:.0f}× slower than" if slowness > 1 else "faster than"
+    fast = "is as fast as" if 0.8 < slowness < 1.25 else f"takes {slowness:.2g}× as long as"
     rates = ", ".join(f"{path} {rate:.0f}" for path, rate in choice.gflops.items())
     speed = f" ({rates} GFLOP/s)" if rates else ""
     showed = f"kernel {choice.path}{speed}, error {errors['float32']:.0e}; bfloat16 {fast} float32; threads: {own}"
@@ -140,10 +140,7 @@ def quantisation(setting: Setting) -> Finding:
 
 def memory(setting: Setting) -> Finding:
     """Enough is free to begin with, and what a step takes is measured."""
-    free, total = memory_bytes(setting.device)
-    limit = _container_bytes() if setting.device == "cpu" else None
-    if limit is not None:
-        free, total = min(free, limit[0]), min(total, limit[1])
+    free, total = free_bytes(setting.device), total_bytes(setting.device)
     meter = MemoryMeter(torch.device(setting.device))
     before = meter.peak_bytes()
     block = torch.ones(_BLOCK_BYTES, dtype=torch.uint8, device=setting.device)
@@ -159,15 +156,6 @@ def memory(setting: Setting) -> Finding:
     showed = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free: a float32 base of {billions:.1f} billion fits in half of it"
     figures = {"free_bytes": free, "total_bytes": total, "block_bytes": _BLOCK_BYTES, "measured_bytes": risen}
     return Finding(showed, figures, tuple(wrong), tuple(warnings))
-
-
-def _container_bytes() -> tuple[int, int] | None:
-    """Free memory and all of it in the container that this process runs in; None where nothing bounds it."""
-    with suppress(OSError, ValueError):
-        most = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        return max(0, most - used), most
-    return None
 
 
 def disk(setting: Setting) -> Finding:
@@ -207,13 +195,15 @@ def _faults_of_writing(place: Path) -> Iterator[str]:
 
 
 def cuda(setting: Setting) -> Finding:
-    """Where there is a GPU, its products are those of the processor, in float64 and in true float32."""
+    """Where there is a GPU and it is to be used, its products are the processor's, in float64 and in true float32."""
     if not torch.cuda.is_available():
         without = torch.version.cuda is None and shutil.which("nvidia-smi") is not None
         what = "an NVIDIA driver is here, but this torch was built without CUDA"
         fix = "install the CUDA build: https://pytorch.org/get-started/locally"
         return Finding("no GPU", {"devices": 0}, warnings=(what,) if without else (), skipped=not without, fix=fix)
-    device = setting.device if setting.device != "cpu" else "cuda"
+    device = setting.device
+    if device == "cpu":
+        return Finding("the processor was asked for, not the GPU", {"devices": torch.cuda.device_count()}, skipped=True)
     facts = _gpu_facts(device)
     generator = torch.Generator().manual_seed(1)
     x_MD, weight_DO = (torch.randn(256, 256, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -7,6 +7,7 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from lorascope.base_model import (
     skeleton,
     weights_checksum,
 )
-from lorascope.cohort.planner import memory_bytes
 from lorascope.config import BaseModelConfig, TaskType, TrainConfig
 from lorascope.data.record import Example
 from lorascope.doctor.finding import Finding, NotReached, Setting, beyond, compared
@@ -38,6 +38,7 @@ from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve, roles_of
 from lorascope.losses import follows_trees
+from lorascope.memory import free_bytes
 from lorascope.train import train
 
 _GIB = 2**30
@@ -85,7 +86,7 @@ def _fitting_dtype(count: int, setting: Setting) -> Literal["float32", "bfloat16
     Raises:
         ModelError: neither fits.
     """
-    free = memory_bytes(setting.device)[0]
+    free = free_bytes(setting.device)
     if 4 * count <= _SHARE * free:
         return "float32"
     if 2 * count <= _SHARE * free:
@@ -140,7 +141,8 @@ def outputs(setting: Setting) -> Finding:
     with torch.no_grad():
         alone = base.model(**_inputs(base, [ids])).logits[0].float()
         beside = base.model(**_inputs(base, [ids, [*ids, *ids][: len(ids) + 5]])).logits[0].float()
-    beside = beside[: len(alone)] if alone.dim() > 1 else beside
+    if alone.dim() > 1:
+        beside = beside[-len(alone) :] if base.task_type == "CAUSAL_LM" else beside[: len(alone)]
     figures = {"not_finite": int((~torch.isfinite(alone)).sum()), "padding": relative(beside, alone)}
     wrong = list(beyond(figures, {"padding": _ROUNDING[base.model.dtype]}))
     if figures["not_finite"]:
@@ -223,11 +225,19 @@ def _ids(base: BaseModel) -> list[int]:
 
 
 def _inputs(base: BaseModel, rows: list[list[int]]) -> dict[str, Tensor]:
-    """The rows, padded on the right."""
+    """The rows, padded where that could be seen: a text of a causal model on the left, as it is generated from."""
     width = max(map(len, rows))
-    ids = torch.tensor([row + [base.pad_id] * (width - len(row)) for row in rows], device=base.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=base.device)
+    left = base.task_type == "CAUSAL_LM"
+
+    def padded(row: list[int], value: int) -> list[int]:
+        more = [value] * (width - len(row))
+        return [*more, *row] if left else [*row, *more]
+
+    ids = torch.tensor([padded(row, base.pad_id) for row in rows], device=base.device)
+    mask = torch.tensor([padded([1] * len(row), 0) for row in rows], device=base.device)
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if left and "position_ids" in inspect.signature(base.model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
     if base.task_type == "SEQ_2_SEQ_LM":
         inputs["decoder_input_ids"] = torch.tensor([[base.start_id, *rows[0][:4]]] * len(rows), device=base.device)
     return inputs

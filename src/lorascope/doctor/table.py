@@ -65,7 +65,8 @@ CHECKS: tuple[Check, ...] = (
         "GPU",
         "its products are the processor's",
         machine.cuda,
-        "use --device cpu; check the driver, and unset NVIDIA_TF32_OVERRIDE and TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+        "use --device cpu, which leaves it alone; check the driver, and unset NVIDIA_TF32_OVERRIDE and "
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     ),
 )
 _BASE = "the base cannot be used as it is: check its files, and that they belong together"

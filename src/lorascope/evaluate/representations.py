@@ -1,8 +1,8 @@
 """How far adapters move the hidden states of each layer on real inputs, by linear CKA and by relative distance.
 
 All slots see the same rows in one pass; the last slot is the base, which the others are compared with. Only products of
-features are kept, ``[D, D]`` in float64, never the states of a whole split: layers for which those do not fit into memory
-together are read in several passes. Padding counts nowhere.
+features are kept, ``[D, D]`` in float64, never the states of a whole split: layers for which those do not fit into half of
+the free memory together are read in several passes. Padding counts nowhere.
 
 Knows how hidden states are read off a model. Does not know adapters' files. Floor: ``evaluate``.
 
@@ -27,10 +27,13 @@ from lorascope.errors import AdapterError
 from lorascope.evaluate.result import EvaluationStep
 from lorascope.lora.stack import Stack
 from lorascope.losses import model_inputs
+from lorascope.memory import free_bytes
 
-# Of the products of all layers that are read in one pass, and of the hidden states of one batch.
-_MOST_PRODUCT_BYTES = 2**30
+# Of free memory, the products of all layers that are read in one pass; and of the hidden states of one batch.
+_PRODUCT_SHARE = 0.5
 _MOST_STATE_BYTES = 2**29
+# An unbiased estimate divides by one less than three tokens.
+_FEWEST_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,23 @@ class LayerDrift:
         layer: ``embeddings``, ``layer 0`` and so on, of an encoder–decoder after ``encoder`` or ``decoder``. The last layer of
             most families is read behind the model's final norm.
         cka: linear centred kernel alignment of adapter and base over tokens, 1 where one is a rotation and scaling of the
-            other; None where the states do not vary (Kornblith et al. 2019).
+            other; None where the states do not vary (Kornblith et al. 2019). Far too high with fewer tokens than ten times
+            the width.
+        cka_debiased: the same of estimates that are right on average with any number of tokens, and so may be a little below
+            0 or above 1; None where it cannot be told, with fewer than four tokens too (Song et al. 2012).
         relative_norm: ``‖h_a − h_b‖ / ‖h_b‖``, mean over tokens.
         relative_norm_overall: the same of all tokens' states as one matrix, which the longest states rule.
         num_tokens: that were compared.
+        width: of a hidden state.
     """
 
     layer: str
     cka: float | None
+    cka_debiased: float | None
     relative_norm: float
     relative_norm_overall: float
     num_tokens: int
+    width: int
 
 
 DriftRun = Generator[EvaluationStep, None, list[list[LayerDrift]]]
@@ -60,7 +69,8 @@ DriftRun = Generator[EvaluationStep, None, list[list[LayerDrift]]]
 class _Products:
     """Sums over tokens for one layer: all that the figures of every slot need.
 
-    States are taken from a shift near the base's mean, so that the centring at the end cancels little.
+    States are taken from a shift near the base's mean, so that the centring at the end cancels little. ``squares`` are the
+    states' squared norms, each token's own part of a product, which debiased figures leave out.
     """
 
     def __init__(self, first_NMD: Tensor) -> None:
@@ -70,6 +80,12 @@ class _Products:
         self.sums_ND = self.shift_D.new_zeros(num_slots, width)
         self.own_NDD = self.shift_D.new_zeros(num_slots, width, width)
         self.cross_NDD = self.shift_D.new_zeros(num_slots - 1, width, width)
+        # Σ x·‖x‖² of a slot with itself, and of each slot's x with the base's norms and the other way round; Σ ‖x‖²‖y‖².
+        self.own_thirds_ND = self.shift_D.new_zeros(num_slots, width)
+        self.cross_thirds_ND = self.shift_D.new_zeros(num_slots - 1, 2, width)
+        self.own_fourths_N = self.shift_D.new_zeros(num_slots)
+        self.cross_fourths_N = self.shift_D.new_zeros(num_slots - 1)
+        self.own_squares_N = self.shift_D.new_zeros(num_slots)
         self.ratios_N = self.shift_D.new_zeros(num_slots - 1)
         self.squares_N = self.shift_D.new_zeros(num_slots - 1)
         self.base_square = self.shift_D.new_zeros(())
@@ -81,7 +97,7 @@ class _Products:
         shifted_base_MD = base_MD - self.shift_D
         self.num_tokens += len(base_MD)
         self.base_square += base_norm_M.square().sum()
-        self._add_own(-1, shifted_base_MD)
+        base_squares_M = self._add_own(-1, shifted_base_MD)
         for slot in range(len(states_NMD) - 1):
             adapted_MD = states_NMD[slot].double()
             distance_M = torch.linalg.vector_norm(adapted_MD - base_MD, dim=1)
@@ -89,12 +105,20 @@ class _Products:
             # A state of zero that stays zero has not moved.
             self.ratios_N[slot] += torch.where(distance_M == 0.0, 0.0, distance_M / base_norm_M).sum()
             shifted_MD = adapted_MD - self.shift_D
-            self._add_own(slot, shifted_MD)
+            squares_M = self._add_own(slot, shifted_MD)
             self.cross_NDD[slot].addmm_(shifted_MD.T, shifted_base_MD)
+            self.cross_thirds_ND[slot, 0] += base_squares_M @ shifted_MD
+            self.cross_thirds_ND[slot, 1] += squares_M @ shifted_base_MD
+            self.cross_fourths_N[slot] += squares_M @ base_squares_M
 
-    def _add_own(self, slot: int, shifted_MD: Tensor) -> None:
+    def _add_own(self, slot: int, shifted_MD: Tensor) -> Tensor:
+        squares_M = shifted_MD.square().sum(dim=1)
         self.sums_ND[slot] += shifted_MD.sum(dim=0)
         self.own_NDD[slot].addmm_(shifted_MD.T, shifted_MD)
+        self.own_thirds_ND[slot] += squares_M @ shifted_MD
+        self.own_fourths_N[slot] += squares_M @ squares_M
+        self.own_squares_N[slot] += squares_M.sum()
+        return squares_M
 
     def drift(self, slot: int, layer: str) -> LayerDrift:
         """The figures of one slot."""
@@ -103,10 +127,39 @@ class _Products:
         return LayerDrift(
             layer,
             min(1.0, float(cross.square()) / spread) if spread > 0.0 else None,
+            self._debiased(slot),
             float(self.ratios_N[slot]) / self.num_tokens,
             float((self.squares_N[slot] / self.base_square).sqrt()),
             self.num_tokens,
+            len(self.shift_D),
         )
+
+    def _debiased(self, slot: int) -> float | None:
+        """CKA of unbiased estimates; None where one of a slot with itself is not above zero."""
+        if self.num_tokens < _FEWEST_TOKENS:
+            return None
+        own = self._unbiased(self.own_NDD[slot], (slot, slot), (self.own_thirds_ND[slot],) * 2, self.own_fourths_N[slot])
+        base = self._unbiased(self.own_NDD[-1], (-1, -1), (self.own_thirds_ND[-1],) * 2, self.own_fourths_N[-1])
+        thirds = self.cross_thirds_ND[slot, 0], self.cross_thirds_ND[slot, 1]
+        cross = self._unbiased(self.cross_NDD[slot], (slot, -1), thirds, self.cross_fourths_N[slot])
+        # Of states that do not vary rounding alone is left.
+        least = 1e-12 * float(self.own_fourths_N[slot] * self.own_fourths_N[-1]) ** 0.5
+        return cross / (own * base) ** 0.5 if min(own, base) > least else None
+
+    def _unbiased(self, product_DD: Tensor, slots: tuple[int, int], thirds: tuple[Tensor, Tensor], fourths: Tensor) -> float:
+        """``(n − 3) n`` times the unbiased estimate of HSIC of two slots, from sums over tokens.
+
+        With K and L the Gram matrices of both without their diagonals it is ``tr(KL) + 1ᵀK1·1ᵀL1 / ((n − 1)(n − 2)) −
+        2·1ᵀKL1 / (n − 2)`` (Song et al. 2012, equation 5). A product of features gives each of the three terms with the
+        diagonals, and the third and fourth powers take these out. A shift of all states does not change it.
+        """
+        n = self.num_tokens
+        sums = [self.sums_ND[slot] for slot in slots]
+        squares = [self.own_squares_N[slot] for slot in slots]
+        traces = product_DD.square().sum() - fourths
+        wholes = (sums[0].square().sum() - squares[0]) * (sums[1].square().sum() - squares[1])
+        rows = sums[0] @ product_DD @ sums[1] - sums[0] @ thirds[0] - sums[1] @ thirds[1] + fourths
+        return float(traces + wholes / ((n - 1) * (n - 2)) - 2.0 * rows / (n - 2))
 
     def _centred(self, product_DD: Tensor, slot: int, other: int) -> Tensor:
         """Frobenius norm of a product of two slots' states, had their means been taken off."""
@@ -127,14 +180,15 @@ def representation_drift(stack: Stack, base: BaseModel, task: Task, settings: Ev
     Raises:
         AdapterError: hidden states are not finite.
 
-    Source: Kornblith et al. 2019, section 3 (linear CKA as ``‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F)``).
+    Sources: Kornblith et al. 2019, section 3 (linear CKA as ``‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F)``); Song et al. 2012, "Feature
+    selection via dependence maximization", equation 5 (the unbiased estimate).
     """
     stack.context.dropout = None
     lengths = [example.num_tokens for example in task.eval]
     shortest = [min(range(len(lengths)), key=lengths.__getitem__)]
     seen = _states(stack, base, task.eval, shortest)
     width = max(states.shape[-1] for states in seen.values())
-    groups = _groups(list(seen), stack.num_slots, width)
+    groups = _groups(list(seen), stack.num_slots, width, _PRODUCT_SHARE * free_bytes(str(base.device)))
     token_bytes = sum(states.shape[-1] * states.element_size() for states in seen.values())
     most_tokens = min(settings.batch_tokens, _MOST_STATE_BYTES // token_bytes) // stack.num_slots
     batches = evaluation_batches(lengths, max(1, most_tokens))
@@ -154,10 +208,10 @@ def representation_drift(stack: Stack, base: BaseModel, task: Task, settings: Ev
     return found
 
 
-def _groups(layers: Sequence[str], num_slots: int, width: int) -> list[list[str]]:
+def _groups(layers: Sequence[str], num_slots: int, width: int, most_bytes: float) -> list[list[str]]:
     """Layers that are read in one pass."""
     layer_bytes = (2 * num_slots - 1) * width * width * 8
-    size = max(1, _MOST_PRODUCT_BYTES // layer_bytes)
+    size = max(1, int(most_bytes / layer_bytes))
     return [list(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 

@@ -15,11 +15,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class EvaluationStep:
-    """How far a pass over the evaluation examples has come."""
+    """How far a pass over the evaluation examples has come, or over what ``unit`` says."""
 
     stage: str
     done: int
     total: int
+    unit: str = "examples"
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,16 @@ from typing import Any
 
 import yaml
 
+from lorascope.base_model import TOKENIZER_FILES
 from lorascope.config import SECTIONS, Study, TrialConfig
 from lorascope.export.described import Wishes, described
 from lorascope.export.source import Source
 from lorascope.lora.peft_io import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter, write_record
+from lorascope.merged_model import copy_files
 from lorascope.model_card import CardFacts, Privacy, model_card, privacy_of, public_name, study_places
 from lorascope.store import Store, TrialRow, atomic_directory
 
 CARD_FILE = "README.md"
-# A tokenizer that was saved with the adapter, as trainers do; its tokens or template may be its own.
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
-)  # fmt: skip
 
 
 def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wishes: Wishes) -> CardFacts:
@@ -44,17 +41,18 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
     """
     facts = described(source, saved, wishes)
     privacy = privacy_for(source, saved, wishes)
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, replace=False) as directory:
         shutil.copyfile(source.adapter / WEIGHTS_FILE, directory / WEIGHTS_FILE)
         base = facts.base
         config = {**saved.config, "base_model_name_or_path": base.name, "revision": base.revision}
-        _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_values(config).items())))
+        _write_json(directory / CONFIG_FILE, dict(sorted(privacy.clean_places(config).items())))
         origin = {"checksum": base.checksum, "dtype": base.dtype, "quantization": base.quantization}
+        if saved.origin.get("unpacked_checksum") is not None:
+            origin["unpacked_checksum"] = saved.origin["unpacked_checksum"]
         if saved.labels or base.checksum is not None:
             write_record(directory, saved.labels, None if base.checksum is None else origin)
-        for name in _TOKENIZER_FILES:
-            if (source.adapter / name).is_file():
-                shutil.copyfile(source.adapter / name, directory / name)
+        # As trainers save it with the adapter; its tokens or template may be its own.
+        copy_files(source.adapter, directory, TOKENIZER_FILES)
         if (directory / "tokenizer_config.json").is_file():
             privacy.clean_json(directory / "tokenizer_config.json")
         write_papers(directory, source, facts, privacy)

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from lorascope import __version__
 from lorascope.compare import read_ratios, score_interval, seeds_interval
-from lorascope.config import AdapterConfig, TaskType, TrainConfig
+from lorascope.config import AdapterConfig, TrainConfig
 from lorascope.errors import UsageError
 from lorascope.export.limits import limitations
 from lorascope.export.source import Source
 from lorascope.export.vllm import adapter_obstacles
-from lorascope.lora.peft_io import WEIGHTS_FILE, SavedAdapter
+from lorascope.lora.peft_io import SavedAdapter
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.model_card import (
     UNKNOWN_LICENCE,
-    AdapterFacts,
     BaseFacts,
     CardFacts,
     Cost,
     Licence,
     MetricFacts,
     SeedFacts,
+    adapter_facts,
     data_facts,
     is_local,
     public_name,
     readme_licence,
     settings_of,
     stated_licence,
+    task_type_of_adapter,
 )
 from lorascope.store import Store, TrialRow
 
 STUDY_FILE = "study.yaml"
+_FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def described(source: Source, saved: SavedAdapter, wishes: Wishes) -> CardFacts:
     facts: dict[str, Any] = {
         "name": wishes.name,
         "form": wishes.form,
-        "task_type": cast(TaskType, saved.task_type) if saved.task_type in get_args(TaskType) else None,
+        "task_type": task_type_of_adapter(saved),
         "base": base,
-        "adapter": adapter_facts(source, saved),
+        "adapter": adapter_facts(saved, source.adapter, _settings(source.trial)),
         "version": __version__,
         "licence": licence,
         "serving": tuple(adapter_obstacles(saved.config)) if wishes.form == "adapter" else (),
@@ -97,38 +98,11 @@ def described(source: Source, saved: SavedAdapter, wishes: Wishes) -> CardFacts:
     return replace(unfinished, limitations=tuple(limitations(unfinished, source)))
 
 
-def adapter_facts(source: Source, saved: SavedAdapter) -> AdapterFacts:
-    """The adapter by its own file, its settings as the study gave them where there is one."""
-    weights = saved.weights
-    tensors = [*weights.lora_A.values(), *weights.lora_B.values(), *weights.biases.values(), *weights.heads.values()]
-    heads = tuple(saved.config.get("modules_to_save") or ())
-    settings = _settings(source.trial, saved.config)
-    outputs = next((value.shape[0] for name in _HEAD_OUTPUTS if (value := weights.heads.get(name)) is not None), None)
-    return AdapterFacts(
-        settings=settings,
-        modules=len(weights.lora_A),
-        heads=heads,
-        num_parameters=sum(tensor.numel() for tensor in tensors),
-        num_bytes=(source.adapter / WEIGHTS_FILE).stat().st_size,
-        labels=saved.labels,
-        num_labels=outputs if saved.task_type == "SEQ_CLS" else None,
-    )
-
-
-_FEWEST_SEEDS = 3
-_HEAD_OUTPUTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-_PEFT_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
-
-
-def _settings(row: TrialRow | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter's configuration as a table shows it; what is off is left out."""
-    if row is not None and row.config.get("path") is None:
-        return settings_of(row.config, [name for name in AdapterConfig.model_fields if name != "path"])
-    values = {name: config.get(name) for name in _PEFT_SETTINGS}
-    for name in ("rank_pattern", "alpha_pattern"):
-        count = len(values[name] or {})
-        values[name] = f"differs in {count} modules" if count else None
-    return settings_of(values, values)
+def _settings(row: TrialRow | None) -> dict[str, Any] | None:
+    """The adapter's settings as the study gave them; None where it came from elsewhere."""
+    if row is None or row.config.get("path") is not None:
+        return None
+    return settings_of(row.config, [name for name in AdapterConfig.model_fields if name != "path"])
 
 
 def _base(source: Source, saved: SavedAdapter, wishes: Wishes, place: str) -> BaseFacts:

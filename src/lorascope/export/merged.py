@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.base_model import label_names
-from lorascope.certify import CERTIFICATE_FILE, MergeClaim, certify, why_tensors_only
-from lorascope.config import BaseModelConfig
+from lorascope.certified_merge import MergeOrder, certified_merge
+from lorascope.certify import CERTIFICATE_FILE
 from lorascope.export.adapter import privacy_for, write_papers
 from lorascope.export.described import Wishes, base_place, described
 from lorascope.export.source import Source
 from lorascope.export.vllm import merged_obstacles
+from lorascope.lora.merge_plan import MergeDtype
 from lorascope.lora.peft_io import SavedAdapter
-from lorascope.merged_model import MergedModel, merged_in_memory, open_merge_base, write_merged
+from lorascope.merged_model import open_merge_base
 from lorascope.model_card import CardFacts
-from lorascope.store import atomic_directory
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,18 @@ class MergedExport:
     warnings: tuple[str, ...]
 
 
-def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishes: Wishes) -> MergedExport:
+def write_merged_directory(
+    source: Source, saved: SavedAdapter, out: Path, wishes: Wishes, dtype: MergeDtype = "as-base"
+) -> MergedExport:
     """Merge the adapter into its base, certify the result, and write both with a card.
 
     Args:
         saved: what lies in ``source.adapter``.
         out: does not exist yet.
+        dtype: of the merged weights; ``as-base`` keeps each tensor's own.
 
     Raises:
-        CheckFailed: the certificate does not hold.
+        MergeRefused: the certificate does not hold.
         LorascopeError: base or adapter cannot be used, or the directory cannot be written.
     """
     if source.trial is not None:  # an adapter of an earlier version does not say what its base was packed as
@@ -53,45 +54,17 @@ def write_merged_directory(source: Source, saved: SavedAdapter, out: Path, wishe
     base = open_merge_base(saved, str(source.adapter), place if place != saved.base_model else None)
     facts = described(source, saved, wishes)
     privacy = privacy_for(source, saved, wishes)
-    with atomic_directory(out) as directory:
-        merged = write_merged(saved, source.adapter, base, directory)
-        certificate = certify(_claim(source, saved, merged, directory, out))
-        certificate.raise_unless_it_holds(out)
-        document = privacy.clean_values(certificate.document)
-        text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        (directory / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
-        for path in directory.glob("*config.json"):
-            privacy.clean_json(path)
-        warnings = (*map(privacy.clean, merged.warnings), *document.get("warnings", ()))
+    with certified_merge(MergeOrder(saved, source.adapter, base, dtype, privacy=privacy), out) as done:
+        document = done.certificate.document
+        warnings = tuple(map(privacy.clean, done.warnings))
         facts = replace(
             facts,
             certificate=_sentence(document),
-            serving=tuple(merged_obstacles(directory)),
+            serving=tuple(merged_obstacles(done.directory)),
             warnings=(*facts.warnings, *warnings),
         )
-        write_papers(directory, source, facts, privacy)
+        write_papers(done.directory, source, facts, privacy)
     return MergedExport(facts, document, warnings)
-
-
-def _claim(source: Source, saved: SavedAdapter, merged: MergedModel, directory: Path, out: Path) -> MergeClaim:
-    """What the merge says that it did, with what can be compared within the memory that there is.
-
-    What ships is the merged model in full; how it does packed in four bits again, `lorascope merge --quantization nf4` tells.
-    """
-    base = merged.base
-    return MergeClaim(
-        base=BaseModelConfig(model=base.name, revision=base.revision),
-        base_directory=base.directory,
-        model=base.model,
-        adapter=source.adapter,
-        merged=directory,
-        dtype=merged.dtype,
-        task_type=base.task_type,
-        labels=label_names(base.model.config) if base.task_type == "SEQ_CLS" else (),
-        in_memory=lambda: merged_in_memory(saved, base, merged.dtype),
-        tensors_only=why_tensors_only(base.model),
-        shown_as=Path(out.name),
-    )
 
 
 def _sentence(document: dict[str, Any]) -> str:
@@ -100,4 +73,5 @@ def _sentence(document: dict[str, Any]) -> str:
     others = "".join(f", {count} {verdict}" for verdict, count in verdicts.items() if verdict != "holds")
     ran = document["level"] == "outputs"
     compared = "tensors and outputs were compared" if ran else "its tensors were compared, no model was run"
-    return f"`{CERTIFICATE_FILE}` certifies the merge: {verdicts['holds']} checks hold{others}; {compared}."
+    held = f"The weights are in {document['merged']['dtype']}."
+    return f"`{CERTIFICATE_FILE}` certifies the merge: {verdicts['holds']} checks hold{others}; {compared}. {held}"

@@ -9,13 +9,14 @@ Knows transformers' conversion tables. Does not know files' contents nor adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from lorascope.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,51 @@ class NameMap:
         keys: by the model's name of a parameter or buffer, the checkpoint's.
         converted: by the checkpoint's name of a tensor that is cut or joined when it is loaded, the first of the model's that
             come of it.
+        made: the model's names of all that come of converted tensors.
         unused: tensors of the checkpoint that the model has no place for.
     """
 
     keys: dict[str, str] = field(default_factory=dict)
     converted: dict[str, str] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
 
-    def may_hold(self, name: str) -> bool:
-        """Whether the parameter may come of a converted tensor: one that lies in the same module, or in one beside it."""
-        owners = {target.rpartition(".")[0] for target in self.converted.values()}
-        inside = owners | {owner.rpartition(".")[0] for owner in owners}
-        owner = name.rpartition(".")[0]
-        return owner in inside or owner.rpartition(".")[0] in inside
+
+def loader_names(model: PreTrainedModel) -> Callable[[str], tuple[str, tuple[str, ...]]]:
+    """What transformers' loader calls a checkpoint's tensor in this model, and what it makes of it by cutting or joining.
+
+    The second is empty where a tensor is taken as it is, else every name that gets a part of it. A name that the model does
+    not have is returned all the same. This is the one place that calls functions which transformers does not document.
+
+    Args:
+        model: looked at for its names; the meta device will do.
+
+    Raises:
+        ModelError: this version of transformers has no such functions.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError as error:
+        what = f"transformers {transformers.__version__} loads checkpoints in a way that is not known here ({error})"
+        raise ModelError(what, fix="install transformers 5.23") from None
+    state = model.state_dict()
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+
+    targets = {source: entry.target_patterns for entry in converters for source in entry.source_patterns}
+
+    def name_of(key: str) -> tuple[str, tuple[str, ...]]:
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state and key in state:  # what only looks like a name of old
+            return key, ()
+        if pattern is None:
+            return name, ()
+        first = targets[pattern][0]
+        return name, tuple(dict.fromkeys(name.replace(first, target, 1) for target in targets[pattern]))
+
+    return name_of
 
 
 def map_names(keys: Iterable[str], model: PreTrainedModel) -> NameMap:
@@ -48,17 +81,16 @@ def map_names(keys: Iterable[str], model: PreTrainedModel) -> NameMap:
         keys: the checkpoint's names.
         model: looked at for its names; the meta device will do.
     """
-    state = model.state_dict()
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    state, name_of = model.state_dict(), loader_names(model)
     found: dict[str, str] = {}
     converted: dict[str, str] = {}
+    made: set[str] = set()
     unused = []
     for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        if pattern is not None:
+        name, parts = name_of(key)
+        if parts:
             converted[key] = name
+            made.update(parts)
         elif name in state:
             # An exact name wins over one that only becomes it.
             if key == name and name in found:
@@ -69,7 +101,7 @@ def map_names(keys: Iterable[str], model: PreTrainedModel) -> NameMap:
             found[name] = key
         else:
             unused.append(key)
-    return NameMap(found, converted, tuple(unused))
+    return NameMap(found, converted, frozenset(made), tuple(unused))
 
 
 def written_name(key: str, name: str) -> str:

@@ -23,20 +23,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorascope.errors import CheckFailed, ModelError, StoreError
-from lorascope.lora.checkpoint_files import PlannedTensor, open_checkpoint, row_ranges, write_checkpoint
+from lorascope.lora.checkpoint_files import PlannedTensor, open_checkpoint, write_checkpoint
 from lorascope.lora.checkpoint_names import tied_groups
 from lorascope.lora.merge_plan import (
     ALWAYS_TIED,
     MergeDtype,
     MergePlan,
     PlannedMerge,
+    Update,
     breaks_tie,
     module_updates,
     plan_merge,
     replacements,
+    without_copies,
 )
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.lora.quantised import NF4Linear
+from lorascope.lora.stored_tensors import row_ranges
 
 
 def updates(saved: SavedAdapter, model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -61,12 +64,19 @@ def merged_copy(model: PreTrainedModel, saved: SavedAdapter, dtype: torch.dtype 
     return merge_into(copy.deepcopy(model), saved, dtype)
 
 
-def merge_into(model: PreTrainedModel, saved: SavedAdapter, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def merge_into(
+    model: PreTrainedModel,
+    saved: SavedAdapter,
+    dtype: torch.dtype | None = None,
+    rounded_to: Mapping[str, torch.dtype] | None = None,
+) -> PreTrainedModel:
     """Add the adapter to a model that was loaded for it: no second model is made, and this one is a base no longer.
 
     Args:
         model: the base without any adapter on it, not packed in 4 bits.
         dtype: of the merged model; by default each parameter keeps its own.
+        rounded_to: by a changed parameter's name the dtype that its sum is rounded to before, where that is not ``dtype``:
+            what the files of a base in several dtypes hold.
 
     Returns:
         The model, in evaluation mode, frozen. A tie that the adapter breaks is broken in it and in its ``config``.
@@ -74,21 +84,22 @@ def merge_into(model: PreTrainedModel, saved: SavedAdapter, dtype: torch.dtype |
     Raises:
         AdapterError: the adapter does not fit the model.
         ModelError: the model is packed in 4 bits.
-        CheckFailed: a number overflows ``dtype``.
+        CheckFailed: a number overflows ``dtype``, or the base holds NaN.
     """
     packed = next((name for name, module in model.named_modules() if isinstance(module, NF4Linear)), None)
     if packed is not None:
         fix = "load it without quantization; an adapter trained on 4 bits merges into the base in full"
         raise ModelError("a layer in 4 bits cannot take an update", where=packed, fix=fix)
-    changes, replaced = module_updates(saved, model), replacements(saved)
-    broken = [group for group in tied_groups(model) if breaks_tie(group, changes, replaced)]
     before = dict(model.named_parameters(remove_duplicate=False))
+    changes, replaced = module_updates(saved, model), replacements(saved)
+    replaced = without_copies(replaced, lambda name, value: torch.equal(before[name].to("cpu", value.dtype), value.cpu()))
+    broken = [group for group in tied_groups(model) if breaks_tie(group, changes, replaced)]
     for name in dict.fromkeys([*replaced, *(f"{module}.weight" for module in changes)]):
         own = before.pop(name)
         old = replaced.get(name, own).detach().cpu()
         update = changes.get(name.removesuffix(".weight"))
-        new = old if update is None else old.double() + update.full(torch.float64)
-        new = new.to(dtype or own.dtype)
+        into = dtype or own.dtype
+        new = _sum(old, update, (rounded_to or {}).get(name, into)).to(into)
         _check_finite(name, old, new)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(new.to(own.device), requires_grad=False))
@@ -102,6 +113,14 @@ def merge_into(model: PreTrainedModel, saved: SavedAdapter, dtype: torch.dtype |
     }
     model.eval().requires_grad_(False)
     return model
+
+
+def _sum(old: Tensor, update: Update | None, dtype: torch.dtype) -> Tensor:
+    """``W + ΔW``, rounded once; in the runs of rows in which files are written, so that both give the same bits."""
+    if update is None:
+        return old.to(dtype)
+    runs = [(old[start:stop].double() + update.rows(start, stop)).to(dtype) for start, stop in row_ranges(old.shape)]
+    return torch.cat(runs)
 
 
 def _cast(model: nn.Module, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
@@ -136,8 +155,8 @@ def merge_files(
         What was written.
 
     Raises:
-        AdapterError, ModelError: as ``plan_merge``; or the base holds NaN or is damaged.
-        CheckFailed: a merged number is not finite: it overflows ``dtype``.
+        AdapterError, ModelError: as ``plan_merge``; or the base is damaged.
+        CheckFailed: a merged number is not finite: it overflows ``dtype``, or the base holds NaN.
         StoreError: the disk has no room for it.
     """
     plan = plan_merge(saved, open_checkpoint(base), model, dtype)
@@ -168,7 +187,7 @@ def _check_finite(name: str, before: Tensor, after: Tensor) -> None:
     if _all_finite(after):
         return
     if not _all_finite(before):
-        raise ModelError("the base holds NaN or infinite numbers", where=name, fix="use another checkpoint")
+        raise CheckFailed("the base holds NaN or infinite numbers", where=name, fix="use another checkpoint")
     count, dtype = int((~torch.isfinite(after)).sum()), str(after.dtype).removeprefix("torch.")
     fix = "merge with --dtype bfloat16 or float32" if after.dtype == torch.float16 else "check the adapter's numbers"
     raise CheckFailed(f"{count} merged numbers overflow {dtype}", where=name, fix=fix)

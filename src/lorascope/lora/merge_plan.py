@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorascope.errors import AdapterError, ModelError
-from lorascope.lora.checkpoint_files import StoredTensor, shape_of_rows
 from lorascope.lora.checkpoint_names import NameMap, map_names, required_names, sources, tied_groups, written_name
 from lorascope.lora.linear import is_transposed
 from lorascope.lora.peft_io import SavedAdapter, check_fits
+from lorascope.lora.stored_tensors import StoredTensor, shape_of_rows
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "as-base"]
 MERGE_DTYPES: tuple[str, ...] = get_args(MergeDtype)
@@ -93,7 +93,7 @@ class PlannedMerge:
         if self.replacement is not None:
             return self.replacement.reshape(shape_of_rows(self.shape))[start:stop]
         assert self.source is not None
-        return self.source.rows(start, stop)
+        return self.source.read(start, stop)
 
     def after(self, start: int, stop: int) -> Tensor:
         """Rows of the merged tensor in its dtype."""
@@ -108,12 +108,14 @@ class MergePlan:
     """Every tensor of the merged checkpoint, in the order of the base's.
 
     Attributes:
+        dtype: that ``config.json`` must name: the one asked for, or that of most of the base's numbers.
         untied: names that shared one parameter in the base and no longer do; empty where ties stay as they were.
         tie_word_embeddings: what ``config.json`` must say; None where it may stay as it is.
         unused: tensors of the base's checkpoint that the model has no place for; they are not written.
     """
 
     tensors: tuple[PlannedMerge, ...]
+    dtype: torch.dtype
     untied: tuple[str, ...]
     tie_word_embeddings: bool | None
     unused: tuple[str, ...]
@@ -152,6 +154,17 @@ def replacements(saved: SavedAdapter) -> dict[str, Tensor]:
     return {**saved.weights.biases, **saved.weights.heads}
 
 
+def without_copies(replaced: Mapping[str, Tensor], is_base_s: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
+    """The replacements less those that are the base's own numbers: PEFT saves embeddings along that nobody trained.
+
+    Were they counted as trained, a tie with the output layer would seem broken.
+
+    Args:
+        is_base_s: whether the base has these numbers under the name, in their dtype.
+    """
+    return {name: value for name, value in replaced.items() if not is_base_s(name, value)}
+
+
 def plan_merge(
     saved: SavedAdapter, checkpoint: Mapping[str, StoredTensor], model: PreTrainedModel, dtype: MergeDtype = "as-base"
 ) -> MergePlan:
@@ -168,8 +181,9 @@ def plan_merge(
     """
     changes, replaced = module_updates(saved, model), replacements(saved)
     names = map_names(checkpoint, model)
-    touched = {*replaced, *(f"{module}.weight" for module in changes)}
     found = sources(names, model)
+    replaced = without_copies(replaced, lambda name, value: name in found and _equal(checkpoint[found[name]], value))
+    touched = {*replaced, *(f"{module}.weight" for module in changes)}
     _check_complete(names, model, found, touched, saved)
     _check_shapes(checkpoint, found, model, replaced)
     written, untied, tie = _written(model, names, changes, replaced)
@@ -193,7 +207,17 @@ def plan_merge(
                 parameter=name in parameters,
             )
         )
-    return MergePlan(tuple(planned), untied, tie, names.unused)
+    named = default if dtype == "as-base" else getattr(torch, dtype)
+    return MergePlan(tuple(planned), named, untied, tie, names.unused)
+
+
+def _equal(stored: StoredTensor, value: Tensor) -> bool:
+    """Whether a checkpoint's tensor, in the dtype of ``value``, is ``value``."""
+    if stored.shape != tuple(value.shape):
+        return False
+    held = value.detach().cpu()
+    runs = ((stored.read(*rows), held[slice(*rows)] if held.dim() else held) for rows in stored.chunks())
+    return all(torch.equal(own.to(held.dtype), part) for own, part in runs)
 
 
 def _check_complete(
@@ -205,7 +229,7 @@ def _check_complete(
     for name in required_names(model):
         if name in found:
             continue
-        if names.may_hold(name):
+        if name in names.made:
             if name in touched:
                 what = "the checkpoint stores this tensor in another form than the model computes with"
                 fix = "save the base with save_pretrained(…, save_original_format=False), then merge into that"

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from lorascope.lora.targets import Target
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_OLD_WEIGHTS_FILE = "adapter_model.bin"
 HEAD_FILE = "head.safetensors"
 RECORD_FILE = "lorascope.json"
 _PREFIX = "base_model.model."
@@ -43,6 +45,14 @@ _UNSUPPORTED = (
     "use_dora", "use_qalora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication",
     "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
+# Of these, those in whose files B·A is an update as in plain LoRA, and what it does not tell.
+_BESIDE_FACTORS = {
+    "use_dora": "DoRA: the figures are of B·A, to which the adapter adds a trained magnitude for every output",
+    "lora_bias": "biases of its B's are left out",
+    "trainable_token_indices": "embeddings that were trained for single tokens are left out",
+    "layer_replication": "layers of the base are repeated: numbers of layers are those after that",
+    "alora_invocation_tokens": "the adapter acts from its invocation tokens on, not before",
+}
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, …) change its weights when PEFT loads the adapter.
 _PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -59,6 +69,7 @@ class SavedAdapter:
         labels: class names in the order of the head's outputs; empty where nobody wrote them down.
         origin: what it was trained on, as ``write_record`` wrote it: ``checksum`` (``base_model.weights_checksum``), ``dtype``
             and ``quantization``; empty for an adapter of PEFT's.
+        left_out: what the factors do not tell, where it was read for these alone; such an adapter must not be run.
     """
 
     base_model: str | None
@@ -68,6 +79,7 @@ class SavedAdapter:
     config: Mapping[str, Any]
     labels: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def write_adapter(
@@ -108,7 +120,8 @@ def write_record(directory: Path, labels: Sequence[str], origin: Mapping[str, An
 
     Args:
         labels: a classifier's class names in the order of their numbers; may be empty.
-        origin: the base that it was trained on: ``checksum``, ``dtype``, ``quantization``.
+        origin: the base that it was trained on: ``checksum``, ``dtype``, ``quantization``; where that packed it,
+            ``unpacked_checksum`` of the weights in full.
     """
     record = {"labels": list(labels)} if labels else {}
     if origin is not None:
@@ -124,11 +137,13 @@ def peft_parameters(model: nn.Module, slot: Slot) -> int:
     )
 
 
-def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
+def read_adapter(directory: Path | str, name: str = "adapter", *, factors_only: bool = False) -> SavedAdapter:
     """Read a PEFT LoRA adapter.
 
     Args:
         name: the slot's name.
+        factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
+            and embeddings, and files of before safetensors; ``left_out`` says what is missing.
 
     Raises:
         AdapterError: no adapter there, a damaged file, a number that is not finite, or a kind of LoRA that is not
@@ -136,8 +151,15 @@ def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
     """
     directory = Path(directory)
     config = _read_config(directory)
-    tensors = _read_tensors(directory / WEIGHTS_FILE)
-    lora_A, lora_B, biases, heads = _sort_tensors(tensors, directory / WEIGHTS_FILE)
+    left_out = _check_supported(config, directory / CONFIG_FILE, factors_only=factors_only)
+    path = directory / WEIGHTS_FILE
+    if factors_only and not path.exists() and (directory / _OLD_WEIGHTS_FILE).exists():
+        path = directory / _OLD_WEIGHTS_FILE
+    tensors = _read_tensors(path)
+    if factors_only:
+        tensors, more = _linear_factors(tensors, path)
+        left_out += more
+    lora_A, lora_B, biases, heads = _sort_tensors(tensors, path)
     placements = tuple(
         Placement(Target(module), lora_A[module].shape[0], _scaling(config, module, lora_A[module].shape[0]))
         for module in lora_A
@@ -152,7 +174,8 @@ def read_adapter(directory: Path | str, name: str = "adapter") -> SavedAdapter:
     )
     weights = AdapterWeights(placements, lora_A, lora_B, biases, heads)
     labels, origin = _read_record(directory)
-    return SavedAdapter(config.get("base_model_name_or_path"), config.get("task_type"), slot, weights, config, labels, origin)
+    base, task_type = config.get("base_model_name_or_path"), config.get("task_type")
+    return SavedAdapter(base, task_type, slot, weights, config, labels, origin, tuple(left_out))
 
 
 def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
@@ -308,17 +331,34 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise AdapterError(f"this is a {kind} adapter", where=str(path), fix="only LoRA adapters are supported")
+    return config
+
+
+def _check_supported(config: Mapping[str, Any], path: Path, *, factors_only: bool) -> list[str]:
+    """What of the configuration B·A does not tell; nothing but where the factors alone are asked for.
+
+    Raises:
+        AdapterError: it changes the arithmetic.
+    """
+    notes = []
     initialisation = config.get("init_lora_weights", True)
     if initialisation not in _PLAIN_INITIALISATIONS:
-        raise AdapterError(
-            f"init_lora_weights is {initialisation!r}, which changes the base model's weights",
-            where=str(path),
-            fix="convert the adapter to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+        if not factors_only:
+            raise AdapterError(
+                f"init_lora_weights is {initialisation!r}, which changes the base model's weights",
+                where=str(path),
+                fix="convert the adapter to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+            )
+        notes.append(
+            f"init_lora_weights is {initialisation!r}: PEFT takes the initial B·A off the base's weights, so the figures are "
+            "not of what differs from the base as it was published"
         )
-    used = [key for key in _UNSUPPORTED if config.get(key)]
-    if used:
-        raise AdapterError(f"the adapter uses {used[0]}", where=str(path), fix="only plain LoRA and rsLoRA are supported")
-    return config
+    for key in _UNSUPPORTED:
+        if config.get(key):
+            if not factors_only or key not in _BESIDE_FACTORS:
+                raise AdapterError(f"the adapter uses {key}", where=str(path), fix="only plain LoRA and rsLoRA are supported")
+            notes.append(_BESIDE_FACTORS[key])
+    return notes
 
 
 def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -340,11 +380,16 @@ def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        # A pickle is read as numbers alone: nothing in it is carried out.
+        pickled = path.name == _OLD_WEIGHTS_FILE
+        tensors: dict[str, Tensor] = torch.load(path, "cpu", weights_only=True) if pickled else load_file(path)
     except FileNotFoundError:
         raise AdapterError("the adapter's weights are missing", where=str(path), fix="save it as safetensors") from None
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"no valid safetensors file ({error})", where=str(path), fix="write it again") from None
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        what = f"no file of tensors alone ({' '.join(str(error).split())[:200]})"
+        raise AdapterError(what, where=str(path), fix="save it as safetensors") from None
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
@@ -352,6 +397,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{name!r} holds {count} NaN or infinite numbers", where=str(path), fix="train or export it again"
             )
     return tensors
+
+
+def _linear_factors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Of PEFT's keys those that are known, embeddings as linear layers, and what was left out.
+
+    An embedding's factors have the form of a linear layer's with the tokens as inputs; what PEFT adds is their transpose.
+    """
+    kept, others = {}, Counter[str]()
+    for key, value in tensors.items():
+        name = re.sub(r"\.lora_embedding_([AB])$", r".lora_\1.weight", key)
+        is_factor = re.fullmatch(r".+\.lora_[AB]\.weight", name) is not None
+        if is_factor and value.dim() != 2:
+            others["convolution"] += name.endswith(".lora_A.weight")
+        elif ".lora_" in name and not is_factor:
+            others["lora_" + name.rpartition(".lora_")[2].removesuffix(".weight")] += 1
+        else:
+            kept[name] = value
+    if not any(".lora_" in name for name in kept):
+        raise AdapterError("the file holds no factors of linear layers or embeddings", where=str(path), fix="give another")
+    return kept, [f"left out: {count} × {what}" for what, count in others.items()]
 
 
 def _sort_tensors(

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorascope.errors import AdapterError
-from lorascope.lora.diagnostics import Decomposition, decompose
+from lorascope.lora.diagnostics import Decomposition, decompose, rounding_level
 from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, SavedAdapter
 from lorascope.lora.stack import AdapterWeights, Placement
 
@@ -39,16 +39,26 @@ _LORA_KEY = re.compile(r"(?P<prefix>(?:base_model\.model\.)?)(?P<module>.+)\.(?P
 
 
 def directions_of(weights: AdapterWeights) -> dict[str, Decomposition]:
-    """Every module's update taken apart, by its target's key.
+    """Every module's update taken apart, by its target's key; what rounding explains is that of the dtype it is stored in."""
+    return {
+        placement.target.key: decompose(
+            weights.lora_A[placement.target.key], weights.lora_B[placement.target.key], placement.scaling
+        )
+        for placement in weights.placements
+    }
 
-    Narrower dtypes count as float32: what bfloat16 rounded away is part of the adapter as it is.
+
+def num_computed(weights: AdapterWeights, placement: Placement, update: Decomposition) -> int:
+    """Directions of a module that the rounding of a computation in float32 does not explain.
+
+    Of an adapter that is stored in a narrower dtype these may be more than ``numerical_rank``: weak directions that storing it
+    made, or only blurred.
     """
-    found = {}
-    for placement in weights.placements:
-        lora_A_RD, lora_B_OR = weights.lora_A[placement.target.key], weights.lora_B[placement.target.key]
-        wide = torch.promote_types(lora_A_RD.dtype, torch.float32)
-        found[placement.target.key] = decompose(lora_A_RD.to(wide), lora_B_OR.to(wide), placement.scaling)
-    return found
+    key = placement.target.key
+    lora_A_RD, lora_B_OR = (group[key] for group in (weights.lora_A, weights.lora_B))
+    wide = torch.promote_types(lora_A_RD.dtype, torch.float32)
+    level = rounding_level(lora_A_RD.to(wide), lora_B_OR.to(wide), placement.scaling)
+    return max(update.numerical_rank, int((update.values_S > level).sum()))
 
 
 def factors_of(update: Decomposition, scaling: float, rank: int) -> tuple[Tensor, Tensor]:

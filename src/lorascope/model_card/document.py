@@ -25,6 +25,8 @@ _HUB_METRICS = {
     "perplexity": "perplexity",
 }
 _GLUE = ("sst2", "mrpc", "rte")
+# The Hub takes a type for a dataset's id, and wants one: a task's name would lead to someone else's data.
+_NOT_ON_THE_HUB = "not-on-the-hub"
 _MIB, _GIB = 1 << 20, 1 << 30
 
 
@@ -65,8 +67,9 @@ def metadata(facts: CardFacts) -> ModelCardData:
     named = licence if licence is not None and licence.identifier == "other" else None
     metrics = dict.fromkeys(one.metric_type for one in results if one.metric_type in _HUB_METRICS.values())
     return ModelCardData(
-        base_model=facts.base.name,
-        base_model_relation="adapter" if facts.form == "adapter" else "finetune",
+        # A directory's name would be taken for a model of the Hub, someone else's as likely as not.
+        base_model=None if facts.base.is_local else facts.base.name,
+        base_model_relation=None if facts.base.is_local else "adapter" if facts.form == "adapter" else "finetune",
         library_name="peft" if facts.form == "adapter" else "transformers",
         license=None if licence is None else licence.identifier,
         license_name=None if named is None else named.name,
@@ -90,7 +93,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=_PIPELINES[facts.task_type],
-            dataset_type=data.hub_ids[0] if data.hub_ids else data.task,
+            dataset_type=data.hub_ids[0] if data.hub_ids else _NOT_ON_THE_HUB,
             dataset_name=data.task,
             dataset_config=data.task if data.hub_ids and data.task in _GLUE else None,
             dataset_split=data.split,
@@ -113,8 +116,8 @@ def _introduction(facts: CardFacts) -> str:
     merged = facts.form == "merged"
     what = "A model with a LoRA adapter merged into its weights" if merged else "A LoRA adapter in PEFT's format"
     if facts.study is None:
-        origin = "It does not come from a study of Lorascope: what it learned, how, and how good it is, is not known here."
-        text = f"{what}, for the base model `{facts.base.name}`. {origin}"
+        unknown = "It does not come from a study of Lorascope: what it learned, how, and how good it is, is not known here."
+        text = f"{what}, for the base model `{facts.base.name}`. {facts.made_from or unknown}"
     else:
         task = "" if facts.data is None else f" on the task `{facts.data.task}`"
         text = (
@@ -149,7 +152,7 @@ def _data(facts: CardFacts) -> str:
     limits = ", ".join(f"{name} {value}" for name, value in data.limits.items())
     rows = {
         "task": f"`{data.task}`",
-        "read from": ", ".join(f"`{place}`" for place in data.places),
+        "read from": ", ".join(f"`{place}`" for place in data.places) or None,
         "form": data.shape,
         "trained on": None if data.num_train is None else f"{data.num_train:,} examples",
         "scored on": f"{data.split}" + ("" if data.num_eval is None else f", {data.num_eval:,} examples"),

@@ -137,6 +137,7 @@ class CardFacts:
         form: an adapter for PEFT, or a merged model.
         trial, study: where it comes from; None for an adapter from elsewhere.
         training: the study's settings, for a table.
+        made_from: how it came about where it was not trained as it is, in sentences.
         selection: how this trial was chosen among others, in a sentence.
         limitations: what is not known, in sentences.
         warnings: what the study counted on the way.
@@ -160,6 +161,7 @@ class CardFacts:
     metrics: tuple[MetricFacts, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = Cost()
+    made_from: str | None = None
     selection: str | None = None
     limitations: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

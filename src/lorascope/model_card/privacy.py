@@ -15,6 +15,8 @@ _SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KE
 _TOKENS = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|xox[abp]-[A-Za-z0-9-]{10,})")
 _IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
 _IN_QUERY = re.compile(r"(?<=[?&])((?:access_)?token|key|signature|sig|password)=[^&\s\"'`)]+", re.IGNORECASE)
+# Keys of configurations that say where something lay: name_or_path, tokenizer_file, cache_dir.
+_PLACE = re.compile(r"(?:^|_)(?:path|file|dir|directory|folder)$", re.IGNORECASE)
 _PART = r"/[^\s/'\"`,;:()<>|*\[\]{}]+"
 # Two components at least, so that "</s>" and "1/2" are none. What comes before tells a URL or a hub id.
 _ABSOLUTE = re.compile(rf"(?:file://|(?<![\w./~\-<])~?){_PART}(?:{_PART})+/?|(?<![\w./~])~(?:{_PART})+/?")
@@ -74,10 +76,20 @@ class Privacy:
             return {key: self.clean_values(item) for key, item in value.items()}
         return [self.clean_values(item) for item in value] if isinstance(value, list | tuple) else value
 
+    def clean_places(self, value: Any) -> Any:
+        """The same for those strings of a configuration alone whose key says that they are a place.
+
+        Everything else in it means something to who loads it: a class may be called ``/r/books``, a template may write a path.
+        """
+        if isinstance(value, Mapping):
+            of_places = {key: isinstance(item, str) and _PLACE.search(str(key)) is not None for key, item in value.items()}
+            return {key: self.clean(item) if of_places[key] else self.clean_places(item) for key, item in value.items()}
+        return [self.clean_places(item) for item in value] if isinstance(value, list | tuple) else value
+
     def clean_json(self, path: Path) -> None:
-        """The same for a JSON file, in place; one that holds nothing to hide keeps its bytes."""
+        """The same for a configuration's file, in place; one that holds nothing to hide keeps its bytes."""
         document = json.loads(path.read_text(encoding="utf-8"))
-        cleaned = self.clean_values(document)
+        cleaned = self.clean_places(document)
         if cleaned != document:
             path.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

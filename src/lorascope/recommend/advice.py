@@ -17,6 +17,7 @@ from typing import Any
 from lorascope.config import ALL_LINEAR, AdapterConfig, BaseModelConfig, TrainConfig
 from lorascope.recommend.closeness import (
     ORDER,
+    OTHER_SIZE,
     SAME_MODEL,
     SAME_SHAPE,
     SAME_TASK,
@@ -27,7 +28,7 @@ from lorascope.recommend.closeness import (
     size_distance,
 )
 from lorascope.recommend.evidence import GROUPS, Chosen, Relation, StudyEvidence, about, against, choose, varied
-from lorascope.recommend.rules import OVERFITS, Choice, Goal, by_rule, other_targets, shown, stepped
+from lorascope.recommend.rules import GOAL_GROUPS, OVERFITS, Choice, Goal, by_rule, other_targets, places, shown, stepped
 
 NO_EVIDENCE = "a rule of thumb, no evidence of yours"
 # How sure a study's choice is, the surest first, in words.
@@ -53,7 +54,7 @@ class Request:
 
     Attributes:
         roles: of the model's projections; empty for a family without a table.
-        memory_bytes: that the user allowed; None where nothing was said.
+        memory_bytes: that there is, by the user or the machine; None where that does not matter.
     """
 
     task: TaskFacts
@@ -105,7 +106,8 @@ def advise(request: Request, studies: Sequence[StudyEvidence]) -> Advice:
         key: Choice(value, "default", "the study file's default; no rule speaks of it, and no study of yours")
         for key, value in _DEFAULTS.items()
     }
-    plain = by_rule(request.task.kind, request.roles, "default", request.memory_bytes if request.goal != "better" else None)
+    # Who asks for better is not held to less.
+    plain = by_rule(request.task.kind, request.roles, request.memory_bytes if request.goal != "better" else None)
     weighed = [_weigh(request, study) for study in studies]
     weighed.sort(key=lambda one: _order(request, one))
     usable = [one for one in weighed if one.chosen is not None and one.place is not None and one.place != TOO_FAR]
@@ -115,9 +117,10 @@ def advise(request: Request, studies: Sequence[StudyEvidence]) -> Advice:
     taken, used = _taken(request, before, recipe, asked)
     current = {**before, **taken}
     held = _held(request, current, [one for one in asked if id(one.study) in used])
+    told = _goal_notes(request, current, held)
     current |= stepped(current, request.roles, request.goal, held)
     weighed = [replace(one, use=used.get(id(one.study), one.use)) for one in weighed]
-    notes = [*_model_notes(request)]
+    notes = [*_model_notes(request), *told, *_transfer_notes(recipe)]
     if recipe is None:
         rates = {one.chosen.tried.config["learning_rate"] for one in asked if one.chosen is not None}
         if rates and current["learning_rate"].source == "default":
@@ -252,27 +255,51 @@ def _transfers(request: Request, one: Weighed) -> bool:
     return one.place in SAME_SHAPE or targets == ALL_LINEAR or set(targets) <= set(request.roles)
 
 
-def _held(request: Request, current: Mapping[str, Choice], asked: Sequence[Weighed]) -> list[str]:
-    """Groups in which a study tried what the goal would step to: then what it found stands."""
+def _held(request: Request, current: Mapping[str, Choice], asked: Sequence[Weighed]) -> dict[str, str]:
+    """Groups in which a study saw what becomes of what the goal would step to, and where: then what it found stands."""
     up = request.goal == "better"
-    adapters = [tried.config for one in asked for tried in one.study.tried if tried.is_adapter]
-    held = []
-    if not up and any(one.chosen is not None and one.chosen.moved for one in asked):
-        held += ["rank", "targets"]  # a study has a cheaper one already
-    rank, targets = current["r"].value, _places(current["targets"].value, request.roles)
-    if any(config["r"] > rank if up else config["r"] < rank for config in adapters):
-        held.append("rank")
-    others = [_places(config["targets"], request.roles) for config in adapters]
-    if any(other > targets if up else other < targets for other in others):
-        held.append("targets")
-    if any(config["lora_dropout"] >= OVERFITS.values["lora_dropout"] for config in adapters):
-        held.append("lora_dropout")
+    held: dict[str, str] = {}
+    rank, targets = current["r"].value, places(current["targets"].value, request.roles)
+    for one in asked:
+        if not up and one.chosen is not None and one.chosen.moved:
+            held |= dict.fromkeys(("rank", "targets"), f"your study {one.study.directory} has a cheaper one, which is taken")
+        for tried in one.study.tried:
+            if not tried.is_adapter or not tried.has_answered:
+                continue
+            other = places(tried.config["targets"], request.roles)
+            beyond = {
+                "rank": tried.config["r"] > rank if up else tried.config["r"] < rank,
+                "targets": other > targets if up else other < targets,
+                "lora_dropout": tried.config["lora_dropout"] >= OVERFITS.values["lora_dropout"],
+            }
+            for group in (group for group, holds in beyond.items() if holds):
+                value = shown(tried.config[GROUPS[group][0]])
+                held.setdefault(group, f"your study {one.study.directory} tried {value}, and what it found stands")
     return held
 
 
-def _places(targets: Sequence[str] | str, roles: Sequence[str]) -> set[str]:
-    """Targets as a set; ``all-linear`` holds every other one."""
-    return {*roles, ALL_LINEAR} if targets == ALL_LINEAR else set(targets)
+def _goal_notes(request: Request, current: Mapping[str, Choice], held: Mapping[str, str]) -> list[str]:
+    """What the goal does not change, and why."""
+    steps = stepped(current, request.roles, request.goal)
+    notes = []
+    for group, key in GOAL_GROUPS[request.goal].items():
+        if key not in steps:
+            notes.append(f"goal {request.goal} leaves {key} {shown(current[key].value)}: there is no step further")
+        elif group in held:
+            notes.append(f"goal {request.goal} leaves {key} {shown(current[key].value)}: {held[group]}")
+    return notes
+
+
+def _transfer_notes(recipe: Weighed | None) -> list[str]:
+    """What a whole configuration of another model leaves open."""
+    if recipe is None or recipe.place in SAME_SHAPE or recipe.chosen is None:
+        return []
+    other = "another size of the model's family" if recipe.place == OTHER_SIZE else "another family of models"
+    rate = f"{recipe.chosen.tried.config['learning_rate']:g}"
+    return [
+        f"{recipe.study.directory} was measured on {other} ({recipe.study.model.reference}): its values, learning rate {rate} "
+        "before all, were not tried on one of this shape"
+    ]
 
 
 def _basis(usable: Sequence[Weighed], used: Mapping[int, str]) -> str:
@@ -310,7 +337,7 @@ def _alternatives(request: Request, choices: Mapping[str, Choice], group: str) -
         around = [other_targets(now, request.roles, up=False), now, other_targets(now, request.roles, up=True)]
         return tuple(value for value in around if value is not None)
     now = choices[group].value
-    plain = by_rule(request.task.kind, request.roles, "default", None)[group].value
+    plain = by_rule(request.task.kind, request.roles, None)[group].value
     others = (0.0, 0.1) if group == "lora_dropout" else ("none", "lora_only")
     return tuple(dict.fromkeys((now, plain, *others)))
 

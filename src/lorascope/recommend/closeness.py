@@ -26,6 +26,7 @@ ORDER = (
 SAME_TASK = range(4)
 SAME_MODEL = (0, 4)
 SAME_SHAPE = (0, 1, 4, 5)
+OTHER_SIZE = 2
 # Another task and another family: shown, but nothing is taken from it.
 TOO_FAR = 7
 

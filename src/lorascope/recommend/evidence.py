@@ -57,6 +57,11 @@ class Tried:
         return 0 < len(self.scores) == sum(self.counts.values())
 
     @property
+    def has_answered(self) -> bool:
+        """It was seen what becomes of it: a score with every seed, or that it diverges or is not worth going on with."""
+        return self.is_whole or any(self.counts.get(status) for status in ("diverged", "pruned"))
+
+    @property
     def is_adapter(self) -> bool:
         """It trains an adapter: no control, no adapter from disk, and not the empty coalition."""
         return self.config.get("method", "lora") == "lora" and self.config.get("path") is None and bool(self.config["targets"])
@@ -89,6 +94,11 @@ class StudyEvidence:
     def higher_is_better(self) -> bool:
         """Of its metric."""
         return self.metric is None or HIGHER_IS_BETTER[self.metric]
+
+    @property
+    def num_trials(self) -> int:
+        """All there are, whatever became of them."""
+        return sum(self.counts().values())
 
     def counts(self) -> dict[str, int]:
         """Trials by what became of them."""
@@ -353,8 +363,9 @@ def _notes(study: StudyEvidence, leader: Tried) -> list[str]:
 
 
 def varied(study: StudyEvidence) -> list[str]:
-    """The groups of keys in which the study's adapters differ."""
-    adapters = [one for one in study.tried if one.config.get("method", "lora") == "lora" and one.config.get("path") is None]
+    """The groups of keys in which the study's adapters differ that finished: what did not compares nothing."""
+    ours = [one for one in study.tried if one.config.get("method", "lora") == "lora" and one.config.get("path") is None]
+    adapters = [one for one in ours if one.is_whole]
     if study.shapley.get("game") == "one_run":
         return ["targets"]
     return [name for name in GROUPS if len({_values(one, name) for one in adapters}) > 1]

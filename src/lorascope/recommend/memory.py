@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lorascope.recommend.rules import LITTLE_MEMORY, Choice, targets_of
+from lorascope.recommend.rules import LITTLE_MEMORY, Choice, places, targets_of
 
 Forecast = Callable[[Mapping[str, Choice]], int]
 
@@ -18,8 +18,9 @@ def fit(
 ) -> tuple[dict[str, Choice], int]:
     """The choices with as little given up as fits, and what they need.
 
-    First smaller micro-batches, which change no result; then fewer bits for the base; then the rule of thumb for little
-    memory. Where nothing is enough, the smallest that there is: its bytes exceed ``most_bytes``.
+    First smaller micro-batches, which change no result; then fewer bits for the base; then rank and targets, down to those of
+    the rule of thumb for little memory and never up. Where nothing is enough, the smallest that there is: its bytes exceed
+    ``most_bytes``.
 
     Args:
         forecast: the bytes that choices need, of training alone.
@@ -67,9 +68,15 @@ def _reductions(
         yield "the base in 4 bits", {"quantization": "nf4"}
     if choices["dtype"].value != "bfloat16":
         yield "the base, or what of it stays unpacked, in 16 bits", {"dtype": "bfloat16"}
-    rule = {key: value for key, value in LITTLE_MEMORY.values.items() if key not in ("targets", "quantization")}
+    fewer: dict[str, object] = {}
+    rank, least = choices["r"].value, LITTLE_MEMORY.values["r"]
+    if rank > least:
+        fewer |= {"r": least, "lora_alpha": choices["lora_alpha"].value * least / rank}
     targets, _ = targets_of(str(LITTLE_MEMORY.values["targets"]), roles)
-    yield f"rule of thumb, {LITTLE_MEMORY.name}", {**rule, "targets": targets}
+    if places(targets, roles) < places(choices["targets"].value, roles):
+        fewer["targets"] = targets
+    if fewer:
+        yield f"rule of thumb, {LITTLE_MEMORY.name}, alpha in proportion", fewer
 
 
 def _halves(choices: Mapping[str, Choice]) -> list[int]:

@@ -5,7 +5,7 @@ Knows the tables below and roles of projections. Does not know studies, models o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -81,17 +81,24 @@ OVERFITS = Rule("against overfitting", {"lora_dropout": 0.3})
 # Of rank and targets, both at once: down when good but slow, up when poor.
 FASTER = Rule("good but slow: lower the rank and target less")
 BETTER = Rule("poor: raise the rank and target more")
+# What each goal would step, by group and the key that shows it.
+GOAL_GROUPS: dict[Goal, dict[str, str]] = {
+    "default": {},
+    "faster": {"rank": "r", "targets": "targets"},
+    "better": {"rank": "r", "targets": "targets"},
+    "overfits": {"lora_dropout": "lora_dropout"},
+}
 
 
-def by_rule(kind: Kind, roles: Sequence[str], goal: Goal, memory_bytes: int | None) -> dict[str, Choice]:
-    """What the rules give for every key they speak of.
+def by_rule(kind: Kind, roles: Sequence[str], memory_bytes: int | None) -> dict[str, Choice]:
+    """What the rules give for every key they speak of, before any goal.
 
     Args:
         roles: of the model; none of a family without a table, for which only ``all-linear`` can be said.
-        memory_bytes: that the user allowed, None where nothing was said. Who asks for better is not held to less.
+        memory_bytes: that there is; None leaves the rule for little memory out.
     """
     rules = [START, BY_KIND[kind]]
-    if memory_bytes is not None and memory_bytes < LITTLE_MEMORY_BYTES and goal != "better":
+    if memory_bytes is not None and memory_bytes < LITTLE_MEMORY_BYTES:
         rules.append(LITTLE_MEMORY)
     chosen: dict[str, Choice] = {}
     for rule in rules:
@@ -101,8 +108,6 @@ def by_rule(kind: Kind, roles: Sequence[str], goal: Goal, memory_bytes: int | No
                 value, more = targets_of(value, roles)
                 why += more
             chosen[key] = Choice(value, "rule", why)
-    for key, moved in stepped(chosen, roles, goal).items():
-        chosen[key] = moved
     return chosen
 
 
@@ -123,7 +128,7 @@ def targets_of(step: str, roles: Sequence[str]) -> tuple[list[str] | str, str]:
     return found, ""
 
 
-def stepped(chosen: Mapping[str, Choice], roles: Sequence[str], goal: Goal, held: Sequence[str] = ()) -> dict[str, Choice]:
+def stepped(chosen: Mapping[str, Choice], roles: Sequence[str], goal: Goal, held: Collection[str] = ()) -> dict[str, Choice]:
     """The keys that a goal moves, from where they are.
 
     Args:
@@ -176,6 +181,11 @@ def other_targets(targets: list[str] | str, roles: Sequence[str], *, up: bool) -
     if up:
         return next((step for step, its in sets if its > current), None)
     return next((step for step, its in reversed(sets) if its < current), None)
+
+
+def places(targets: Sequence[str] | str, roles: Sequence[str]) -> set[str]:
+    """Targets as a set; ``all-linear`` holds every other one."""
+    return {*roles, ALL_LINEAR} if targets == ALL_LINEAR else set(targets)
 
 
 def shown(value: Any) -> str:

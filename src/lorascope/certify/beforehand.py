@@ -1,0 +1,152 @@
+"""What can be known of a merge before anything is written: the adapter's files, its base's identity, the task's data.
+
+A 70B checkpoint takes an hour to write; that the adapter belongs to another base is known in minutes.
+
+Knows the adapter's and the base's files. Does not look at the merged directory (``certificate``). Floor: ``certify``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lorascope.base_model import head_modules, load_tokenizer, task_type_of
+from lorascope.certify import checks as judged
+from lorascope.certify.checkpoint import Checkpoint, open_checkpoint
+from lorascope.certify.checks import Check
+from lorascope.certify.claim import MergeClaim
+from lorascope.certify.inputs import Inputs, task_inputs
+from lorascope.certify.layout import Layout, base_weights_checksum, place
+from lorascope.certify.tensors import is_base_s
+from lorascope.certify.update import AdapterFiles, read_updates
+from lorascope.config import EvaluateConfig, TaskConfig
+from lorascope.errors import AdapterError, CheckFailed, UsageError
+
+
+@dataclass(frozen=True)
+class Beforehand:
+    """What was found before the merge.
+
+    Attributes:
+        layout: of the merged model's class, which is the base's with the adapter's head.
+        checks: of the adapter and of the base's identity.
+        asked: what was asked for that needs models to be run; None where nothing was.
+        settings: how a task is evaluated.
+        inputs: a task's examples; None where none was given.
+    """
+
+    adapter: AdapterFiles
+    base: Checkpoint
+    layout: Layout
+    checks: tuple[Check, ...]
+    asked: str | None = None
+    settings: EvaluateConfig = field(default_factory=EvaluateConfig)
+    inputs: Inputs | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against the merge yet."""
+        return not any(check.verdict == "fails" for check in self.checks)
+
+
+def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: EvaluateConfig | None = None) -> Beforehand:
+    """Look at what a merge is made of; the merged directory may be empty still.
+
+    Args:
+        task: whose examples are the inputs, and whose score is compared; None for drawn texts.
+        settings: how it is evaluated.
+
+    Raises:
+        LorascopeError: the base's or the adapter's files, or the task, cannot be read.
+    """
+    settings = settings or EvaluateConfig()
+    adapter, base = read_updates(claim.adapter), open_checkpoint(claim.base_directory)
+    layout = Layout.of(claim.model)
+    wanted = ["the task's score" if task is not None else "", "the comparison in four bits" if claim.quantise else ""]
+    asked = " and ".join(filter(None, wanted)) or None
+    found = [*_adapter_checks(adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
+    why = why_no_outputs(claim)
+    if why is not None and asked is not None:
+        found.append(judged.tensors_only_check(why, asked))
+    inputs = _inputs(claim, task, settings) if task is not None and why is None else None
+    return Beforehand(adapter, base, layout, tuple(found), asked, settings, inputs)
+
+
+def refuse_unfinite(adapter: Path) -> None:
+    """Raise where an adapter holds numbers that are none. One that cannot be read at all is left to its reader.
+
+    Raises:
+        CheckFailed: NaN or infinite numbers, named by their tensor.
+    """
+    try:
+        found = read_updates(adapter)
+    except AdapterError:
+        return
+    if found.nonfinite:
+        what = f"the adapter's {judged.few(found.nonfinite)} holds NaN or infinite numbers"
+        raise CheckFailed(f"the merge does not hold: {what}", where=str(adapter), fix="train or export it again")
+
+
+def why_no_outputs(claim: MergeClaim) -> str | None:
+    """Why no model can be run, whatever the merge turns out to be; None where all can."""
+    if claim.tensors_only is not None:
+        return claim.tensors_only
+    if claim.task_type is None:
+        return f"the outputs of a {type(claim.model).__name__} cannot be compared here"
+    return None
+
+
+def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
+    """That the adapter is whole, that all of it has a place, and that its copies of the base's weights are the base's."""
+    shapes = layout.shapes
+    homeless = [module for module in adapter.updates if f"{module}.weight" not in shapes]
+    homeless += [name for name in adapter.replaced if name not in shapes]
+    misfits = []
+    for module, update in adapter.updates.items():
+        shape = (update.lora_B_OR.shape[0], update.lora_A_RD.shape[1])
+        shape = shape[::-1] if module in layout.transposed else shape
+        if shapes.get(f"{module}.weight", shape) != shape:
+            misfits.append(f"{module} is {list(shapes[f'{module}.weight'])} in the base, {list(shape)} in the adapter")
+    for name, value in adapter.replaced.items():
+        if shapes.get(name, tuple(value.shape)) != tuple(value.shape):
+            misfits.append(f"{name} is {list(shapes[name])} in the base, {list(value.shape)} in the adapter")
+    num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
+    found = judged.adapter_checks(adapter.problems, sorted(homeless), misfits, num_placed)
+    placed = place(layout, base) if adapter.copies else None
+    foreign = [name for name, value in adapter.copies.items() if placed is not None and not is_base_s(value, placed.get(name))]
+    copies = judged.copies_check(foreign, len(adapter.copies))
+    return [*found, *([] if copies is None else [copies])]
+
+
+def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> Sequence[Check]:
+    """Whether the base is the one that the adapter was trained on."""
+    heads = () if claim.task_type is None else head_modules(claim.model, claim.task_type)
+    local = Path(claim.base.model).is_dir()
+    recorded = adapter.record.get("base") or {}
+    packed, dtype = recorded.get("quantization"), recorded.get("dtype")
+    trained = recorded.get("checksum") if packed is None else recorded.get("unpacked_checksum")
+    found, why_not = None, "the adapter does not tell the checksum of its base"
+    if trained is None and packed is not None:
+        why_not = f"the adapter was trained on packed weights ({packed}) and does not tell the checksum of what was packed"
+    elif trained is not None and dtype in ("float32", "bfloat16", "float64"):
+        found = base_weights_checksum(layout, base, heads, getattr(torch, dtype))
+        why_not = "transformers joins tensors of this base when it loads them, which changes the checksum"
+    return [
+        judged.base_check(trained, found, why_not),
+        judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local),
+    ]
+
+
+def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> Inputs:
+    """The task's examples, read before hours are spent on weights."""
+    assert claim.task_type is not None
+    task_type = task_type_of(claim.model.config, claim.task_type)
+    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base))
+    assert inputs.task is not None
+    if len(inputs.task.labels) != len(claim.labels):
+        counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
+        raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")
+    return inputs

@@ -1,0 +1,55 @@
+"""Options that belong together as one record: Typer takes a command's parameters one by one, and knows no groups.
+
+    @dataclass(frozen=True)
+    class OnTask:
+        task: Annotated[str | None, typer.Option(help="…")] = None
+        data: Annotated[str | None, typer.Option(help="…")] = None
+
+    @with_records
+    def inspect(adapter: Path, on_task: OnTask) -> None: …       # lorascope inspect ADAPTER --task … --data …
+
+Floor: cli.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+
+def with_records(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses: each of their fields becomes an option of its own, in the record's place.
+
+    Typer looks at signature and annotations, so these are what is given to it. Every field has a default.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    records: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in records:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        record = records[parameter.name]
+        own = get_type_hints(record, include_extras=True)
+        parameters += [
+            inspect.Parameter(one.name, parameter.kind, default=one.default, annotation=own[one.name])
+            for one in fields(record)
+        ]
+
+    @wraps(command)
+    def spread(**values: Any) -> None:
+        gathered = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in records.items()}
+        command(**values, **gathered)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def given(record: Any, *but: str) -> list[str]:
+    """The options of a record that were given, as they are written, without those of some fields."""
+    named = [one.name for one in fields(record) if one.name not in but and getattr(record, one.name) != one.default]
+    return [f"--{name.replace('_', '-')}" for name in named]
