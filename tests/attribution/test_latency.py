@@ -109,7 +109,7 @@ def test_where_memory_runs_out_the_study_keeps_its_results(finished, monkeypatch
 def test_a_coalition_is_timed_with_its_own_modules_on_an_example_of_middling_length(known_study, monkeypatch):
     study = known_study("usefulness")
     game = read_game(study)
-    raw = read_task(study.task, study.evaluate.split, with_train=False)
+    raw = read_task(study.task, study.evaluate.split)
     base = load_base(study.base, raw.task_type, raw.labels)
     task = encode_task(raw, base.tokenizer, study.task.max_length)
     inputs, num_tokens = latency._inputs(base, task)

@@ -99,7 +99,8 @@ def test_of_a_narrow_dtype_what_storing_may_have_made_is_told_from_what_it_expla
     directions = directions_of(weights)
     assert {update.numerical_rank for update in directions.values()} == {3}
     computed = [num_computed(weights, one, directions[one.target.key]) for one in placements]
-    assert set(computed) == {3} if dtype == torch.float32 else min(computed) > 3
+    # Where one factor is full, storing the other makes directions of what were zeros; where neither is, next to none.
+    assert set(computed) == {3} if dtype == torch.float32 else min(computed) >= 3 + (full != "neither")
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

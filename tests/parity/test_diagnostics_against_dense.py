@@ -120,6 +120,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT takes a bias of lora_B for a factor of an odd shape
 @pytest.mark.parametrize("kind", OTHERS)
 def test_factors_of_kinds_that_cannot_be_run_here_are_read_and_what_they_do_not_tell_is_said(kind, tiny_model, tmp_path):
     options, told = OTHERS[kind]
@@ -130,7 +131,8 @@ def test_factors_of_kinds_that_cannot_be_run_here_are_read_and_what_they_do_not_
         "target_modules": ["query", "value"],
         "init_lora_weights": False,
     }
-    wrapped = peft.get_peft_model(tiny_model("bert"), peft.LoraConfig(**(values | options)), autocast_adapter_dtype=False)
+    model = tiny_model("bert", dtype=torch.float32)  # PEFT initialises PiSSA in no wider dtype
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**(values | options)), autocast_adapter_dtype=False)
     if kind != "pissa":
         fill(wrapped, "random")
     wrapped.save_pretrained(tmp_path)
@@ -140,7 +142,7 @@ def test_factors_of_kinds_that_cannot_be_run_here_are_read_and_what_they_do_not_
     assert told is not None or document["warnings"] == []
     for row in document["modules"]:
         update = wrapped.get_submodule(f"base_model.model.{row['module']}").get_delta_weight("default").detach()
-        assert row["norm"] == pytest.approx(float(update.norm()), rel=1e-6)
-        assert row["mean"] == pytest.approx(float(update.mean()), rel=1e-6, abs=1e-12)
+        assert row["norm"] == pytest.approx(float(update.double().norm()), rel=1e-5)
+        assert row["mean"] == pytest.approx(float(update.double().mean()), rel=1e-5, abs=1e-6 * row["norm"])
     with pytest.raises(AdapterError):
         read_adapters([tmp_path], factors_only=False)

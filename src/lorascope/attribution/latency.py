@@ -83,7 +83,7 @@ def measure_latency(game: Game, directory: Path, *, device: str = "cpu", deadlin
 def _measured(game: Game, device: str, most_seconds: float) -> Generator[Event, None, dict[str, Any]]:
     """What the players add in milliseconds, and how it was measured; or the reason why not."""
     study = game.study
-    raw = read_task(study.task, study.evaluate.split, with_train=False)
+    raw = read_task(study.task, study.evaluate.split)  # the train split may tell which labels there are
     base = load_base(study.base, raw.task_type, raw.labels, device)
     task = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, study.task.max_length)
     inputs, num_tokens = _inputs(base, task)
