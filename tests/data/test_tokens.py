@@ -1,6 +1,7 @@
 """What a tokenizer says: beginnings, special tokens, and the characters that a token covers."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from lorascope.data.tokens import (
     BATCH_TEXTS,
@@ -49,3 +50,15 @@ def test_more_texts_than_one_batch_come_back_in_order(metaspace):
     found = list(with_offsets(texts, metaspace))
     assert [metaspace.decode(ids) for ids, _ in found] == texts
     assert all(offsets[-1][1] == len(text) for (_, offsets), text in zip(found, texts, strict=True))
+
+
+def test_the_tests_own_tokenizers_have_the_same_ids_in_every_process(model_directory):
+    ids = {
+        family: AutoTokenizer.from_pretrained(model_directory(family))("the river flows")["input_ids"]
+        for family in ("gpt2", "t5", "bert")
+    }
+    assert ids == {
+        "gpt2": [101, 55, 99, 51, 71, 109, 48],
+        "t5": [101, 55, 99, 51, 71, 109, 48, 1],
+        "bert": [2, 50, 21, 131, 88, 43, 3],
+    }
