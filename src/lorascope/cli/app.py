@@ -33,6 +33,7 @@ from lorascope.cli.inspect import inspect
 from lorascope.cli.merge import merge
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
+from lorascope.cli.report import report
 from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
     EvaluateConfig,
@@ -209,7 +210,7 @@ def run(
         print_json(document)
     else:
         tables.print_results(stdout(), document)
-        stderr().print(f"results, adapters and predictions: {directory}", markup=False, highlight=False)
+        stderr().print(f"results, adapters, predictions and report.html: {directory}", markup=False, highlight=False)
     failed = sum(trial["status"] == "failed" for trial in document["trials"])
     if failed:
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
@@ -314,7 +315,7 @@ def evaluate(
         tables.print_judge(stdout(), facts["judge"])
 
 
-for command in (generate, chat, inspect, merge, export, recommend, doctor):
+for command in (generate, chat, inspect, merge, export, recommend, report, doctor):
     app.command()(command)
 
 
@@ -337,7 +338,7 @@ def demo(
     tables.print_results(stdout(), document)
     console = stderr()
     console.print(f"study file: {study_file}", markup=False, highlight=False)
-    console.print(f"results, adapters and predictions: {out / 'study'}", markup=False, highlight=False)
+    console.print(f"results, adapters, predictions and report.html: {out / 'study'}", markup=False, highlight=False)
 
 
 def _print_csv(document: dict[str, Any]) -> None:
