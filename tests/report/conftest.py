@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lorascope.attribution.players import stored_game
 from lorascope.cli.study import results_of
 from lorascope.config import ShapleyDesign, Study
 from lorascope.design import expand
@@ -46,7 +47,7 @@ class Page(HTMLParser):
         assert len(attributes) == len(attrs), (tag, attrs)
         self.elements.append((tag, attributes))
         if tag not in VOID:
-            self._open.append(tag)
+            self._open.append(f"{tag} {attributes.get('class', '')}".strip() if tag == "span" else tag)
         if tag == "section":
             self._section = attributes["id"]
         if tag == "table":
@@ -60,14 +61,14 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open, tag
-        assert self._open.pop() == tag
+        assert self._open.pop().partition(" ")[0] == tag
 
     def handle_data(self, data: str) -> None:
         if self._open[-1:] not in (["script"], ["style"]):
             self.texts.append(data)
-        if "th" in self._open and "unit" not in self._open:
+        if "th" in self._open and "span unit" not in self._open:
             self.tables[-1]["head"][-1] += data
-        if "td" in self._open:
+        if "td" in self._open and "span more" not in self._open:
             self.tables[-1]["rows"][-1][-1]["text"] += data
 
     @property
@@ -95,11 +96,8 @@ def make_study(**sections: Any) -> Study:
 def trials_of(study: Study) -> list[Any]:
     """What the study trains."""
     if isinstance(study.design, ShapleyDesign):
-        from lorascope.attribution.players import design_trials, read_game
-
-        trials = design_trials(read_game(study))
-        assert isinstance(trials, list)
-        return trials
+        game = stored_game(study, [])
+        return game.trials(game.coalitions())
     return expand(study)
 
 
@@ -132,7 +130,7 @@ def enter(store: Store, trial: Any, rows: Sequence[Mapping[str, Any]], metrics: 
     config = trial.flat()
     figures = {
         "status": "done",
-        "trainable_params": 1000 * config["r"],
+        "trainable_params": 500 * config["r"] * (len(config["targets"]) if isinstance(config["targets"], list) else 6),
         "total_params": 10_000_000,
         "solo_train_seconds_per_epoch": 2.0 + config["r"] / 10,
         "solo_examples_per_second": 100.0,

@@ -23,7 +23,7 @@ def test_configurations_average_what_their_seeds_scored(study_of, written, findi
 
 def test_a_configuration_that_lost_a_seed_is_ranked_behind_those_that_did_not(study_of, written, findings_of):
     found = findings_of(written(study_of(), ended={8: {"status": "diverged"}}))
-    assert [one.label for one in found.ranked] == ["r 8 · query + value", "r 4 · query + value", "r 16 · all-linear"]
+    assert [one.label for one in found.ranked] == ["r 4 · query + value", "r 8 · query + value", "r 16 · all-linear"]
     assert found.best is found.ranked[0]
 
 

@@ -209,7 +209,7 @@ def test_a_page_that_would_be_too_large_says_what_it_leaves_out(study_of, writte
     less = page_of(directory, most_bytes=300_000)
     assert len(less.source.encode()) <= 300_000
     assert len(less.table("trials")) == 500
-    assert "The page has room for 500 of 600" in less.text
+    assert "The page has room for 500 of 600 rows" in less.text
     assert "The page would be too large with examples" in less.text
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from lorascope.report.record import merge_section, reproduce_section, trials_section
+from lorascope.report.record import merge_section, reproduce_section
 from lorascope.store import Store
 
 CERTIFICATE = {
@@ -66,13 +66,6 @@ def test_one_inside_that_fails_or_cannot_be_read_is_told(study_of, written, find
         "The merge in merged DOES NOT HOLD: 0 of 1 check hold, 1 fail.",
         "The certificate in other could not be read.",
     ]
-
-
-def test_the_trials_table_says_what_it_has_no_room_for(study_of, written, findings_of):
-    found = findings_of(written(study_of()))
-    whole, less = trials_section(found, 100), trials_section(found, 4)
-    assert (len(whole.blocks[0].rows), len(less.blocks[0].rows)) == (9, 4)
-    assert "room for 4 of 9" in less.blocks[0].note
 
 
 def test_a_study_can_be_repeated_from_its_page(study_of, written, findings_of):

@@ -25,7 +25,7 @@ def test_the_best_and_the_baseline_stand_out_among_the_curves(study_of, written,
     legend = [meaning for _, meaning in section.blocks[0].figures[0].legend]
     assert legend == ["best: r 16 · all-linear", "baseline: r 4 · query + value", "others", "loss on validation"]
     small = section.blocks[2].figures
-    assert [figure.title for figure in small] == ["r 16 · all-linear", "r 8 · query + value", "r 4 · query + value"]
+    assert [figure.title for figure in small] == ["r 16 · all-linear", "r 4 · query + value", "r 8 · query + value"]
     assert 'id="all-curves"' in small[0].picture
     assert all('href="#all-curves"' in figure.picture for figure in small[1:])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from lorascope.report.findings import Configuration, Findings
@@ -259,24 +259,44 @@ def _of_game(found: Findings, valued: Sequence[str]) -> Answer:
         headline = f"The players are not distinguishable by what they add to {said}: {listed(_few(ranking[0]))}."
         clear = False
     else:
-        headline, clear = _order_text(ranking, said, metric["higher_is_better"]), True
+        headline, clear = _order_text(metric, said), True
     if game["game"] == "one_run":
         headline = f"{headline[:-1]} — an estimate from one training."
     evidence = [_values_text(metric, ranking, said), *_recommended_text(metric, said)]
     evidence += [_other_metric(game["metrics"][other], other) for other in valued if other != name]
     evidence.append(f"{_capital(game['what'])}; {counted(metric['num_coalitions'], 'coalition')}, {seeds}.")
     cautions = [f"{_capital(note)}." for note in metric["notes"]]
-    cautions += _joined(ranking) if clear else []
+    joined = [group for group in ranking if len(group) > 1] if clear else []
+    cautions += [f"{_capital(listed(_few(group)))} are not distinguishable from each other." for group in joined]
     return Answer(headline, clear, evidence, [*cautions, *_agreement(metric)])
 
 
-def _order_text(ranking: Sequence[Sequence[str]], said: str, higher: bool) -> str:
-    """``For accuracy, …`` of groups that can be told apart."""
-    groups = [listed(_few(group)) for group in ranking]
-    many = len(ranking[0]) > 1
-    verb = f"add{'' if many else 's'} more to {said}" if higher else f"lower{'' if many else 's'} the {said} more"
-    rest = "".join(f", and {one} more than {other}" for one, other in pairwise(groups[1:]))
-    return f"{_capital(groups[0])} {verb} than {groups[1]}{rest}."
+def _order_text(metric: Mapping[str, Any], said: str) -> str:
+    """``For accuracy, …``, of what can be told apart and no more: groups of a ranking are joined by less than that."""
+    ranking: list[list[str]] = metric["ranking"]
+    p_values = {frozenset(pair["players"]): pair["p_value"] for pair in metric["differences"]}
+
+    def differ(one: str, other: str) -> bool:
+        p = p_values.get(frozenset((one, other)))
+        return p is not None and p < 1 - metric["confidence"]
+
+    def more(many: bool) -> str:
+        add = f"add{'' if many else 's'} more to {said}"
+        return add if metric["higher_is_better"] else f"lower{'' if many else 's'} the {said} more"
+
+    if all(differ(one, other) for upper, lower in combinations(ranking, 2) for one in upper for other in lower):
+        groups = [listed(_few(group)) for group in ranking]
+        rest = "".join(f", and {one} more than {other}" for one, other in pairwise(groups[1:]))
+        return f"{_capital(groups[0])} {more(len(ranking[0]) > 1)} than {groups[1]}{rest}."
+    first, *others = [player for group in ranking for player in group]
+    less = [player for player in others if differ(first, player)]
+    if less:
+        alike = [player for player in others if player not in less]
+        untold = f"; it cannot be told from {listed(_few(alike))}" if alike else ""
+        return f"{_capital(first)} {more(False)} than {listed(_few(less))}{untold}."
+    told = [pair for pair in metric["differences"] if differ(*pair["players"])]
+    clearest = " and ".join(min(told, key=lambda pair: pair["p_value"])["players"])
+    return f"By {said}, {len(told)} of {len(p_values)} pairs of players can be told apart, most clearly {clearest}."
 
 
 def _of_game_without_values(found: Findings, games: Mapping[str, Any]) -> Answer:
@@ -312,21 +332,19 @@ def _recommended_text(metric: Mapping[str, Any], said: str) -> list[str]:
     chosen = metric["recommended"]
     if chosen is None:
         return []
-    members, best = " + ".join(chosen["players"]) or "no player", " + ".join(chosen["best"]["players"]) or "no player"
+    members, best = " + ".join(chosen["players"]) or "no player", _members_text(chosen["best"]["players"])
     text = f"Recommended: {members}, mean {said} {brief(chosen['mean'])}"
     if chosen["players"] != chosen["best"]["players"]:
         text += f"; the best mean is that of {best}, {brief(chosen['best']['mean'])}"
     return [f"{text}. It is {chosen['why']}."]
 
 
+def _members_text(players: Sequence[str]) -> str:
+    return " + ".join(players) or "no player" if len(players) <= _FEW + 1 else f"{len(players)} players together"
+
+
 def _other_metric(metric: Mapping[str, Any], name: str) -> str:
     return f"By {metric_name(name)}: {metric['verdict']}."
-
-
-def _joined(ranking: Sequence[Sequence[str]]) -> list[str]:
-    joined = [group for group in ranking if len(group) > 1]
-    told = [f"{listed(_few(group))} are not distinguishable from each other" for group in joined]
-    return [f"{_capital(listed(told))}."] if told else []
 
 
 def _agreement(metric: Mapping[str, Any]) -> list[str]:
@@ -381,5 +399,6 @@ def _search(found: Findings) -> list[str]:
 
 
 def _capital(text: str) -> str:
-    """With a capital at its start, unless that is a sign such as r or lr."""
-    return text if len(text.partition(" ")[0]) < 3 else text[:1].upper() + text[1:]
+    """With a capital at its start, unless that is a sign or a name such as r, lr or ``query.L0``."""
+    first = text.partition(" ")[0].rstrip(",;")
+    return text[:1].upper() + text[1:] if len(first) > 2 and first.replace("-", "").isalpha() else text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +19,9 @@ from markupsafe import Markup
 
 from lorascope import __version__
 from lorascope.errors import RunError
-from lorascope.model_card.privacy import public_name
+from lorascope.model_card.privacy import is_local, public_name
 from lorascope.report.answer import answer_of
-from lorascope.report.blocks import Section
+from lorascope.report.blocks import Block, Section, Table
 from lorascope.report.examples import examples_section
 from lorascope.report.findings import Findings, gather
 from lorascope.report.games import players_section
@@ -44,13 +44,15 @@ MOST_BYTES = 3_000_000
 
 @dataclass(frozen=True)
 class _Detail:
-    """How much a page shows: examples, rows of the table of trials, pictures of single configurations."""
+    """How much a page shows: examples, rows of every table, pictures with a sign for each configuration."""
 
     num_examples: int
-    num_trials: int
+    num_rows: int
     has_pictures: bool = True
 
 
+# Names of directories that could be any model's.
+_TELL_NOTHING = ("model", "base", "checkpoint", "weights")
 # From the whole to what fits; what is left out is said where it would have been.
 _DETAILS = (
     _Detail(16, 100_000),
@@ -105,15 +107,21 @@ def _fixed_sections(found: Findings) -> dict[str, Section | None]:
 
 def _sections(found: Findings, fixed: Mapping[str, Section | None], detail: _Detail) -> Iterator[Section]:
     """In the order of the page; the largest go where there is no room for them."""
-    for name, section in fixed.items():
-        if section is not None and (detail.has_pictures or name not in ("curves", "layers", "cost")):
-            yield section
-    yield trials_section(found, detail.num_trials)
-    for section in (merge_section(found), examples_section(found, detail.num_examples)):
+    sections = [fixed[name] for name in fixed if detail.has_pictures or name not in ("curves", "layers", "cost")]
+    last = (merge_section(found), examples_section(found, detail.num_examples), troubles_section(found))
+    for section in (*sections, trials_section(found), *last, reproduce_section(found)):
         if section is not None:
-            yield section
-    yield troubles_section(found)
-    yield reproduce_section(found)
+            yield replace(section, blocks=[_limited(block, detail.num_rows) for block in section.blocks])
+
+
+def _limited(block: Block, most: int) -> Block:
+    """A table with no more rows than there is room for, which then says so."""
+    if not isinstance(block, Table) or len(block.columns[0].cells) <= most:
+        return block
+    total = len(block.columns[0].cells)
+    note = f"The page has room for {most:,} of {total:,} rows; “lorascope results DIR --json” has all."
+    columns = [replace(column, cells=column.cells[:most]) for column in block.columns]
+    return replace(block, columns=columns, note=f"{block.note} {note}".strip())
 
 
 def _render(found: Findings, sections: Sequence[Section]) -> str:
@@ -136,7 +144,7 @@ def _facts(found: Findings) -> dict[str, str]:
     """What the study is, for the head of the page."""
     study, info = found.study, found.stores[0].info("data") or {}
     sizes = [f"{info[key]:,} {word}" for key, word in (("num_train", "train"), ("num_eval", "evaluation")) if info.get(key)]
-    base = public_name(study.base.model)
+    base = _base_name(study.base.model)
     held = study.base.quantization or study.base.dtype
     design = {"shapley": "Shapley game", "list": "list of configurations"}.get(study.design.kind, study.design.kind)
     counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
@@ -150,6 +158,13 @@ def _facts(found: Findings) -> dict[str, str]:
         "judge": _judge(found),
     }
     return {name: clean(text) for name, text in facts.items() if text}
+
+
+def _base_name(place: str) -> str:
+    """A hub id, or a directory's name, with its parent's where that alone says nothing."""
+    name = public_name(place)
+    parent = Path(place).expanduser().parent.name
+    return f"{parent}/{name}" if is_local(place) and name in _TELL_NOTHING and parent else name
 
 
 def _judge(found: Findings) -> str:

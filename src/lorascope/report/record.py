@@ -37,13 +37,9 @@ _MOST_BLOCKS = 18
 _MESSAGE_MOST = 600
 
 
-def trials_section(found: Findings, most: int) -> Section:
-    """One row per trial.
-
-    Args:
-        most: rows that the page has room for.
-    """
-    trials = found.trials[:most]
+def trials_section(found: Findings) -> Section:
+    """One row per trial."""
+    trials = found.trials
     metric = found.metric
     columns = [
         words("trial", [trial["trial"] for trial in trials], kind="code"),
@@ -61,8 +57,6 @@ def trials_section(found: Findings, most: int) -> Section:
     if metric is not None and found.intervals:
         notes.append(f"The interval of {metric_name(metric)} is a 95 % one over the examples of that trial.")
     notes.append("Trials that diverged, failed or were pruned have no score and are never ranked.")
-    if len(trials) < len(found.trials):
-        notes.append(f"The page has room for {len(trials):,} of {len(found.trials):,}; “lorascope results DIR --csv” has all.")
     lead = "Click a column’s title to sort by it."
     return Section("trials", "Every trial", lead, [Table(useful(columns), note=" ".join(notes), is_sortable=True)])
 

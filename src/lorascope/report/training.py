@@ -18,8 +18,9 @@ from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
 from lorascope.report.words import clean, compact, counted, listed, metric_name, metric_unit, number
 
-# Small curves, and maps of adapters.
+# Small curves, lines of the large picture, and maps of adapters.
 _MOST_CURVES = 24
+_MOST_LINES = 200
 _MOST_ADAPTERS = 4
 
 
@@ -77,11 +78,11 @@ def _against(found: Findings, cost: _Cost) -> Figure | None:
 def curves_section(found: Findings) -> Section | None:
     """Training loss by step, and the loss on the evaluation split where it was measured."""
     with_curves = [one for one in (*found.ranked, *found.configurations) if one.curve is not None]
-    ones = list({one.name: one for one in with_curves}.values())
+    every = list({one.name: one for one in with_curves}.values())
+    ones = [one for number, one in enumerate(every) if number < _MOST_LINES or one is found.baseline]
     if not ones:
         return None
     series = [_series(found, one) for one in ones]
-    # The best and the baseline are drawn whatever happens; of the others a page shows no more than can be told apart.
     title = "training loss"
     best = next((one for one in series if one.kind == "best"), None)
     base = next((one for one in series if one.kind == "baseline"), None)
@@ -92,6 +93,7 @@ def curves_section(found: Findings) -> Section | None:
     signs |= {"other": "others"} if any(not one.kind for one in series) else {}
     signs |= {"measured": f"loss on {found.study.evaluate.split}"} if any(one.measured and one.kind for one in series) else {}
     caption = "Means over seeds that finished; each point is the mean over a run of steps."
+    caption += f" The best {len(ones)} of {len(every)} configurations are drawn." if len(ones) < len(every) else ""
     drawn = charts.curves(series, "optimiser step", f"{title} (nats)", says)
     figure = Figure(drawn, "Training loss", caption, charts.legend(signs))
     blocks: list[Block] = [Figures([figure])]
