@@ -113,6 +113,13 @@ def test_a_heat_map_writes_its_cells_where_there_is_room():
     assert not overlapping(picture)
 
 
+def test_of_a_loss_what_is_below_zero_has_the_colour_of_help():
+    cells = [[0.5, -0.25, 0.0]]
+    for is_flipped, kinds in ((False, ["cell", "cell below", "cell"]), (True, ["cell below", "cell", "cell"])):
+        heat = charts.Heat(["0"], ["a", "b", "c"], cells, 0.5, charts.signed(2), is_flipped=is_flipped)
+        assert [one.get("class") for one in parsed(charts.heat_map(heat, "words")).iter("rect")] == kinds
+
+
 def test_a_map_without_a_figure_has_an_empty_scale():
     heat = charts.Heat(["0"], ["query"], [[0.0]], 0.0, charts.signed(1))
     assert "0.0" in charts.heat_map(heat, charts.heat_says("map", heat))

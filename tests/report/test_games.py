@@ -29,7 +29,7 @@ def test_interactions_of_every_pair_are_on_the_map(study_of, written, findings_o
     section = players_section(findings_of(written(study_of(design=SHAPLEY))))
     assert section is not None
     figures = section.blocks[0].figures
-    assert [figure.title for figure in figures] == ["Values for accuracy", "accuracy: interactions"]
+    assert [figure.title for figure in figures] == ["Values for accuracy", "Accuracy: interactions"]
     assert figures[1].picture.count('class="cell') >= 3
 
 

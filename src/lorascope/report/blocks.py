@@ -88,6 +88,7 @@ class Figures:
     """Pictures side by side, where the page is wide enough; small ones in more columns."""
 
     figures: Sequence[Figure]
+    note: str = ""
     is_small: bool = False
     form: ClassVar[str] = "figures"
 
@@ -193,6 +194,16 @@ def scores(
 def useful(columns: Iterable[Column]) -> list[Column]:
     """Without columns in which there is nothing."""
     return [column for column in columns if any(cell.text not in (NONE, "") for cell in column.cells)]
+
+
+def parameters(counts: Sequence[float | None], percents: Sequence[float | None]) -> Column:
+    """How many numbers are trained, with their share of the model."""
+    places = decimals_for(percents)
+    cells = [
+        Cell(number(count, 0), finite(count), "" if percent is None else f"{number(percent, places)} %")
+        for count, percent in zip(counts, percents, strict=True)
+    ]
+    return Column("trainable", cells, "parameters, % of all", is_number=True)
 
 
 def finite(value: float | None) -> float | None:

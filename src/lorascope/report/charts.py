@@ -15,9 +15,9 @@ from markupsafe import Markup
 from lorascope.report import svg
 from lorascope.report.words import MINUS, compact, listed, shortened
 
-WIDTH = 420.0
+WIDTH = 360.0
 _ROW = 26.0
-_LABEL_MOST = 150.0
+_LABEL_MOST = 132.0
 Place = tuple[float, float]
 
 
@@ -132,7 +132,7 @@ def front(points: Sequence[Point], higher: bool) -> list[Point]:
 
 
 _LOG_FROM = 12.0
-_PLOT_HEIGHT = 236.0
+_PLOT_HEIGHT = 206.0
 
 
 def against_cost(points: Sequence[Point], higher: bool, x_title: str, y_title: str, says: str) -> Markup:
@@ -140,7 +140,7 @@ def against_cost(points: Sequence[Point], higher: bool, x_title: str, y_title: s
     costs = [point.cost for point in points]
     is_log = min(costs) > 0 and max(costs) / min(costs) >= _LOG_FROM
     y_low, y_high = _score_range(points)
-    x = svg.scale_of(costs, 52, WIDTH - 14, log=is_log)
+    x = svg.scale_of(costs, 44, WIDTH - 10, log=is_log)
     y = svg.scale_of([y_low, y_high], _PLOT_HEIGHT, 26)
     best = front(points, higher)
     parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, x_title)]
@@ -237,15 +237,15 @@ _CLASSES = {"best": "curve strong", "baseline": "curve second", "": "curve quiet
 
 def curves(series: Sequence[Series], x_title: str, y_title: str, says: str) -> Markup:
     """All curves on one plot, the best and the baseline in front; diamonds are losses on the evaluation split."""
-    x, y = _curve_scales(series, (52, WIDTH - 14), (236, 26))
-    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, 236, x_title)]
+    x, y = _curve_scales(series, (44, WIDTH - 10), (_PLOT_HEIGHT, 26))
+    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, x_title)]
     parts.append(svg.text(4, 12, y_title, class_="faint", size=svg.SMALL))
     for one in sorted(series, key=lambda one: ("", "baseline", "best").index(one.kind)):
         drawn = [(x(step), y(loss)) for step, loss in one.points]
         parts.append(svg.tag("g", svg.tip(one.label), svg.path(drawn, _CLASSES[one.kind])))
         if one.kind:
             parts += _measured(one, x, y)
-    return svg.picture(WIDTH, 274, says, *parts)
+    return svg.picture(WIDTH, _PLOT_HEIGHT + 38, says, *parts)
 
 
 def _measured(one: Series, x: svg.Scale, y: svg.Scale) -> list[Markup]:
@@ -300,7 +300,7 @@ def _thinned(points: Sequence[Place], most: int = 40) -> list[Place]:
 def course(values: Sequence[tuple[int, float | None, float | None]], y_title: str, says: str) -> Markup:
     """How a search's best score grew: a point for each configuration, and the best until then as a line."""
     scored = [(number, score, best) for number, score, best in values if score is not None and best is not None]
-    x = svg.Scale(0.0, float(values[-1][0]) + 0.5, 52, WIDTH - 14)
+    x = svg.Scale(0.0, float(values[-1][0]) + 0.5, 44, WIDTH - 10)
     y = svg.scale_of([score for _, score, _ in scored], _PLOT_HEIGHT, 26)
     parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, "configurations proposed")]
     parts.append(svg.text(4, 12, y_title, class_="faint", size=svg.SMALL))
@@ -323,9 +323,10 @@ class Heat:
     """A map of figures by row and column; None where there is none.
 
     Attributes:
-        span: the figure that has the full colour; signed figures have one colour above zero and another below.
+        span: the figure that has the full colour.
         write: a figure as text in its cell.
         row_title, column_title: what the rows and the columns are.
+        is_flipped: figures below zero have the first colour, those above it the second.
     """
 
     rows: Sequence[str]
@@ -335,11 +336,12 @@ class Heat:
     write: Callable[[float], str]
     row_title: str = ""
     column_title: str = ""
+    is_flipped: bool = False
 
 
 def heat_map(heat: Heat, says: str) -> Markup:
     """Cells whose colour is the figure; with the figure in it where there is room, else for a pointer."""
-    left = min(max(svg.width_of(name, svg.SMALL) for name in heat.rows), 110.0) + 10
+    left = min(max(svg.width_of(name, svg.SMALL) for name in (*heat.rows, heat.row_title)), 110.0) + 10
     top = 34.0 if heat.column_title else 20.0
     written = [heat.write(value) for row in heat.values for value in row if value is not None]
     room = (WIDTH - left) / len(heat.columns)
@@ -373,7 +375,7 @@ def _cell(heat: Heat, value: float, place: tuple[float, float, float, float], wh
     share = min(abs(value) / heat.span, 1.0) if heat.span else 0.0
     opacity = round(0.06 + 0.84 * share, 3)
     told = svg.tip(f"{where}: {heat.write(value)}")
-    kind = "cell" if value >= 0 else "cell below"
+    kind = "cell" if value == 0 or (value > 0) != heat.is_flipped else "cell below"
     parts = [svg.tag("rect", told, x=x + 1, y=y + 1, width=wide - 2, height=high - 2, class_=kind, fill_opacity=opacity, rx=2)]
     if has_text:
         class_ = "cell-text inverse" if share > 0.55 else "cell-text"

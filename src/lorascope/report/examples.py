@@ -24,6 +24,8 @@ Row = Mapping[str, Any]
 # By metric, the key of a prediction's row that holds the example's own score.
 _ROW_KEYS = {"accuracy": "correct", "c_score": "c_score", "hits_at_1": "hit"}
 _TEXT_MOST = 600
+# Answers of so few characters fit into a cell.
+_SHORT = 18
 _GOLD_MOST = 3
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
@@ -59,7 +61,8 @@ def examples_section(found: Findings, most: int) -> Section | None:
         "keeps answers, not questions: the name of an example finds its question in the data."
     )
     blocks: list[Block] = [_tally(compared, key, higher)]
-    blocks += [Pairs(titles, [_pair(one, other, key) for one, other in chosen])] if chosen else []
+    pairs = [_pair(one, other, key) for one, other in chosen]
+    blocks += [_short(titles, pairs) if all(map(_is_short, pairs)) else Pairs(titles, pairs)] if pairs else []
     if not chosen:
         blocks.append(Notes(["Both answered every example alike." if most else "The page would be too large with examples."]))
     if compared.num_unreadable:
@@ -175,6 +178,20 @@ def _pair(one: Row, other: Row, key: str) -> Pair:
     shown = [shortened(clean(text), _TEXT_MOST) for text in gold[:_GOLD_MOST]]
     shown += [f"… and {len(gold) - _GOLD_MOST} more"] if len(gold) > _GOLD_MOST else []
     return Pair(clean(str(one["id"])), shown, Side(left, *_verdict(one, key)), Side(right, *_verdict(other, key)))
+
+
+def _is_short(pair: Pair) -> bool:
+    return all(len("".join(text for text, _ in side.pieces)) <= _SHORT for side in (pair.one, pair.other))
+
+
+def _short(titles: tuple[str, str], pairs: Sequence[Pair]) -> Table:
+    """Classes and other short answers need no more than a row."""
+    columns = [words("example", [pair.name for pair in pairs], kind="code")]
+    columns.append(words("wanted", [" / ".join(pair.gold) for pair in pairs]))
+    for title, sides in zip(titles, ([pair.one for pair in pairs], [pair.other for pair in pairs]), strict=True):
+        cells = [Cell("".join(text for text, _ in side.pieces), more=side.verdict, kind=side.kind) for side in sides]
+        columns.append(Column(title, cells))
+    return Table(columns, caption=f"{counted(len(pairs), 'example')} on which they differ")
 
 
 def _shown(row: Row) -> str:

@@ -21,7 +21,7 @@ from lorascope.store.results import merged_rows
 
 # Intervals over examples are computed for so many trials; each takes a bootstrap.
 MOST_INTERVALS = 200
-CURVE_POINTS = 120
+CURVE_POINTS = 50
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,10 @@ def _layer_map(name: str, metric: Mapping[str, Any]) -> Figure | None:
     by_place = {place: metric["values"][player]["estimate"] for player, place in places.items()}
     grid = [[by_place.get((module, run)) for module in modules] for run in runs]
     names = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
-    return _signed_map(f"{metric_name(name)}: values by layer and module", names, modules, grid, "layer")
+    title = f"{_capital(metric_name(name))}: values by layer and module"
+    heat = _signed(names, modules, grid, metric["higher_is_better"], "layer")
+    caption = "Blue: helps, orange: hurts; the deeper, the more."
+    return Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, caption)
 
 
 def _interaction_map(name: str, metric: Mapping[str, Any], order: Sequence[str]) -> Figure | None:
@@ -107,20 +110,27 @@ def _interaction_map(name: str, metric: Mapping[str, Any], order: Sequence[str])
     ][1:]
     clear = [pair for pair in pairs.values() if pair["low"] is not None and (pair["low"] > 0 or pair["high"] < 0)]
     known = sum(pair["low"] is not None for pair in pairs.values())
-    caption = "How much more two players add together than one by one"
-    caption += f"; {len(clear)} of {len(pairs)} can be told from zero, each for itself." if known else "."
-    return _signed_map(f"{metric_name(name)}: interactions", order[1:], order[:-1], grid, "", caption)
+    title = f"{_capital(metric_name(name))}: interactions"
+    heat = _signed(order[1:], order[:-1], grid, metric["higher_is_better"])
+    caption = (
+        "How much more two players add together than one by one. Blue: more, orange: less, as where one makes up for another."
+    )
+    caption += f" {len(clear)} of {len(pairs)} can be told from zero, each for itself." if known else ""
+    return Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, caption)
 
 
-def _signed_map(
-    title: str, rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[float | None]], of: str, caption: str = ""
-) -> Figure:
+def _signed(
+    rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[float | None]], higher: bool, row_title: str = ""
+) -> charts.Heat:
     known = [abs(value) for row in grid for value in row if value is not None]
     span = max(known, default=0.0)
     decimals = min(decimals_for([span]) - 1, 4) if span else 2
-    heat = charts.Heat(list(rows), list(columns), grid, span, charts.signed(max(decimals, 1)), row_title=of)
-    signs = "Blue: above zero, orange: below; the deeper, the larger."
-    return Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, f"{caption} {signs}".strip())
+    write = charts.signed(max(decimals, 1))
+    return charts.Heat(list(rows), list(columns), grid, span, write, row_title=row_title, is_flipped=not higher)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str]) -> Table:

@@ -11,7 +11,20 @@ from typing import Any
 
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.report import charts
-from lorascope.report.blocks import Block, Cell, Column, Figure, Figures, Notes, Section, Table, numbers, scores, words
+from lorascope.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Figures,
+    Notes,
+    Section,
+    Table,
+    numbers,
+    parameters,
+    scores,
+    words,
+)
 from lorascope.report.blocks import useful as with_figures
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.words import (
@@ -99,8 +112,7 @@ def configurations_table(found: Findings) -> Table:
         columns += _against_baseline(found, ones, compared)
     columns += [
         _seeds(ones),
-        numbers("trainable", [one.parameters for one in ones], decimals=0, unit="parameters"),
-        numbers("share", [one.percent for one in ones], unit="% of all"),
+        parameters([one.parameters for one in ones], [one.percent for one in ones]),
         numbers("time alone", [one.seconds for one in ones], decimals=1, unit="s / epoch"),
         numbers("memory alone", [mebibytes(one.memory_bytes) for one in ones], decimals=0, unit="MiB, peak"),
     ]

@@ -16,7 +16,7 @@ from lorascope.report import charts
 from lorascope.report.blocks import Block, Figure, Figures, Notes, Section
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import clean, compact, counted, listed, metric_name, metric_unit, number
+from lorascope.report.words import clean, compact, counted, decimals_for, listed, metric_name, metric_unit, number
 
 # Small curves, lines of the large picture, and maps of adapters.
 _MOST_CURVES = 24
@@ -118,8 +118,8 @@ def _small(series: Sequence[charts.Series]) -> list[Block]:
         for plot, one in zip(drawn, shown, strict=True)
     ]
     left_out = f" The first {len(shown)} of {len(series)} are shown." if len(shown) < len(series) else ""
-    note = "Each configuration before all others, on one scale, in the order of their scores." + left_out
-    return [Notes([note]), Figures(figures, is_small=True)]
+    note = "Each configuration in front of all others, on one scale, in the order of their scores." + left_out
+    return [Figures(figures, note, is_small=True)]
 
 
 def _validated(one: charts.Series) -> str:
@@ -138,9 +138,10 @@ def layers_section(found: Findings) -> Section | None:
         return Section("layers", "Updates by layer and module", "", [Notes([note], kind="caution")])
     grids = [grid_of(document["modules"], lambda row: row["norm"]) for document in documents]
     span = span_of(grids)[1]
+    write = charts.plain(f".{max(decimals_for([span]) - 1, 1)}f")
     figures = []
     for (label, _), document, grid in zip(chosen, documents, grids, strict=True):
-        heat = charts.Heat(grid.rows, grid.columns, grid.values, span, FIGURES["norm"].text, row_title="layer")
+        heat = charts.Heat(grid.rows, grid.columns, grid.values, span, write, row_title="layer")
         title = f"‖ΔW‖, {label}"
         whole = f"Norm of all updates together: {FIGURES['norm'].text(document['overall']['norm'])}."
         figures.append(Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, whole))
