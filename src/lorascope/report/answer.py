@@ -243,7 +243,7 @@ def _unit(found: Findings) -> str:
 
 def _of_game(found: Findings, valued: Sequence[str]) -> Answer:
     game = found.results["shapley"]
-    name = found.metric if found.metric in valued else valued[0]
+    name = next((one for one in valued if one == found.metric), valued[0])
     metric = game["metrics"][name]
     ranking: list[list[str]] = metric["ranking"]
     said = metric_name(name)
