@@ -33,6 +33,7 @@ from lorascope.cli.inspect import inspect
 from lorascope.cli.merge import merge
 from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, study_and_trials
 from lorascope.cli.recommend import recommend
+from lorascope.cli.report import report
 from lorascope.cli.study import interrupt, results_of, run_and_report
 from lorascope.config import (
     EvaluateConfig,
@@ -210,7 +211,7 @@ def run(
         print_json(document)
     else:
         tables.print_results(stdout(), document)
-        tell(f"results, adapters and predictions: {directory}")
+        tell(f"results, adapters, predictions and report.html: {directory}")
     failed = sum(trial["status"] == "failed" for trial in document["trials"])
     if failed:
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
@@ -322,7 +323,7 @@ def evaluate(
         tables.print_judge(stdout(), facts["judge"])
 
 
-for command in (generate, chat, inspect, merge, export, recommend, doctor):
+for command in (generate, chat, inspect, merge, export, recommend, report, doctor):
     app.command()(command)
 
 
@@ -344,7 +345,7 @@ def demo(
         return
     tables.print_results(stdout(), document)
     tell(f"study file: {study_file}")
-    tell(f"results, adapters and predictions: {out / 'study'}")
+    tell(f"results, adapters, predictions and report.html: {out / 'study'}")
 
 
 def _print_csv(document: dict[str, Any]) -> None:

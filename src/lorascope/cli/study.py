@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorascope.cli.console import stderr
 from lorascope.cli.planning import chosen_device, listed_and_proposer, seeds_of
+from lorascope.cli.report import report_beside
 from lorascope.config import SearchDesign, ShapleyDesign, Study, TrialConfig
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run_and_report(
     limits: Limits | None = None,
     part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run with progress on stderr; the results document.
+    """Run with progress on stderr; the results document. The study's page is written beside its store.
 
     Args:
         limits: by default none, on the GPU where there is one.
@@ -53,7 +54,9 @@ def run_and_report(
     if isinstance(study.design, ShapleyDesign) and is_whole:
         _attribute(study, directory, limits, part)
     with Store.open(directory) as store:
-        return results_of([store])
+        results = results_of([store])
+        report_beside([store], results, directory)
+        return results
 
 
 def _attribute(study: Study, directory: Path, limits: Limits, part: tuple[int, int] | None) -> None:
