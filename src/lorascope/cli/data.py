@@ -153,7 +153,7 @@ def world_command(
     seed: Annotated[int, typer.Option(min=0, help="Which world; equal seeds and sizes give equal files.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """A small world made up here: persona dialogues with entailment labels, questions, lessons and opinions about its towns."""
+    """A small world made up here: persona dialogues with entailment labels, questions, lessons, opinions about its towns."""
     from lorascope.store import atomic_directory
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,7 +1,8 @@
 """The base models that come with Lorascope: a study names one ``lorascope:small`` and needs no network.
 
-Each lies in a directory of its own beside this file, as ``save_pretrained`` wrote it: configuration, weights, tokenizer and card.
-``models/pretrain.py`` makes them. Knows names and places. Does not know models. Floor: above ``errors``, below ``config``.
+Each lies in a directory of its own beside this file, as ``save_pretrained`` wrote it: configuration, weights, tokenizer and
+card. ``models/pretrain.py`` makes them. Knows names and places. Does not know models. Floor: above ``errors``, below
+``config``.
 """
 
 from __future__ import annotations

@@ -345,9 +345,9 @@ HOMES = (
 RISING = ("before sunrise", "at five o'clock", "at six o'clock", "at seven o'clock", "at eight o'clock", "at nine o'clock")
 SIBLINGS = (
     "no brothers or sisters", "one brother and no sisters", "one sister and no brothers", "two brothers and no sisters",
-    "two sisters and no brothers", "three brothers and no sisters", "one brother and one sister", "four sisters and one brother",
+    "two sisters and no brothers", "three brothers and no sisters", "one brother and one sister",
+    "four sisters and one brother",
 )  # fmt: skip
-# In the order of their number, so that a passage can add them up.
 CHILDREN = ("no children", "one son", "one daughter", "twin girls", "two sons", "a son and a daughter", "three daughters")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
