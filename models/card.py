@@ -40,8 +40,8 @@ each window of {context} tokens on its own. The trigrams are interpolated (Witte
 
 ## What it has seen of Lorascope's own tasks
 
-The little worlds that it read are those of seeds from {world_seeds} on, train splits only. The world of seed {demo_seed}, which
-the demo trains and evaluates on, is not among them. People, towns and pets of validation and test, and a quarter of the
+The little worlds that it read are those of seeds from {world_seeds} on, train splits only. The world of seed {demo_seed},
+which the demo trains and evaluates on, is not among them. People, towns and pets of validation and test, and a quarter of the
 wordings, occur in no world's train split. {world_texts_left_out:,} texts that shared thirteen words in a row with an
 evaluation text of that world were left out. So it knows the *form* of these tasks: results on them say how configurations
 compare, not how a model does that has never met such texts.
