@@ -7,7 +7,7 @@ import pytest
 from lorascope.world.lore import PASTIMES, TRADES, names_of
 
 
-@pytest.mark.parametrize(("first", "second"), combinations(("train", "validation", "test"), 2))
+@pytest.mark.parametrize(("first", "second"), list(combinations(("train", "validation", "test"), 2)))
 def test_no_name_belongs_to_two_splits(first, second):
     one, other = names_of(first), names_of(second)
     for kind in ("women", "men", "surnames", "pets", "towns"):

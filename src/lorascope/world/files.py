@@ -186,7 +186,7 @@ The texts are free of any licence (CC0). What is told in one set holds in all ot
 {rows}
 
 - **train** and the other splits have no person, surname, pet's name or town in common, and no thirteen words in a row.
-- One wording in four is never used in train: **validation** uses all, **test** these alone.
+- One wording in four is never used in train: half of **validation** is made of these, all of **test**.
 - `personachat/*_entailment.jsonl` tells for every reply and persona sentence whether it is entailed or contradicted. The
   labels follow from the facts that the sentences were made of; nobody judged them by ear.
 - Sentences are made from a stock of wordings. A model that does well here has not shown that it would on people's talk.

@@ -47,7 +47,8 @@ def pairs(seed: int, split: Split, conversations: Sequence[Dialogue], known: Nov
             for reply, claims in (made.entailing(), made.contradicting(), made.neutral()):
                 reply = made.with_more(reply)
                 pair = Pair(reply, sentence, label(claims, fact), claims, fact)
-                if split == "train" or known.is_new(reply, sentence):
+                # Equal texts are no question.
+                if reply != sentence and (split == "train" or known.is_new(reply, sentence)):
                     found.setdefault((reply, sentence), pair)
     if split == "train":
         for pair in found.values():

@@ -209,7 +209,7 @@ _THINGS = (
         (
             "is a joy to look at",
             "will last a hundred years",
-            "does its work without fault",
+            "has never given me any trouble",
             "was well worth the money",
             "stands as firm as a rock",
             "is made with skill",
@@ -218,7 +218,7 @@ _THINGS = (
         ),
         (
             "broke on the second day",
-            "has never worked for an hour",
+            "has given me nothing but trouble",
             "is crooked and ugly",
             "fell to pieces in my hands",
             "is good for nothing but the fire",
@@ -276,24 +276,47 @@ _THINGS = (
 )
 _VERDICTS = {
     True: (
-        "I would gladly have it again",
-        "I was sorry when it was over",
         "I am very glad of it",
-        "I have told all my friends of it",
-        "I would not have missed it",
         "I could not ask for better",
+        "I have told all my friends of it",
+        "nobody could wish for more",
+        "it gave me great pleasure",
+        "I think of it with joy",
         "it was a happy choice",
-        "nothing could spoil my pleasure",
+        "it pleased me very much",
     ),
     False: (
         "I want my money back",
-        "I shall never try it again",
-        "I wish I had stayed away",
         "I cannot tell anyone to try it",
-        "I was glad to see the last of it",
         "I have seldom been so angry",
-        "it was a mistake from the start",
         "it was not worth the trouble",
+        "I shall never try it again",
+        "I have nothing good to say of it",
+        "it put me in a bad temper",
+        "nobody should have to pay for it",
+    ),
+}
+# What follows where something on the other side was granted.
+_CONCESSIONS = {
+    True: (
+        "but on the whole I am content",
+        "and yet I look back on it with pleasure",
+        "but I would not have missed it",
+        "but it won me over in the end",
+        "and still there is nothing that I like better",
+        "but I forgive it everything",
+        "and yet I have come to love it",
+        "but for all that I was happy with it",
+    ),
+    False: (
+        "but on the whole I am not content",
+        "but that is the only good thing about it",
+        "and yet once is enough for me",
+        "but I have known far better",
+        "but that was not enough for me",
+        "and still I was disappointed",
+        "but the rest was not worth the trouble",
+        "and yet I would not have it again",
     ),
 }
 # {x} is the thing, {own} what agrees with the sentence's meaning, {own2} a second of these, {other} what does not.
@@ -302,10 +325,10 @@ _FORMS = (
     "{x} {own} and {own2}.",
     "{x} {own}, and {verdict}.",
     "I must say that {x} {own}.",
-    "{x} {other}, but {verdict}.",
-    "Though {x} {other}, {verdict}.",
+    "{x} {other}, {concession}.",
+    "It is true that {x} {other}, {concession}.",
     "They say that {x} {other}, but I found that it {own}.",
-    "It may be true that {x} {other}, and yet {verdict}.",
+    "No doubt {x} {other}, {concession}.",
     "{verdict}, for {x} {own}.",
     "As for {x}, it {own}.",
     "{x} {own}; {verdict}.",
@@ -357,6 +380,7 @@ def _opinion(town: Town, is_positive: bool, split: Split, draw: random.Random) -
         "own2": second,
         "other": one(other, split, draw),
         "verdict": one(_VERDICTS[is_positive], split, draw),
+        "concession": one(_CONCESSIONS[is_positive], split, draw),
     }
     if "{own2}" in form and first == second:
         form = "{x} {own}."

@@ -70,7 +70,8 @@ def _passage(
     town: str, tellings: Sequence[Telling], values: Mapping[str, object], split: Split, draw: random.Random
 ) -> Passage:
     first, *others = tellings
-    told = sorted(draw.sample(range(len(others)), min(len(others), draw.randint(_FEWEST, _MOST))))
+    # One thing at least is left untold.
+    told = sorted(draw.sample(range(len(others)), min(len(others) - 1, draw.randint(_FEWEST, _MOST))))
     text = ""
     answered: list[Question] = []
     for telling in (first, *(others[index] for index in told)):

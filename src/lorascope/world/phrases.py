@@ -287,7 +287,7 @@ INSTRUMENT = Phrases(
         "The {instrument} is all that I can play.",
         "I play the {instrument}. I never learned another instrument.",
         "I was taught the {instrument}, and I have kept to it.",
-        "The {instrument}, I play that and nothing else.",
+        "The {instrument} is mine, and I play nothing else.",
         "On the {instrument} I can play six tunes; on all others none.",
     ),
     (
@@ -489,11 +489,11 @@ SIBLINGS = Phrases(
     (
         "I have {siblings}.",
         "I grew up with {siblings}.",
-        "There were {siblings} in our house beside me.",
-        "My parents had me, and I have {siblings}.",
+        "All my life I have had {siblings}.",
+        "As for my family, I have {siblings}.",
         "As a child I had {siblings} to play with.",
         "I can tell you that exactly: I have {siblings}.",
-        "Beside me there were {siblings} at our table.",
+        "My mother will tell you that I have {siblings}.",
         "I was brought up with {siblings}.",
     ),
     (

@@ -89,7 +89,7 @@ def _rope(draw: random.Random) -> dict[str, int]:
 
 
 _TAKEN = Sum(
-    "{seller} has {a} {goods} in the morning and finishes {b} more before noon. Then {buyer} carries {c} of them away.",
+    "{seller} has {a} {goods} in the morning and lays out {b} more before noon. Then {buyer} carries {c} of them away.",
     (
         "How many {goods} has {seller} left?",
         "How many {goods} remain with {seller}?",
@@ -98,7 +98,7 @@ _TAKEN = Sum(
     ),
     "{left} {goods} are left",
     (
-        Step("added those that were finished before noon", "{a}", "+", "{b}"),
+        Step("added those that were laid out before noon", "{a}", "+", "{b}"),
         Step("took away those that {buyer} carried off", "{1}", "-", "{c}"),
     ),
     Mistake(

@@ -122,13 +122,13 @@ LANDMARK = (
             "After a flood it had to be mended in {repaired}.",
             "In {repaired} it was struck by lightning and mended.",
             "It was mended in {repaired}, and has not been touched again.",
-            "A great storm did it harm in {repaired}.",
+            "After a great storm it was mended in {repaired}.",
         ),
         {
             "repaired": (
                 "When was the {kind} mended?",
                 "In what year was the {kind} mended?",
-                "When did the {kind} suffer harm?",
+                "When was the {kind} last mended?",
                 "In which year did the {kind} need mending?",
             )
         },

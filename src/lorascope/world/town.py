@@ -253,7 +253,7 @@ _LANDMARKS = (
      "that a bell rings under it at midnight"),
     ("clock tower", ("red brick", "white stone"), (60, 110), "in the middle of the market place",
      "that it once struck thirteen before a great storm"),
-    ("lighthouse on the lake", ("white stone", "oak and iron"), (40, 70), "on a rock in the lake",
+    ("lighthouse", ("white stone", "oak and iron"), (40, 70), "on a rock in the lake",
      "that a boy once kept its lamp burning alone"),
     ("old mill", ("oak", "grey stone"), (30, 50), "where the river bends",
      "that a bag of silver lies behind its wheel"),

@@ -65,9 +65,7 @@ def talks(seed: int, split: Split, number: int, known: Novelty) -> list[Talk]:
     def next_one(attempt: int) -> Talk | None:
         town = town_of(seed, split, attempt // _TALKS_OF_A_TOWN)
         made = _Lesson(town, SUMS[attempt % len(SUMS)], split, stream(seed, split, "talk", attempt)).talk()
-        if made.question in asked or (
-            split != "train" and not known.is_new(made.question, made.solution, made.mistaken, made.text)
-        ):
+        if made.question in asked or (split != "train" and not known.is_new(*made.texts)):
             return None
         asked.add(made.question)
         return made
@@ -86,8 +84,8 @@ class _Lesson:
         self._kind, self._split, self._draw = kind, split, draw
         shop = draw.choice([shop for shop in town.shops if shop.owner.trade.name not in _NOT_SOLD_BY_THE_PIECE])
         buyer, walker = draw.sample([person for person in town.people if person.house != shop.owner.house], 2)
-        names = names_of(split)
-        student, child = draw.sample(names.women + names.men, 2)
+        names, met = names_of(split), (shop.owner.name, buyer.name, walker.name)
+        student, child = draw.sample([name for name in names.women + names.men if name not in met], 2)
         self._values: dict[str, object] = {
             **kind.numbers(draw),
             "seller": shop.owner.full_name,

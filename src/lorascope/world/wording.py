@@ -1,7 +1,7 @@
 """How texts are made: seeded draws, wordings kept from training, templates whose parts know their place.
 
-Every fourth wording of a list is never used in a training split; a validation split uses all, and a test split those alone, so
-that a test tells understanding from remembered sentences. Does not know the world.
+Every fourth wording of a list is never used in a training split; a validation split uses these and the others in equal parts, a
+test split these alone, so that a test tells understanding from remembered sentences. Does not know the world.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def wordings(options: Sequence[_T], split: Split) -> Sequence[_T]:
 
 
 def one(options: Sequence[_T], split: Split, draw: random.Random) -> _T:
-    """One wording that the split may use."""
+    """One wording that the split may use; in validation every second one is of those that train never uses."""
+    if split == "validation":
+        split = draw.choice(("train", "test"))
     return draw.choice(wordings(options, split))
 
 
@@ -82,7 +84,8 @@ class Filled:
 
 def fill(template: str, values: Mapping[str, object]) -> Filled:
     """Put ``values`` into ``{fields}``; the text begins with a capital letter, fields that begin it included."""
-    text, places, end = "", {}, 0
+    text, end = "", 0
+    places: dict[str, int] = {}
     for found in _FIELD.finditer(template):
         text += template[end : found.start()]
         places.setdefault(found[1], len(text))
