@@ -1,7 +1,7 @@
 """How texts are made: seeded draws, wordings kept from training, templates whose parts know their place.
 
-Every fourth wording of a list is never used in a training split; a validation split uses these and the others in equal parts, a
-test split these alone, so that a test tells understanding from remembered sentences. Does not know the world.
+Every fourth wording of a list is never used in a training split; a validation split uses these and the others in equal parts,
+a test split these alone, so that a test tells understanding from remembered sentences. Does not know the world.
 """
 
 from __future__ import annotations
