@@ -28,4 +28,4 @@ def test_passages_are_whole_sentences(sets):
     for passage in sets["validation"].passages:
         assert passage.text.endswith(".")
         assert "{" not in passage.text
-        assert 25 < len(passage.text.split()) < 140
+        assert 18 < len(passage.text.split()) < 140

@@ -327,10 +327,10 @@ class Season:
 
 
 SEASONS = (
-    Season("spring", "the lambs come and the hedges turn green", "The first warm day is the best of the year."),
-    Season("summer", "the evenings are long and the grass is dry", "I find the heat hard to bear."),
-    Season("autumn", "the apples are ripe and the woods are red", "The fogs are bad for my chest, though."),
-    Season("winter", "the snow lies deep and everyone sits by the fire", "I am always glad when the snow is gone."),
+    Season("spring", "the hedges turn green", "The first warm day is the best of the year."),
+    Season("summer", "the evenings are long", "I find the heat hard to bear."),
+    Season("autumn", "the woods are red", "The fogs are bad for my chest, though."),
+    Season("winter", "the snow lies deep", "I am always glad when the snow is gone."),
 )
 WISHES = (
     "the sea", "Paris", "London", "the high mountains", "Egypt", "Rome", "the great desert", "India", "the ice of the north",

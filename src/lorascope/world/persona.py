@@ -54,9 +54,10 @@ class Dialogue:
         return [label(exchange.claims, fact) for fact in self.facts]
 
     @property
-    def text(self) -> str:
-        """All turns in one line."""
-        return " ".join(f"{one.said} {one.reply}" for one in self.exchanges)
+    def texts(self) -> tuple[str, str]:
+        """The persona, and all turns in one line."""
+        spoken = " ".join(f"{one.said} {one.reply}" for one in self.exchanges)
+        return f"Your persona: {' '.join(self.persona)}", spoken
 
 
 def dialogues(seed: int, split: Split, number: int, known: Novelty) -> list[Dialogue]:
@@ -73,13 +74,14 @@ def dialogues(seed: int, split: Split, number: int, known: Novelty) -> list[Dial
     def next_one(attempt: int) -> Dialogue | None:
         town, speaker = next(speakers)
         made = _Conversation(town, speaker, split, stream(seed, split, "dialogue", attempt)).dialogue()
-        if split != "train" and not known.is_new(made.text):
+        if split != "train" and not known.is_new(*made.texts):
             return None
         return made
 
     made = drawn(next_one, number, f"{split} dialogues")
     if split == "train":
-        known.learn(one.text for one in made)
+        for one_made in made:
+            known.learn([*one_made.texts, " ".join(one_made.texts)])
     return made
 
 
