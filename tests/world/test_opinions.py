@@ -2,6 +2,9 @@
 
 from collections import Counter
 
+from lorascope.world.opinions import opinions
+from lorascope.world.wording import Novelty
+
 
 def test_half_of_them_praise(sets):
     for of in sets.values():
@@ -13,10 +16,10 @@ def test_no_sentence_comes_twice_or_in_two_splits(sets):
     assert len(set(texts)) == len(texts)
 
 
-def test_a_fault_that_is_granted_does_not_make_the_sentence_one_of_blame(sets):
+def test_a_fault_that_is_granted_does_not_make_the_sentence_one_of_blame():
     """Frequent words occur on both sides: a list of words alone does not tell them apart."""
     counts = {True: Counter(), False: Counter()}
-    for one in sets["train"].opinions:
+    for one in opinions(1, "train", 1000, Novelty()):
         counts[one.is_positive].update(set(one.text.lower().strip(".").split()))
     both = counts[True] + counts[False]
     frequent = [word for word, number in both.items() if number >= 4]

@@ -349,7 +349,7 @@ def opinions(seed: int, split: Split, number: int, known: Novelty) -> list[Opini
 
     def next_one(attempt: int) -> Opinion | None:
         draw = stream(seed, split, "opinion", attempt)
-        made = _opinion(town_of(seed, split, attempt // _A_TOWN), attempt % 2 == 0, split, draw)
+        made = _opinion(town_of(seed, split, attempt // _A_TOWN), len(seen) % 2 == 0, split, draw)
         if made.text in seen or (split != "train" and not known.is_new(made.text)):
             return None
         seen.add(made.text)

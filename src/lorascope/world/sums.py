@@ -83,6 +83,17 @@ def _change(draw: random.Random) -> dict[str, int]:
     return {"a": price, "b": number, "c": price * number + draw.randint(2, 20)}
 
 
+def _ages(draw: random.Random) -> dict[str, int]:
+    """A mother who was grown up when her eldest was born."""
+    sister, younger = draw.randint(5, 9), draw.randint(2, 5)
+    child = sister + younger
+    return {
+        "a": child,
+        "b": younger,
+        "c": draw.choice([times for times in range(3, 11) if child + 20 <= sister * times <= 50]),
+    }
+
+
 def _rope(draw: random.Random) -> dict[str, int]:
     pieces, feet = draw.randint(3, 9), draw.randint(4, 9)
     return {"a": pieces * feet + draw.randint(3, 20), "b": pieces, "c": feet}
@@ -96,9 +107,9 @@ _TAKEN = Sum(
         "With how many {goods} does {seller} go into the afternoon?",
         "After that, how many {goods} does {seller} still have?",
     ),
-    "{left} {goods} are left",
+    "{left} {goods} are left with {seller}",
     (
-        Step("added those that were laid out before noon", "{a}", "+", "{b}"),
+        Step("added those that {seller} laid out before noon", "{a}", "+", "{b}"),
         Step("took away those that {buyer} carried off", "{1}", "-", "{c}"),
     ),
     Mistake(
@@ -130,15 +141,15 @@ _CHANGE = Sum(
         "How much money should {buyer} get back?",
         "With how many pennies does {buyer} go home?",
     ),
-    "{buyer} gets {left} pennies back",
+    "{left} pennies go back to {buyer}",
     (
-        Step("found the price of all {b}", "{a}", "×", "{b}"),
+        Step("found what {buyer} pays for all {b}", "{a}", "×", "{b}"),
         Step("took that from the money on the table", "{c}", "-", "{1}"),
     ),
     Mistake(
         1,
         "+",
-        "I added the price and the number",
+        "I added the price and the number that {buyer} wants",
         (
             "If {buyer} wanted only two, what would they cost?",
             "What does {buyer} pay for the first, and what for the second?",
@@ -157,16 +168,16 @@ _CHANGE = Sum(
     _change,
 )
 _WALK = Sum(
-    "It is {a} miles to the farm of {seller}. {walker} walks {b} miles in an hour and sits down on the way for {c} hours.",
+    "{seller}'s farm is {a} miles from town. {walker} walks {b} miles in an hour, and under a tree {walker} rests for {c} hours.",
     (
-        "How many hours does the journey take?",
+        "How many hours does {walker}'s journey take?",
         "How long is {walker} on the way?",
         "After how many hours does {walker} arrive?",
         "How many hours pass before {walker} knocks at the door?",
     ),
-    "The journey takes {left} hours",
+    "The journey takes {left} hours for {walker}",
     (
-        Step("found the hours of walking", "{a}", "÷", "{b}"),
+        Step("found the hours that {walker} walks", "{a}", "÷", "{b}"),
         Step("added the hours of rest", "{1}", "+", "{c}"),
     ),
     Mistake(
@@ -198,15 +209,15 @@ _PENS = Sum(
         "How many sheep has {seller} still on the hill?",
         "How many sheep stayed with {seller}?",
     ),
-    "{left} sheep are still in the pens",
+    "{left} sheep stay with {seller}",
     (
-        Step("counted the sheep of all pens", "{a}", "×", "{b}"),
+        Step("counted {seller}'s sheep in all pens", "{a}", "×", "{b}"),
         Step("took away those that ran off", "{1}", "-", "{c}"),
     ),
     Mistake(
         1,
         "+",
-        "I added the pens and the sheep",
+        "I added {seller}'s pens and the sheep",
         (
             "How many sheep of {seller} stand in the first two pens?",
             "Can {seller} add pens and sheep, or apples and chairs?",
@@ -225,16 +236,16 @@ _PENS = Sum(
     _ranges(a=(3, 9), b=(7, 15), c=(2, 8)),
 )
 _EGGS = Sum(
-    "The hens of {seller} lay {a} eggs a day. After {b} days {buyer} shares all of them fairly among {c} houses.",
+    "{seller}'s hens lay {a} eggs a day. After {b} days {buyer} shares all of them fairly among {c} houses.",
     (
         "How many eggs does {buyer} leave at each house?",
-        "How many eggs does each house get from {buyer}?",
-        "What is the share of one house?",
-        "How many eggs are there for every house?",
+        "How many eggs does {buyer} give to each house?",
+        "What does {buyer} bring to each house?",
+        "How many eggs has {buyer} for every house?",
     ),
-    "Each house gets {left} eggs",
+    "Each house gets {left} eggs from {buyer}",
     (
-        Step("counted the eggs of all days", "{a}", "×", "{b}"),
+        Step("counted the eggs of {seller}'s hens", "{a}", "×", "{b}"),
         Step("shared them among the houses", "{1}", "÷", "{c}"),
     ),
     Mistake(
@@ -266,9 +277,9 @@ _ROPE = Sum(
         "How much rope remains with {seller}?",
         "How many feet can {seller} hang up again?",
     ),
-    "{left} feet of rope are left",
+    "{left} feet of rope stay with {seller}",
     (
-        Step("found how much was cut off", "{b}", "×", "{c}"),
+        Step("found how much {buyer} gets", "{b}", "×", "{c}"),
         Step("took that from the whole rope", "{a}", "-", "{1}"),
     ),
     Mistake(
@@ -298,11 +309,11 @@ _FENCE = Sum(
         "How many pennies does {buyer} ask for the whole fence?",
         "What does {seller} pay for the fence?",
         "How many pennies must {seller} have for it?",
-        "What is the price of the whole fence?",
+        "What is the price that {seller} pays?",
     ),
-    "The fence costs {left} pennies",
+    "{left} pennies must be paid by {seller}",
     (
-        Step("added a long side and a short side", "{a}", "+", "{b}"),
+        Step("went along {seller}'s garden, one long side and one short", "{a}", "+", "{b}"),
         Step("doubled it for the other two sides", "{1}", "×", "2"),
         Step("paid for every yard", "{2}", "×", "{c}"),
     ),
@@ -328,14 +339,14 @@ _FENCE = Sum(
     _ranges(a=(6, 20), b=(3, 5), c=(2, 6)),
 )
 _AGES = Sum(
-    "Little {child} is {a} and has a sister who is {b} years younger. Their mother is {c} times as old as the sister.",
+    "Little {child} is {a} and has a sister who is {b} years younger. {child}'s mother is {c} times as old as she is.",
     (
-        "How old is the mother of {child}?",
-        "What is the age of the mother?",
-        "How many years old is the mother?",
+        "How old is {child}'s mother?",
+        "What age is {child}'s mother?",
+        "How many years old is {child}'s mother?",
         "What age has {child}'s mother reached?",
     ),
-    "The mother is {left} years old",
+    "The age of {child}'s mother is {left}",
     (
         Step("found the age of {child}'s sister", "{a}", "-", "{b}"),
         Step("found the age of the mother", "{1}", "×", "{c}"),
@@ -359,7 +370,7 @@ _AGES = Sum(
         "I must take {b} from {a}",
         "adds years where someone is younger",
     ),
-    _ranges(a=(11, 15), b=(2, 5), c=(3, 5)),
+    _ages,
 )
 SUMS = (_TAKEN, _CHANGE, _WALK, _PENS, _EGGS, _ROPE, _FENCE, _AGES)
 

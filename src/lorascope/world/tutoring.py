@@ -37,9 +37,10 @@ class Talk:
     turns: tuple[Turn, ...]
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The sum, its two solutions, and the turns in one line."""
-        return self.question, self.solution, self.mistaken, " ".join(text for _, _, text in self.turns)
+    def texts(self) -> tuple[str, str]:
+        """The sum with its two solutions, as a teacher is told them, and the turns in one line."""
+        told = f"Problem: {self.question} Correct solution: {self.solution} Student's solution: {self.mistaken}"
+        return told, " ".join(text for _, _, text in self.turns)
 
 
 @dataclass(frozen=True)
