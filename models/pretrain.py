@@ -1,4 +1,4 @@
-"""Pre-train the small causal model that comes with Lorascope: Qwen2's architecture, 4.7 M parameters, from old books.
+"""Pre-train the small causal model that comes with Lorascope: Qwen2's architecture, 4.8 M parameters, from old books.
 
     python -m models.pretrain --books public-domain-books.txt.xz --work runs/pretrain --steps 3800 --decay-steps 760
     python -m models.pretrain … --steps 4800 --decay-steps 960     # goes on from the last checkpoint, and cools down again
@@ -47,7 +47,7 @@ _FIXED = ("width", "layers", "vocabulary", "context", "rows", "rate", "seed", "w
 
 
 def new_model(seed: int, width: int, layers: int, vocabulary: int) -> Qwen2ForCausalLM:
-    """Qwen2's architecture; width 192 and 8 layers have 4.7 M parameters, width 256 has 7.9 M."""
+    """Qwen2's architecture; width 192 and 8 layers have 4.8 M parameters, width 256 has 7.9 M."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocabulary,

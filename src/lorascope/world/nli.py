@@ -37,7 +37,7 @@ def pairs(seed: int, split: Split, conversations: Sequence[Dialogue], known: Nov
     """Three pairs, one of each class, for every persona sentence of the conversations.
 
     Args:
-        known: what training pairs hold; as for ``dialogues``.
+        known: what training pairs hold; as for ``dialogues``, and no pair comes in two splits.
     """
     found: dict[tuple[str, str], Pair] = {}
     for number, dialogue in enumerate(conversations):
@@ -50,9 +50,9 @@ def pairs(seed: int, split: Split, conversations: Sequence[Dialogue], known: Nov
                 # Equal texts are no question.
                 if reply != sentence and (split == "train" or known.is_new(reply, sentence)):
                     found.setdefault((reply, sentence), pair)
-    if split == "train":
-        for pair in found.values():
-            known.learn([pair.reply, pair.sentence, f"{pair.reply} {pair.sentence}"])
+    for pair in found.values():
+        # Of an evaluation split the pair alone, so that a test asks none of validation's.
+        known.learn([f"{pair.reply} {pair.sentence}", *((pair.reply, pair.sentence) if split == "train" else ())])
     return list(found.values())
 
 

@@ -168,7 +168,7 @@ _CHANGE = Sum(
     _change,
 )
 _WALK = Sum(
-    "{seller}'s farm is {a} miles from town. {walker} walks {b} miles in an hour, and under a tree {walker} rests for {c} hours.",
+    "{seller}'s farm is {a} miles from town. {walker} walks {b} miles an hour, and under a tree {walker} rests for {c} hours.",
     (
         "How many hours does {walker}'s journey take?",
         "How long is {walker} on the way?",
