@@ -136,6 +136,28 @@ def test_the_sick_example_trains_an_adapter_that_is_a_judge(shared_data, tmp_pat
     assert judge.facts["check"]["accuracy"] == trial["metrics"]["accuracy"]
 
 
+def test_the_world_example_trains_a_judge_on_a_seeded_model_and_its_accuracy_is_that_of_unknown_pairs(
+    tmp_path, model_directory
+):
+    world = tmp_path / "world"
+    call("data", "world", "--out", str(world), "--size", "12")
+    data = str(world / "dialogue_nli")
+    settings = overrides(f"base.model={model_directory('qwen2')}", f"task.data={data}", *SMALL)
+    study = str(ROOT / "examples" / "judge-world.yaml")
+    (trial,) = json.loads(call("run", study, "--out", str(tmp_path / "run"), "--json", *settings))["trials"]
+    assert trial["status"] == "done"
+    check = JudgeCheck(task="dialogue_nli", data=data, max_eval=48)
+    judge = load_judge(JudgeConfig(model=str(tmp_path / "run" / trial["adapter"]), check=check))
+    assert judge.facts["check"]["split"] == "test"
+    assert judge.facts["check"]["accuracy"] == trial["metrics"]["accuracy"]
+    # Its C-scores can be held against the true ones.
+    lines = (world / "personachat" / "valid_entailment.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    scores = judge.c_scores([row["reply"] for row in rows], [row["persona"] for row in rows])
+    assert len(scores) == len(rows)
+    assert all(abs(score) <= len(row["persona"]) for score, row in zip(scores, rows, strict=True))
+
+
 def seeded_gpt2(shared_data, directory, monkeypatch):
     """A GPT-2 of one layer with the real tokenizer, made by the other example."""
     script = ROOT / "examples" / "seeded_gpt2.py"

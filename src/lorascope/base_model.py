@@ -126,9 +126,9 @@ def read_config(base: BaseModelConfig) -> PretrainedConfig:
     Raises:
         ModelError: there is none, its ``model_type`` is unknown, or its checkpoint is quantised already.
     """
-    _check_directory(base.model, "config.json")
+    _check_directory(base.place, "config.json")
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(base.model, revision=base.revision)
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.place, revision=base.revision)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded("configuration", base, error) from None
     packed = getattr(config, "quantization_config", None)
@@ -207,7 +207,7 @@ def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:
         ModelError: there is none, or it encodes nothing (an empty vocabulary is a known trap).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.model, revision=base.revision)
+        tokenizer = AutoTokenizer.from_pretrained(base.place, revision=base.revision)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise _not_loaded("tokenizer", base, error) from None
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
@@ -353,10 +353,10 @@ def unties_head(base: BaseModelConfig, config: PretrainedConfig) -> bool:
     """
     if config.model_type not in ("t5", "mt5"):
         return False
-    keys = checkpoint_keys(base.model)
+    keys = checkpoint_keys(base.place)
     if keys is not None:
         return {"lm_head.weight", "shared.weight"} <= keys
-    written, _ = PretrainedConfig.get_config_dict(base.model, revision=base.revision)
+    written, _ = PretrainedConfig.get_config_dict(base.place, revision=base.revision)
     return written.get("tie_word_embeddings") is False
 
 
@@ -369,7 +369,7 @@ def _load_weights(
     transformers_logging.disable_progress_bar()
     try:
         model, info = _AUTO_CLASSES[task_type].from_pretrained(
-            base.model,
+            base.place,
             config=config,
             revision=base.revision,
             dtype=getattr(torch, base.dtype),
@@ -467,7 +467,7 @@ def _check_directory(model: str, file: str) -> None:
 def _not_loaded(what: str, base: BaseModelConfig, error: Exception) -> ModelError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    local = Path(base.model).is_dir()
+    local = Path(base.place).is_dir()
     fix = "check the directory's files" if local else "check the name, or that the hub can be reached"
     return ModelError(f"cannot load the {what} ({reason[:200]})", where=base.model, fix=fix)
 

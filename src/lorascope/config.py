@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from lorascope.embedded import located
 from lorascope.errors import UsageError, did_you_mean
 
 DEFAULT_SEEDS = (42, 1337, 2024)
@@ -49,7 +50,7 @@ class Section(BaseModel):
 
 
 class BaseModelConfig(Section):
-    """The frozen model: a local directory or a hub id, and how its weights are held.
+    """The frozen model: a local directory, a hub id or ``lorascope:small``, and how its weights are held.
 
     With ``quantization: nf4`` the linear layers of its blocks are packed into four bits; ``dtype`` holds for the rest.
     """
@@ -58,6 +59,15 @@ class BaseModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     quantization: Literal["nf4"] | None = None
     revision: str | None = None
+
+    @property
+    def place(self) -> str:
+        """What ``from_pretrained`` is given: the model's own directory for one that comes with Lorascope.
+
+        Raises:
+            ModelError: there is no such model, or it came without weights.
+        """
+        return located(self.model)
 
     @field_validator("quantization")
     @classmethod

@@ -205,7 +205,7 @@ def merged_in_memory(saved: SavedAdapter, base: MergeBase, dtype: MergeDtype = "
 
 def _files_of(base: BaseModelConfig) -> tuple[Path, str | None]:
     """Where the base's files are, and the commit of a hub's snapshot."""
-    local = Path(base.model).expanduser()
+    local = Path(base.place).expanduser()
     if local.is_dir():
         return local, None
     patterns = ["config.json", *_SAFETENSORS, *TOKENIZER_FILES, *_OTHER_FILES]

@@ -148,7 +148,7 @@ def meta_model(trial: TrialConfig, task_type: TaskType, num_labels: int) -> tupl
         output = model.get_output_embeddings()
         output.weight = nn.Parameter(torch.empty_like(output.weight))
     heads = head_modules(model, task_type)
-    keys = checkpoint_keys(trial.base.model)
+    keys = checkpoint_keys(trial.base.place)
     poolers = [name for name, _ in model.named_parameters() if ".pooler." in name]
     if keys is not None and poolers and not any("pooler." in key for key in keys):
         heads = (*heads, *dict.fromkeys(name.rpartition(".")[0] for name in poolers))

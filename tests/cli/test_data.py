@@ -208,3 +208,23 @@ def test_without_a_split_named_whatever_splits_there_are_are_shown(kept, cli, tm
     assert set(document["counts"]) == set(kept)
     named = cli("data", "preview", "--task", "file", "--data", tmp_path, "--split", "validation")
     assert (named.code == 0) == (set(kept) == {"train", "validation"})
+
+
+def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
+    ended = cli("data", "world", "--out", tmp_path / "world", "--size", 12, "--seed", 4, "--json")
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert document["counts"]["train"]["dialogues"] == 12
+    assert document["files"] == sorted(str(path.relative_to(tmp_path / "world")) for path in (tmp_path / "world").rglob("*.*"))
+    audited = cli("data", "audit", "--task", "personachat", "--data", tmp_path / "world" / "personachat")
+    assert audited.code == 0
+    assert "nothing found" in audited.out
+    again = cli("data", "world", "--out", tmp_path / "world")
+    assert again.code == 2
+    assert "there is something already; name another directory" in again.err
+
+
+def test_a_world_is_shown_as_a_table(cli, tmp_path):
+    ended = cli("data", "world", "--out", tmp_path / "world", "--size", 10)
+    assert re.search(r"│ train +│ +10 │", ended.out)
+    assert "README.md says what is where" in ended.out

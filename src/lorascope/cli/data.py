@@ -19,6 +19,7 @@ from lorascope.config import BaseModelConfig, TaskConfig, load_study, parse_over
 from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
 from lorascope.errors import MissingSplit, ModelError, UsageError
+from lorascope.world.files import DEFAULT_SIZE, documents, world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,6 +144,40 @@ def audit_command(
     if html is not None:
         _write_page(html, document | {"examples": _examples(inspected, 3)})
     found.check(inspected.allow)
+
+
+@app.command("world")
+def world_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new directory for the files.")],
+    size: Annotated[int, typer.Option(metavar="N", help="Training dialogues; everything else goes with them.")] = DEFAULT_SIZE,
+    seed: Annotated[int, typer.Option(min=0, help="Which world; equal seeds and sizes give equal files.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """A small world made up here: persona dialogues with entailment labels, questions, lessons, opinions about its towns."""
+    from lorascope.store import atomic_directory
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("there is something already", where=str(out), fix="name another directory")
+    with _stage("making a world"):
+        sets = world(seed, size)
+        files = documents(sets, seed, size)
+    with atomic_directory(out) as unfinished:
+        for name, text in files.items():
+            path = unfinished / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    counts = {split: of.counts for split, of in sets.items()}
+    if as_json:
+        print_json({"out": str(out), "seed": seed, "size": size, "counts": counts, "files": sorted(files)})
+        return
+    table = Table()
+    table.add_column("split", no_wrap=True)
+    for name in counts["train"]:
+        table.add_column(name, justify="right")
+    for split, row in counts.items():
+        table.add_row(split, *(f"{number:,}" for number in row.values()))
+    stdout().print(table)
+    stdout().print(f"{out / 'README.md'} says what is where", markup=False, highlight=False, soft_wrap=True)
 
 
 def _inspect(

@@ -121,8 +121,8 @@ def evaluate_adapter(
 
 
 def base_path(base: BaseModelConfig) -> str:
-    """What an exported adapter names as its base: a directory's full path, or the hub id."""
-    model = Path(base.model)
+    """What an exported adapter names as its base: a directory's full path, or the hub id; PEFT must find it too."""
+    model = Path(base.place)
     return str(model.resolve()) if model.is_dir() else base.model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lorascope.embedded import located
 from lorascope.errors import UsageError, did_you_mean
 
 # The identifiers that the Hub accepts: https://huggingface.co/docs/hub/repositories-licenses
@@ -70,9 +71,9 @@ def stated_licence(model: str, revision: str | None = None) -> Licence | None:
     """The licence that a model's README or config.json states; None where neither does or neither can be read.
 
     Args:
-        model: a directory, or a hub id whose README lies in the cache or can be fetched.
+        model: a directory, one that comes with Lorascope, or a hub id whose README lies in the cache or can be fetched.
     """
-    directory = Path(model).expanduser()
+    directory = Path(located(model)).expanduser()
     readme = directory / "README.md" if directory.is_dir() else _hub_readme(model, revision)
     if readme is not None:
         stated = _from_metadata(_front_matter(readme), "the base's README.md")

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorascope.embedded import is_embedded
+
 _HIDDEN = "[removed]"
 _FEWEST_LETTERS = 8
 _SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
@@ -33,9 +35,9 @@ def public_name(place: str) -> str:
 
 
 def is_local(place: str) -> bool:
-    """Whether it is a path rather than a hub id: it exists here, or is written as only paths are."""
+    """Whether it is a path rather than a hub id: it exists here, comes with Lorascope, or is written as only paths are."""
     path = Path(place).expanduser()
-    return place.startswith((".", "/", "~")) or place.count("/") > 1 or path.exists()
+    return is_embedded(place) or place.startswith((".", "/", "~")) or place.count("/") > 1 or path.exists()
 
 
 class Privacy:

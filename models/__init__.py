@@ -1,0 +1,4 @@
+"""How the models that come with Lorascope are made: ``python -m models.pretrain``. Not part of the installed package.
+
+``corpus`` is what they read, ``pretrain`` the training, ``scores`` what they have learned, ``card`` what is told of them.
+"""
