@@ -3,8 +3,9 @@
 What separates two versions of one model is a handful of flips among many examples, and of so few events Student's interval is
 far too narrow: where four flips are expected, all one way, it holds the truth in 91 % of the cases, and where one is in 63 %.
 The limits of both rates of flips, up and down, are known by Wilson's intervals, and give those of their difference by
-Newcombe's square-and-add: 95 % or a little more (0.951 to 1.000 for half a flip to sixty, one way or both, of 100 and of 872
-examples), where nothing flipped too. Tango's score interval, narrower by a twentieth, falls to 93 % for four flips one way.
+Newcombe's square-and-add: 95 % or a little more (0.955 to 1.000 for half a flip to sixty, one way or both, of 100 and of 872
+examples: ``benchmarks/flips.py``), where nothing flipped too. Tango's score interval, narrower by a twentieth, falls to 93 %
+for four flips one way.
 
 Knows what each side scored on each example. Does not know metrics or files. Floor: ``compare``.
 

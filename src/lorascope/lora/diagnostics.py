@@ -201,7 +201,7 @@ def decompose(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> Decomposi
     left_OS, right_DS = (-1.0 if scaling < 0.0 else 1.0) * (basis_O @ inner_left), basis_D @ inner_right.T
     rounding = rounding_level(lora_A_RD, lora_B_OR, scaling)
     rank = int((values_S > rounding).sum())
-    if _is_narrow(lora_A_RD) or _is_narrow(lora_B_OR):
+    if rank < len(values_S) and (_is_narrow(lora_A_RD) or _is_narrow(lora_B_OR)):
         errors_S = _errors_of_directions(lora_A_RD, lora_B_OR, scaling, left_OS, right_DS)
         rank = max(rank, _shared_rank(lora_A_RD, lora_B_OR, values_S / errors_S))
     return Decomposition(left_OS, values_S, right_DS, rounding, rank)
