@@ -138,6 +138,8 @@ def scale_of(
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low) * margin or abs(high) * 0.1 or 0.5
+    if low == high == 0.0:
+        return Scale(-room, room, start, end)
     return Scale(low - (room if low < 0 or not zero else 0.0), high + (room if high > 0 or not zero else 0.0), start, end)
 
 
