@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from lorascope.errors import StoreError
+
 
 def test_a_run_leaves_its_report(cli, study_file, tmp_path):
     ended = cli("run", study_file(), "--out", tmp_path / "run")
@@ -44,15 +48,21 @@ def test_what_cannot_be_reported_is_one_line(cli, study_file, tmp_path):
     assert (taken.code, "is a directory" in taken.err) == (2, True)
 
 
-def test_a_report_that_cannot_be_written_does_not_lose_the_study(cli, study_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreError("cannot write (disk full)", where="report.html"), "no report: report.html: cannot write (disk full)"),
+        (ValueError("math domain error"), "no report: ValueError: math domain error (unexpected"),
+    ],
+)
+def test_a_report_that_fails_does_not_lose_the_study(error, told, cli, study_file, tmp_path, monkeypatch):
     from lorascope import report
-    from lorascope.errors import StoreError
 
     def refuse(*_):
-        raise StoreError("cannot write (disk full)", where="report.html")
+        raise error
 
     monkeypatch.setattr(report, "write_report", refuse)
     ended = cli("run", study_file(), "--out", tmp_path / "run", "--json")
     assert ended.code == 0
     assert [trial["status"] for trial in json.loads(ended.out)["trials"]] == ["done", "done"]
-    assert "no report: report.html: cannot write (disk full)" in ended.err
+    assert told in ended.err

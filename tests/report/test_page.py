@@ -206,10 +206,10 @@ def test_a_page_that_would_be_too_large_says_what_it_leaves_out(study_of, writte
     whole = page_of(directory)
     assert len(whole.source.encode()) <= MOST_BYTES
     assert len(whole.table("trials")) == 600
-    less = page_of(directory, most_bytes=300_000)
-    assert len(less.source.encode()) <= 300_000
-    assert len(less.table("trials")) == 500
-    assert "The page has room for 500 of 600 rows" in less.text
+    less = page_of(directory, most_bytes=150_000)
+    assert len(less.source.encode()) <= 150_000
+    assert len(less.table("trials")) == 50
+    assert "The page has room for 50 of 600 rows" in less.text
     assert "The page would be too large with examples" in less.text
 
 

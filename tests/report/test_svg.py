@@ -36,6 +36,12 @@ def test_one_value_has_an_axis_too():
     assert svg.scale_of([0.0], 0, 100).ticks(5)
 
 
+def test_zeros_alone_have_an_axis_with_zero():
+    scale = svg.scale_of([0.0, 0.0], 0, 100, zero=True)
+    assert scale(0.0) == pytest.approx(50)
+    assert scale.ticks(5)
+
+
 def test_a_scale_with_zero_holds_it():
     scale = svg.scale_of([2.0, 3.0], 0, 100, zero=True)
     assert scale(0.0) == 0.0

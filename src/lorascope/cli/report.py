@@ -41,10 +41,13 @@ def report(
 
 
 def report_beside(stores: Sequence[Store], results: Mapping[str, Any], directory: Path) -> None:
-    """Write a study's page into its directory; one that cannot be written is told on stderr, for the study itself is safe."""
+    """Write a study's page into its directory; where that fails it is told on stderr, for the study itself is safe."""
     from lorascope.report import REPORT_FILE, write_report
 
     try:
         write_report(stores, results, directory / REPORT_FILE)
     except LorascopeError as error:
         stderr().print(f"no report: {error}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:  # a bug in a picture must not cost the results of a long study
+        what = f"no report: {type(error).__name__}: {error} (unexpected; lorascope report {directory} --debug shows where)"
+        stderr().print(what, markup=False, highlight=False, soft_wrap=True)

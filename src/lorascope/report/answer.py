@@ -295,6 +295,8 @@ def _order_text(metric: Mapping[str, Any], said: str) -> str:
         untold = f"; it cannot be told from {listed(_few(alike))}" if alike else ""
         return f"{_capital(first)} {more(False)} than {listed(_few(less))}{untold}."
     told = [pair for pair in metric["differences"] if differ(*pair["players"])]
+    if not told:
+        return f"By {said}: {metric['verdict']}."
     clearest = " and ".join(min(told, key=lambda pair: pair["p_value"])["players"])
     return f"By {said}, {len(told)} of {len(p_values)} pairs of players can be told apart, most clearly {clearest}."
 

@@ -16,6 +16,8 @@ from lorascope.report.words import brief, counted, decimals_for, listed, metric_
 
 _MOST_BARS = 24
 _MOST_PAIRED = 24
+# Figures that are smaller are the rounding of sums.
+_ROUNDING = 1e-9
 
 
 def players_section(found: Findings) -> Section | None:
@@ -123,7 +125,8 @@ def _signed(
     rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[float | None]], higher: bool, row_title: str = ""
 ) -> charts.Heat:
     known = [abs(value) for row in grid for value in row if value is not None]
-    span = max(known, default=0.0)
+    largest = max(known, default=0.0)
+    span = largest if largest > _ROUNDING else 0.0
     decimals = min(decimals_for([span]) - 1, 4) if span else 2
     write = charts.signed(max(decimals, 1))
     return charts.Heat(list(rows), list(columns), grid, span, write, row_title=row_title, is_flipped=not higher)

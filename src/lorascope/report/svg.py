@@ -17,6 +17,8 @@ from lorascope.report.words import compact, shortened
 # Of the letters' size; DejaVu Sans, the widest of the usual fonts, has so wide ones.
 _LETTER = 0.62
 SMALL, TEXT = 10.5, 11.5
+# Between two marks of an axis, so that their figures do not touch.
+_MARK_ROOM = 48.0
 
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
@@ -136,12 +138,15 @@ def scale_of(
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low) * margin or abs(high) * 0.1 or 0.5
+    if low == high == 0.0:
+        return Scale(-room, room, start, end)
     return Scale(low - (room if low < 0 or not zero else 0.0), high + (room if high > 0 or not zero else 0.0), start, end)
 
 
 def x_axis(scale: Scale, y: float, title: str, *, top: float | None = None, most: int = 5) -> list[Markup]:
     """Marks below a plot and its title; light lines up to ``top`` where that is given."""
     middle = (scale.start + scale.end) / 2
+    most = max(2, min(most, int((scale.end - scale.start) / _MARK_ROOM)))
     parts = [line(scale.start, y, scale.end, y, "axis")]
     for mark in scale.ticks(most):
         x = scale(mark)
