@@ -12,8 +12,9 @@ epoch reads every window once, in its own order.
 The learning rate warms up, stays, and falls to nothing over the last ``--decay-steps`` (Hu et al. 2024, "MiniCPM"), so that a
 run can be lengthened without having been planned so.
 
-The shape is what 90 minutes on two cores can fill: about 15 M tokens at this size. A larger model reads fewer and learns less
-(Hoffmann et al. 2022), and every study on it costs more. On a GPU take ``--device cuda --width 256 --rows 64 --steps 4000``:
+The shape is meant for 90 minutes on two cores: in the same time a larger model reads fewer tokens, and by the fit of Hoffmann
+et al. (2022) learns less; every study on it costs more, too. The minutes left are printed with every checkpoint; lengthen or
+shorten the run with ``--steps``. On a GPU take ``--device cuda --width 256 --rows 64 --steps 4000``:
 7.9 M parameters, the most that 16 MB hold.
 """
 

@@ -134,7 +134,7 @@ _TAKEN = Sum(
     _ranges(a=(12, 40), b=(6, 30), c=(3, 16)),
 )
 _CHANGE = Sum(
-    "At {shop} one {unit} costs {a} pennies. {buyer} wants {b} of the kind and lays {c} pennies on the table.",
+    "{buyer} comes to {shop}, where one {unit} costs {a} pennies, asks for {b} of the kind and lays down {c} pennies.",
     (
         "How many pennies does {buyer} get back?",
         "What does {buyer} get back?",
@@ -144,7 +144,7 @@ _CHANGE = Sum(
     "{left} pennies go back to {buyer}",
     (
         Step("found what {buyer} pays for all {b}", "{a}", "×", "{b}"),
-        Step("took that from the money on the table", "{c}", "-", "{1}"),
+        Step("took that from the money that {buyer} laid down", "{c}", "-", "{1}"),
     ),
     Mistake(
         1,
@@ -339,7 +339,7 @@ _FENCE = Sum(
     _ranges(a=(6, 20), b=(3, 5), c=(2, 6)),
 )
 _AGES = Sum(
-    "Little {child} is {a} and has a sister who is {b} years younger. {child}'s mother is {c} times as old as she is.",
+    "{child} is {a} and has a sister who is {b} years younger. {child}'s mother is {c} times as old as she is.",
     (
         "How old is {child}'s mother?",
         "What age is {child}'s mother?",
