@@ -54,8 +54,9 @@ def documented():
 
 @pytest.fixture(scope="module")
 def workshop(model_directory, tmp_path_factory):
-    """A finished study of a tiny BERT on SST-2's form, and two adapters of PEFT's on a tiny GPT-2."""
+    """A finished study of a tiny BERT on SST-2's form, two adapters of PEFT's on a tiny GPT-2, and the datasets of a world."""
     home = tmp_path_factory.mktemp("workshop")
+    assert CliRunner().invoke(app, ["data", "world", "--out", str(home / "world"), "--size", "20"]).exit_code == 0
     words = ("warm", "slow", "bright", "wooden", "charming", "long")
     for split in ("train", "dev"):
         rows = [f"{split} {words[n % 6]} {words[n // 6]} {'very ' * (n % 5)}{n}\t{n % 2}" for n in range(24)]
@@ -98,13 +99,15 @@ def filled(command, workshop, model_directory):
     }
     found = []
     for before, word in zip(["", *words], words, strict=False):
-        if before in values:
+        if before in values and not word.startswith("world/"):
             found.append(values[before]())
         elif word in ("ADAPTER", "ADAPTER…"):
             found += [next(adapters)] if word == "ADAPTER" else list(adapters)
         elif word == "some/peft/adapter":
             found.append(writing[0])
-        elif re.match(r"runs/(<study>|which-targets)", word):
+        elif word.startswith("world/"):
+            found.append(workshop / word)
+        elif re.match(r"runs/(<study>|which-targets|judge-world)", word):
             inside = re.sub(r"runs/[^/]+", "runs/which-targets", word).replace("<trial>", trials[0].name)
             found.append(inside)
         elif before != "--out" and word in ("STUDY", "STUDY.yaml"):

@@ -124,7 +124,7 @@ def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> 
 def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> Sequence[Check]:
     """Whether the base is the one that the adapter was trained on."""
     heads = () if claim.task_type is None else head_modules(claim.model, claim.task_type)
-    local = Path(claim.base.model).is_dir()
+    local = Path(claim.base.place).is_dir()
     recorded = adapter.record.get("base") or {}
     packed, dtype = recorded.get("quantization"), recorded.get("dtype")
     trained = recorded.get("checksum") if packed is None else recorded.get("unpacked_checksum")
