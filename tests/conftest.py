@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as token_decoders
 from transformers import (
@@ -266,3 +267,22 @@ def peft_adapter(model_directory: Callable[[str], Path], tmp_path: Path) -> Call
         return tmp_path / name, wrapped
 
     return make
+
+
+@pytest.fixture(scope="session")
+def three_directions_in_bfloat16() -> Callable[..., None]:
+    """Overwrites every update of a saved adapter by three directions of one size, mixed among the factors, in bfloat16."""
+
+    def overwrite(directory: Path, *, seed: int) -> None:
+        path = directory / "adapter_model.safetensors"
+        generator = torch.Generator().manual_seed(seed)
+        tensors = load_file(path)
+        r = next(len(value) for key, value in tensors.items() if "lora_A" in key)
+        mixed_RS = torch.linalg.qr(torch.randn(r, 3, generator=generator))[0]
+        for key in [key for key in tensors if ".lora_" in key]:
+            size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
+            outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
+            tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return overwrite

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -470,6 +471,13 @@ def _not_loaded(what: str, base: BaseModelConfig, error: Exception) -> ModelErro
     local = Path(base.place).is_dir()
     fix = "check the directory's files" if local else "check the name, or that the hub can be reached"
     return ModelError(f"cannot load the {what} ({reason[:200]})", where=base.model, fix=fix)
+
+
+def settled_clock(base: BaseModel) -> float:
+    """Seconds of ``perf_counter``, once the base's device has done all that it was asked."""
+    if base.device.type == "cuda":
+        torch.cuda.synchronize(base.device)
+    return time.perf_counter()
 
 
 def hardware() -> dict[str, Any]:

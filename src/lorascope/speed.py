@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.pytorch_utils import Conv1D
 
 from lorascope.adapter import stack_several
-from lorascope.base_model import BaseModel, num_positions
+from lorascope.base_model import BaseModel, num_positions, settled_clock
 from lorascope.data.tokens import special_ids
 from lorascope.errors import RunError, UsageError
 from lorascope.lora.layer import StackedLayerNorm, StackedLinear
@@ -344,9 +343,9 @@ def _time(base: BaseModel, one: _Configuration, ids_BT: Tensor, workload: Worklo
 
 
 def _run_classifier(base: BaseModel, ids_MT: Tensor, _: int) -> tuple[dict[str, float], Tensor]:
-    started = _now(base)
+    started = settled_clock(base)
     logits_MV = base.model(input_ids=ids_MT, attention_mask=torch.ones_like(ids_MT)).logits
-    return {"forward": _now(base) - started}, logits_MV
+    return {"forward": settled_clock(base) - started}, logits_MV
 
 
 def _run_generator(base: BaseModel, ids_MT: Tensor, new_tokens: int) -> tuple[dict[str, float], Tensor]:
@@ -354,7 +353,7 @@ def _run_generator(base: BaseModel, ids_MT: Tensor, new_tokens: int) -> tuple[di
     model = cast(Any, base.model)
     mask_MT = torch.ones_like(ids_MT)
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    started = _now(base)
+    started = settled_clock(base)
     if base.task_type == "SEQ_2_SEQ_LM":
         given: dict[str, Any] = {
             "encoder_outputs": model.get_encoder()(input_ids=ids_MT, attention_mask=mask_MT),
@@ -365,19 +364,12 @@ def _run_generator(base: BaseModel, ids_MT: Tensor, new_tokens: int) -> tuple[di
     else:
         given, cache, name, next_M1 = {}, DynamicCache(config=model.config), "input_ids", ids_MT
     logits = model(**given, **{name: next_M1}, past_key_values=cache, use_cache=True, **last).logits[:, -1]
-    prefilled = _now(base)
+    prefilled = settled_clock(base)
     first_MV = logits
     for _ in range(new_tokens):
         next_M1 = logits.argmax(dim=-1, keepdim=True)
         logits = model(**given, **{name: next_M1}, past_key_values=cache, use_cache=True).logits[:, -1]
-    return {"prefill": prefilled - started, "per_token": (_now(base) - prefilled) / max(new_tokens, 1)}, first_MV
-
-
-def _now(base: BaseModel) -> float:
-    """Seconds, once the device has done all that it was asked."""
-    if base.device.type == "cuda":
-        torch.cuda.synchronize(base.device)
-    return time.perf_counter()
+    return {"prefill": prefilled - started, "per_token": (settled_clock(base) - prefilled) / max(new_tokens, 1)}, first_MV
 
 
 def _agreements(configurations: Sequence[_Configuration], rounding: float) -> Iterator[Agreement]:

@@ -7,7 +7,6 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lorascope.analysis import truncated
@@ -51,18 +50,10 @@ def test_rank_three_inside_eight_is_cut_to_three_by_energy_with_equal_logits_in_
 
 @pytest.mark.parametrize("has_task", [False, True])
 def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_equal_logits(
-    has_task, cli, small_adapter, data, tmp_path
+    has_task, cli, small_adapter, three_directions_in_bfloat16, data, tmp_path
 ):
     source, out = small_adapter(), tmp_path / "cut"
-    path = source / "adapter_model.safetensors"
-    # Three directions of one size; how the factors share them is mixed.
-    generator = torch.Generator().manual_seed(2)
-    mixed_RS, tensors = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0], load_file(path)
-    for key in [key for key in tensors if ".lora_" in key]:
-        size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
-        outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
-        tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
-    save_file(tensors, path, metadata={"format": "pt"})
+    three_directions_in_bfloat16(source, seed=2)
     (seen,) = json.loads(cli("inspect", source, "--json").out)["adapters"]
     assert {row["numerical_rank"] for row in seen["modules"]} == {3}
     assert {row["r"] for row in seen["modules"]} == {8}

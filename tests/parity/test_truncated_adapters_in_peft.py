@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lorascope.analysis.truncated import keep_energy, line_up
 from lorascope.analysis.updates import adapter_document, places_of, read_adapters
@@ -98,18 +97,10 @@ def test_a_pattern_of_ranks_with_modules_left_out_means_the_same_in_peft(family,
 
 @pytest.mark.parametrize(("family", "task_type"), [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
 def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_equal_logits(
-    family, task_type, tiny_model, tmp_path
+    family, task_type, tiny_model, three_directions_in_bfloat16, tmp_path
 ):
     whole_adapter(tiny_model(family, task_type), task_type, tmp_path)
-    path = tmp_path / "adapter_model.safetensors"
-    # Three directions of one size; how the factors share them is mixed.
-    generator = torch.Generator().manual_seed(8)
-    mixed_RS, tensors = torch.linalg.qr(torch.randn(16, 3, generator=generator))[0], load_file(path)
-    for key in [key for key in tensors if ".lora_" in key]:
-        size = tensors[key].shape[1] if "lora_A" in key else tensors[key].shape[0]
-        outer = torch.linalg.qr(torch.randn(size, 3, generator=generator))[0]
-        tensors[key] = (mixed_RS @ outer.T if "lora_A" in key else outer @ mixed_RS.T).bfloat16().contiguous()
-    save_file(tensors, path, metadata={"format": "pt"})
+    three_directions_in_bfloat16(tmp_path, seed=8)
     (one,) = read_adapters([tmp_path])
     rows = adapter_document(one, places_of(one.modules))["modules"]
     assert {(row["r"], row["dtype"], row["numerical_rank"]) for row in rows} == {(16, "bfloat16", 3)}

@@ -19,7 +19,7 @@ from lorascope.config import ShapleyDesign
 from lorascope.errors import RunError
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.shapley import CONFIDENCE, Attribution, Coalition, Interval, agreement, exact_values
-from lorascope.store import Store, TrialRow, merge_results
+from lorascope.store import Store, TrialRow, merge_results, strict_json
 
 # By coalition one worth for each seed, NaN where there is none.
 Worths = Mapping[Coalition, Sequence[float]]
@@ -106,7 +106,7 @@ def shapley_document(stores: Sequence[Store]) -> dict[str, Any]:
             calibrated = _calibrated(game, name, retrained.get(name, {}), worths.get(name, {}))
             metrics[name] = _believable(game, {**metric, "agreement": found, "calibrated": calibrated})
         document["cost"] = _cost(game, coalition_rows, list(maps.values()))
-    return _plain(document)  # type: ignore[no-any-return]
+    return strict_json(document)  # type: ignore[no-any-return]
 
 
 def _metric(
@@ -425,12 +425,3 @@ def _mean(values: Sequence[float]) -> float:
 def _nanmean(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return mean(finite) if finite else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """As strict JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

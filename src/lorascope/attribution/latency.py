@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lorascope.attribution.players import LATENCY_KEY, SAMPLING_SEED, Game
-from lorascope.base_model import BaseModel, hardware, load_base
+from lorascope.base_model import BaseModel, hardware, load_base, settled_clock
 from lorascope.cohort.deadline import Deadline
 from lorascope.cohort.events import Event, Events
 from lorascope.cohort.training import warn
@@ -167,16 +167,9 @@ def _turn(game: Game, base: BaseModel, coalition: Coalition, inputs: Inputs) -> 
     try:
         seconds = []
         for _ in range(_WARM_UP + _PASSES):
-            started = _now(base)
+            started = settled_clock(base)
             base.model(**inputs, **last, **cache)
-            seconds.append(_now(base) - started)
+            seconds.append(settled_clock(base) - started)
         return min(seconds[_WARM_UP:])
     finally:
         stack.detach()
-
-
-def _now(base: BaseModel) -> float:
-    """Seconds, once the device has done all that it was asked."""
-    if base.device.type == "cuda":
-        torch.cuda.synchronize(base.device)
-    return time.perf_counter()

@@ -11,7 +11,6 @@ A model that does not fit into memory gets a certificate of its tensors, which s
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from lorascope.certify.update import AdapterFiles
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, CheckFailed, ModelError
 from lorascope.losses import is_out_of_memory
+from lorascope.store import strict_json
 
 CERTIFICATE_FILE = "merge-certificate.json"
 _VERSION = 1
@@ -172,7 +172,7 @@ def _document(
         ],
         "made_with": {"lorascope": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    return dict(_strict(document))
+    return dict(strict_json(document))
 
 
 def _base_record(claim: MergeClaim, adapter: AdapterFiles, base: Checkpoint) -> dict[str, Any]:
@@ -236,17 +236,6 @@ def _effect(figures: TensorFigures | None, outputs: Outputs | None) -> dict[str,
 def _comparisons(outputs: Outputs) -> list[dict[str, Any]]:
     rows = [{"name": row.name, "against": row.against, **asdict(row.difference), "scores": row.scores} for row in outputs.rows]
     return [*rows[:1], {"name": rows[0]["against"], "against": None, "scores": outputs.scores}, *rows[1:]] if rows else []
-
-
-def _strict(value: Any) -> Any:
-    """The value with None in the place of numbers that JSON has no form for."""
-    if isinstance(value, dict):
-        return {key: _strict(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def certificate_text(certificate: Certificate) -> str:

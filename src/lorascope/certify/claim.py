@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class MergeClaim:
     tensors_only: str | None = None
     shown_as: Path | None = None
 
-    @property
+    @cached_property
     def stored_dtype(self) -> str:
         """The dtype in which the merged model is loaded: the base's own for ``as-base``."""
         return open_checkpoint(self.base_directory).main_dtype if self.dtype == "as-base" else self.dtype

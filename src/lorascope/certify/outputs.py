@@ -34,6 +34,7 @@ from lorascope.config import BaseModelConfig, EvaluateConfig, TaskType
 from lorascope.errors import LorascopeError, ModelError
 from lorascope.evaluate import evaluate, run_to_end
 from lorascope.lora.frozen import install, slow_bfloat16
+from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import is_out_of_memory, model_inputs
@@ -329,11 +330,9 @@ def _hasten(model: nn.Module, heads: Sequence[str]) -> None:
 def _without_copies(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
     """The adapter less what is the base's own: embeddings that PEFT saved along, which no stack has a place for."""
     own = dict(model.named_parameters(remove_duplicate=False))
-    heads = {
-        name: value
-        for name, value in saved.weights.heads.items()
-        if name not in own or not torch.equal(own[name].to("cpu", value.dtype), value)
-    }
+    heads = without_copies(
+        saved.weights.heads, lambda name, value: name in own and torch.equal(own[name].to("cpu", value.dtype), value)
+    )
     return replace(saved, weights=replace(saved.weights, heads=heads))
 
 

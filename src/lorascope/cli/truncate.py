@@ -16,6 +16,7 @@ from lorascope.cli.console import tell
 from lorascope.cli.inspection import print_map
 from lorascope.config import EvaluateConfig, Study, TaskConfig
 from lorascope.errors import UsageError, did_you_mean
+from lorascope.store import strict_json
 
 if TYPE_CHECKING:
     from lorascope.analysis.truncated import Line, Tried
@@ -121,7 +122,7 @@ def _by_score(one: Inspected, epsilon: float, out: Path, scored: Scored, num_slo
             "notes": list(found.notes),
             **prepared.facts,
         }
-        strict: dict[str, Any] = _strict(document)
+        strict: dict[str, Any] = strict_json(document)
         _write_beside(directory, strict)
     return strict
 
@@ -182,15 +183,6 @@ def _write_beside(directory: Path, document: Mapping[str, Any]) -> None:
     (directory / REPORT_FILE).write_text(text, encoding="utf-8")
     card = truncated_card(document, read_adapter(directory), directory, REPORT_FILE)
     (directory / "README.md").write_text(card, encoding="utf-8")
-
-
-def _strict(value: Any) -> Any:
-    """As strict JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0.0 else value
 
 
 def _tried_line(one: Tried, metric: str) -> str:

@@ -5,13 +5,13 @@ Imports nothing that may be missing or broken on a user's machine.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorascope.errors import LorascopeError
+from lorascope.store import strict_json
 
 if TYPE_CHECKING:
     from lorascope.base_model import BaseModel
@@ -102,7 +102,7 @@ class CheckResult:
 
     def record(self) -> dict[str, Any]:
         """As strict JSON can hold it: a figure that is no number is null."""
-        figures = {name: _plain(value) for name, value in self.figures.items()}
+        figures = {name: strict_json(value) for name, value in self.figures.items()}
         return {
             "check": self.check,
             "claim": self.claim,
@@ -154,11 +154,3 @@ def beyond(figures: Mapping[str, float], limits: Mapping[str, float]) -> tuple[s
 def compared(what: str, error: float) -> str:
     """How far ``what`` are apart, in words."""
     return f"{what} are equal to the bit" if error == 0.0 else f"{what} differ by {error:.0e}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

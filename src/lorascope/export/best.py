@@ -140,13 +140,11 @@ def _against_next(store: Store, ranked: Sequence[TrialRow], metric: str) -> dict
     if predictions[0] is None or predictions[1] is None:
         return found
     over = difference_over_examples(metric, (predictions[0], chosen.metrics), (predictions[1], following.metrics))
-    if over.p is None or over.changed is None:
+    if over.p is None:
         return found
-    # Signs cannot give less, and Student's p can where only a handful of examples differ.
-    p = max(over.p, min(1.0, 2.0 ** (1 - over.changed)))
-    differs = p < 1 - CONFIDENCE
+    differs = over.p < 1 - CONFIDENCE
     found["verdict"] = "equal" if over.changed == 0 else "distinguishable" if differs else "not distinguishable"
-    return found | {"low": over.low, "high": over.high, "p": p}
+    return found | {"low": over.low, "high": over.high, "p": over.p}
 
 
 def _predictions(store: Store, row: TrialRow) -> list[dict[str, Any]] | None:

@@ -263,11 +263,11 @@ def _peft_config(
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     peft_config = LoraConfig(
         r=r,
-        lora_alpha=_number(alpha),  # type: ignore[arg-type]
+        lora_alpha=whole_number(alpha),  # type: ignore[arg-type]
         lora_dropout=slot.dropout,
         target_modules=sorted(modules),
         rank_pattern={module: rank for module, rank in ranks.items() if rank != r},
-        alpha_pattern={module: _number(value) for module, value in alphas.items() if value != alpha},
+        alpha_pattern={module: whole_number(value) for module, value in alphas.items() if value != alpha},
         use_rslora=slot.use_rslora,
         bias=slot.bias,
         fan_in_fan_out=all(is_transposed(_frozen(model, module)) for module in modules),
@@ -466,6 +466,6 @@ def _frozen(model: nn.Module, module: str) -> nn.Module:
     return frozen
 
 
-def _number(value: float) -> int | float:
+def whole_number(value: float) -> int | float:
     """An integer where it is one: PEFT writes ``lora_alpha`` as an integer."""
     return int(value) if float(value).is_integer() else value

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lorascope.errors import AdapterError
 from lorascope.lora.diagnostics import Decomposition, decompose, rounding_level
-from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, SavedAdapter
+from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, SavedAdapter, whole_number
 from lorascope.lora.stack import AdapterWeights, Placement
 
 _LORA_KEY = re.compile(r"(?P<prefix>(?:base_model\.model\.)?)(?P<module>.+)\.(?P<factor>lora_[AB])\.weight")
@@ -108,7 +108,9 @@ def _check_droppable(saved: SavedAdapter, placement: Placement) -> None:
 def _config(config: Mapping[str, Any], placements: tuple[Placement, ...], use_rslora: bool) -> dict[str, Any]:
     """PEFT's configuration with the new ranks; everything else is as it was."""
     ranks = {one.target.module: one.r for one in placements}
-    alphas = {one.target.module: _number(round(one.scaling * (one.r**0.5 if use_rslora else one.r), 12)) for one in placements}
+    alphas = {
+        one.target.module: whole_number(round(one.scaling * (one.r**0.5 if use_rslora else one.r), 12)) for one in placements
+    }
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
@@ -150,7 +152,3 @@ def _outside(key: str, kept: Collection[str]) -> str:
     """A bias of a module that carries no adapter any more has its plain name again."""
     module, wrapper, kind = key.rpartition(".base_layer.")
     return f"{module}.{kind}" if wrapper and module.removeprefix("base_model.model.") not in kept else key
-
-
-def _number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else value

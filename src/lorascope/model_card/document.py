@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorascope.amounts import seconds_text
 from lorascope.model_card.facts import CardFacts, MetricFacts
 from lorascope.model_card.usage import loading
 
@@ -220,9 +221,9 @@ def _cost(facts: CardFacts) -> str:
         "parameters with the base": None if cost.total_params is None else f"{cost.total_params:,}",
         "numbers in the adapter's file": None if adapter.num_parameters is None else f"{adapter.num_parameters:,}",
         "size of the adapter's file": None if adapter.num_bytes is None else size(adapter.num_bytes),
-        "training time": None if cost.train_seconds is None else f"{duration(cost.train_seconds)}{together}",
+        "training time": None if cost.train_seconds is None else f"{seconds_text(cost.train_seconds)}{together}",
         "peak memory": None if cost.peak_memory_bytes is None else f"{size(cost.peak_memory_bytes)}{together}",
-        "an epoch, alone": None if cost.solo_seconds_per_epoch is None else duration(cost.solo_seconds_per_epoch),
+        "an epoch, alone": None if cost.solo_seconds_per_epoch is None else seconds_text(cost.solo_seconds_per_epoch),
         "peak memory, alone": None if cost.solo_peak_memory_bytes is None else size(cost.solo_peak_memory_bytes),
         "measured on": cost.hardware,
     }
@@ -305,10 +306,3 @@ def size(num_bytes: float) -> str:
     if num_bytes >= _GIB:
         return f"{num_bytes / _GIB:.2f} GiB"
     return f"{num_bytes / _MIB:.1f} MiB" if num_bytes >= _MIB else f"{num_bytes / 1024:.1f} KiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

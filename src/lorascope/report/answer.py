@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Any
 
+from lorascope.amounts import counted
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.words import (
     brief,
-    counted,
     decimals_for,
     listed,
     metric_name,

@@ -15,10 +15,11 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from lorascope.amounts import counted
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.report.blocks import Block, Cell, Column, Notes, Pair, Pairs, Section, Side, Table, words
 from lorascope.report.findings import Configuration, Findings
-from lorascope.report.words import clean, counted, metric_name, number, shortened
+from lorascope.report.words import clean, metric_name, number, shortened
 
 Row = Mapping[str, Any]
 # By metric, the key of a prediction's row that holds the example's own score.

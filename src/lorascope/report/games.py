@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorascope.amounts import counted
 from lorascope.config import split_layers
 from lorascope.report import charts
 from lorascope.report.blocks import Block, Figure, Figures, Notes, Section, Table, numbers, scores, useful, words
 from lorascope.report.findings import Findings
-from lorascope.report.words import brief, counted, decimals_for, listed, metric_name, metric_unit, number
+from lorascope.report.words import brief, decimals_for, listed, metric_name, metric_unit, number
 
 _MOST_BARS = 24
 _MOST_PAIRED = 24

@@ -18,6 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorascope import __version__
+from lorascope.amounts import counted
 from lorascope.errors import RunError
 from lorascope.model_card.privacy import is_local, public_name
 from lorascope.report.answer import answer_of
@@ -34,7 +35,7 @@ from lorascope.report.sections import (
     search_section,
 )
 from lorascope.report.training import cost_section, curves_section, layers_section
-from lorascope.report.words import clean, counted, metric_name
+from lorascope.report.words import clean, metric_name
 from lorascope.store import Store, write_atomically
 
 # Beside a study's store.

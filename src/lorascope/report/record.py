@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lorascope.amounts import counted
 from lorascope.config import configuration_of
 from lorascope.model_card.privacy import Privacy, is_local, public_name
 from lorascope.model_card.recorded import study_places
@@ -29,7 +30,7 @@ from lorascope.report.blocks import (
 )
 from lorascope.report.findings import Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import brief, clean, counted, mebibytes, metric_name, metric_unit, shortened
+from lorascope.report.words import brief, clean, mebibytes, metric_name, metric_unit, shortened
 
 _STATUS_KINDS = {"done": "quiet", "diverged": "bad", "failed": "bad", "pruned": "warn", "interrupted": "warn"}
 _CERTIFICATE = "merge-certificate.json"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from lorascope.amounts import counted
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.report import charts
 from lorascope.report.blocks import (
@@ -29,7 +30,6 @@ from lorascope.report.blocks import useful as with_figures
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.words import (
     brief,
-    counted,
     decimals_for,
     listed,
     mebibytes,

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorascope.amounts import counted
 from lorascope.analysis.figures import FIGURES, grid_of, span_of
 from lorascope.errors import LorascopeError
 from lorascope.report import charts
 from lorascope.report.blocks import Block, Figure, Figures, Notes, Section
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import clean, compact, counted, decimals_for, listed, metric_name, metric_unit, number
+from lorascope.report.words import clean, compact, decimals_for, listed, metric_name, metric_unit, number
 
 # Small curves, lines of the large picture, and maps of adapters.
 _MOST_CURVES = 24

@@ -5,7 +5,7 @@
 
 from lorascope.store.database import DATABASE, STATUSES, Store, TrialRow
 from lorascope.store.files import atomic_directory, write_atomically
-from lorascope.store.results import by_configuration, merge_results, results_document
+from lorascope.store.results import by_configuration, merge_results, results_document, strict_json
 
 __all__ = [
     "DATABASE",
@@ -16,5 +16,6 @@ __all__ = [
     "by_configuration",
     "merge_results",
     "results_document",
+    "strict_json",
     "write_atomically",
 ]

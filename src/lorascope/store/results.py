@@ -126,3 +126,12 @@ def _check_same_inputs(one: Store, other: Store) -> None:
 def _base_of(row: TrialRow) -> tuple[Any, ...]:
     """What the trial's configuration says of its base."""
     return tuple(row.config.get(key) for key in BaseModelConfig.model_fields)
+
+
+def strict_json(value: Any) -> Any:
+    """The value as strict JSON can hold it: null for NaN and infinities, names as text, lists for tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
