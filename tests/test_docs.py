@@ -27,8 +27,7 @@ ELSEWHERE = {
     "lorascope run my-study.yaml": "test_readme.test_the_readmes_study_and_its_commands_run, test_tracking",
     "lorascope results runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
     "lorascope evaluate runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
-    "lorascope run examples/": "test_readme, example by example",
-    "lorascope plan examples/gpt2-parameters.yaml": "test_readme.test_every_example_is_a_valid_study_that_can_be_planned",
+    "lorascope run examples/": "test_readme and test_flagships, example by example",
 }
 # Values of options, and what is added so that a command ends soon.
 TINY_ANSWERS = ["--max-new-tokens", "4"]
