@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -164,3 +166,10 @@ def test_what_runs_elsewhere_is_documented_still():
     every = [one for page in pages for one in shown(page.read_text("utf-8"), inline=True)]
     for beginning in ELSEWHERE:
         assert any(one.startswith(beginning) for one in every), beginning
+
+
+def test_the_reference_of_the_study_file_is_what_its_schema_says():
+    found = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "study_reference.py", "--check"], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
