@@ -173,3 +173,14 @@ def test_the_reference_of_the_study_file_is_what_its_schema_says():
         [sys.executable, ROOT / "scripts" / "study_reference.py", "--check"], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_the_pages_make_a_site_whose_links_all_lead_somewhere(tmp_path):
+    """``make docs``, into a directory of its own."""
+    pages = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs", pages)
+    options = ["--fail-on-warning", "--keep-going", "--quiet"]
+    command = [sys.executable, "-m", "sphinx", *options, str(pages), str(tmp_path / "site")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "site" / "getting-started.html").is_file()
