@@ -14,7 +14,8 @@ from lorascope.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIPS = ["persona-shapley", "sentiment-configurations", "squad-gpt2", "glue-protocol", "teacher-student"]
-SMALL = ["task.max_train=8", "task.max_eval=4", "train.max_steps=1", "seeds=[42]"]
+# The stand-ins for models have 128 positions.
+SMALL = ["task.max_length=64", "task.max_train=8", "task.max_eval=4", "train.max_steps=1", "seeds=[42]"]
 
 
 def offline(name):
