@@ -1,5 +1,6 @@
 """The flagship studies: each command that a file gives for a machine without a hub runs, on small models and data."""
 
+import functools
 import json
 import re
 import shlex
@@ -7,15 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lorascope.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIPS = ["persona-shapley", "sentiment-configurations", "squad-gpt2", "glue-protocol", "teacher-student"]
-# The stand-ins for models have 128 positions.
-SMALL = ["task.max_length=64", "task.max_train=8", "task.max_eval=4", "train.max_steps=1", "seeds=[42]"]
+# The stand-ins for models have tokens of a letter or two.
+POSITIONS = 1024
+SMALL = ["task.max_length=900", "task.max_train=8", "task.max_eval=4", "train.max_steps=1", "seeds=[42]"]
 
 
 def offline(name):
@@ -37,11 +41,29 @@ def call(*arguments):
 
 
 @pytest.fixture(scope="module")
-def place(model_directory, tmp_path_factory):
+def longer(model_directory, tmp_path_factory):
+    """``longer(family)``: a tiny model's directory with enough positions for a dialogue."""
+
+    def made(family):
+        directory = tmp_path_factory.mktemp(family)
+        tiny = model_directory(family)
+        config = AutoConfig.from_pretrained(tiny)
+        config.max_position_embeddings = POSITIONS
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(tiny).save_pretrained(directory)
+        return directory
+
+    return functools.cache(made)
+
+
+@pytest.fixture(scope="module")
+def place(longer, tmp_path_factory):
     """A directory with a world, a judge trained on its pairs, and GLUE's files of a handful of sentences."""
     home = tmp_path_factory.mktemp("flagships")
     call("data", "world", "--out", home / "world", "--size", "20")
-    given = [f"base.model={model_directory('qwen2')}", f"task.data={home / 'world' / 'dialogue_nli'}", *SMALL]
+    given = [f"base.model={longer('qwen2')}", f"task.data={home / 'world' / 'dialogue_nli'}", *SMALL]
     study = ROOT / "examples" / "judge-world.yaml"
     settings = [part for setting in given for part in ("--set", setting)]
     call("run", study, "--out", home / "runs" / "judge-world", "--json", *settings)
@@ -59,7 +81,7 @@ def place(model_directory, tmp_path_factory):
     return home
 
 
-def filled(command, home, model_directory):
+def filled(command, home, longer, model_directory):
     """The command's settings with its places filled in."""
     words = shlex.split(command)
     study = yaml.safe_load((ROOT / words[2]).read_text(encoding="utf-8"))
@@ -71,24 +93,26 @@ def filled(command, home, model_directory):
         "train: FILE": f"train: {squad / 'train-v1.1.json'}",
         "validation: FILE": f"validation: {squad / 'dev-v1.1.json'}",
         "train: test.jsonl": f"train: {home / 'world' / 'teacher_student' / 'train.jsonl'}",
-        "gpt2-shape": str(model_directory("gpt2")),
-        "lorascope:small": str(model_directory("qwen2")),
+        "gpt2-shape": str(longer("gpt2")),
+        "lorascope:small": str(longer("qwen2")),
         "base.model=DIR": f"base.model={model_directory('bert')}",
         "task.data=DIR": f"task.data={home / task}",
         "runs/judge-world/trials/TRIAL": str(trial),
     }
     for name, real in files.items():
         settings = [one.replace(name, real) for one in settings]
-    settings = [re.sub(r"(?<![/\w])world/", f"{home / 'world'}/", one) for one in settings]
+    settings = [re.sub(r"(?<![-/\w])world/", f"{home / 'world'}/", one) for one in settings]
     shorter = [one for one in settings if one.partition("=")[0] not in {small.partition("=")[0] for small in SMALL}]
     return [ROOT / words[2], *(part for one in [*shorter, *SMALL] for part in ("--set", one))]
 
 
 @pytest.mark.parametrize(("name", "index"), COMMANDS, ids=lambda value: str(value))
 def test_a_flagship_study_runs_without_a_hub_by_the_overrides_that_its_file_gives(
-    name, index, place, model_directory, tmp_path
+    name, index, place, longer, model_directory, tmp_path
 ):
-    arguments = filled(offline(name)[index], place, model_directory)
+    arguments = filled(offline(name)[index], place, longer, model_directory)
+    if "base.model=" + str(model_directory("bert")) in arguments:
+        arguments += ["--set", "task.max_length=64"]
     if name == "glue-protocol":
         arguments += ["--set", "controls=[{method: full}]", "--set", "design.over={r: [8, 4], targets: [[query]]}"]
     document = json.loads(call("run", *arguments, "--out", tmp_path / "run", "--json"))
