@@ -9,7 +9,7 @@ BIN := .venv/bin
 TRL := 1.16.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check demo bench lock clean
+.PHONY: help setup test check demo docs bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ check: setup  ## ruff, mypy and the floors of the import graph
 
 demo: setup  ## a small study from data to report
 	$(BIN)/lorascope demo $(DEMO_ARGS)
+
+docs: setup  ## the documentation as a site, in build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+	@echo "build/site/index.html"
 
 bench: setup  ## Lorascope against PEFT, TRL and generate (BENCH_ARGS, see benchmarks/README.md)
 	@$(BIN)/python -c "import trl" 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps "trl==$(TRL)" \

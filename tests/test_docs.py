@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -27,8 +29,7 @@ ELSEWHERE = {
     "lorascope run my-study.yaml": "test_readme.test_the_readmes_study_and_its_commands_run, test_tracking",
     "lorascope results runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
     "lorascope evaluate runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
-    "lorascope run examples/": "test_readme, example by example",
-    "lorascope plan examples/gpt2-parameters.yaml": "test_readme.test_every_example_is_a_valid_study_that_can_be_planned",
+    "lorascope run examples/": "test_readme and test_flagships, example by example",
 }
 # Values of options, and what is added so that a command ends soon.
 TINY_ANSWERS = ["--max-new-tokens", "4"]
@@ -165,3 +166,21 @@ def test_what_runs_elsewhere_is_documented_still():
     every = [one for page in pages for one in shown(page.read_text("utf-8"), inline=True)]
     for beginning in ELSEWHERE:
         assert any(one.startswith(beginning) for one in every), beginning
+
+
+def test_the_reference_of_the_study_file_is_what_its_schema_says():
+    found = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "study_reference.py", "--check"], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_pages_make_a_site_whose_links_all_lead_somewhere(tmp_path):
+    """``make docs``, into a directory of its own."""
+    pages = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs", pages)
+    options = ["--fail-on-warning", "--keep-going", "--quiet"]
+    command = [sys.executable, "-m", "sphinx", *options, str(pages), str(tmp_path / "site")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "site" / "getting-started.html").is_file()

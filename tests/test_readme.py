@@ -69,7 +69,7 @@ def test_the_readmes_study_and_its_commands_run(shared_data, tmp_path, monkeypat
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_study_that_can_be_planned(path, tmp_path, model_directory):
-    classifies = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2")
+    classifies = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"] in ("sick", "sst2", "mrpc")
     family = "bert" if classifies else "t5" if "t5" in path.stem else "gpt2"
     small = ["task.max_length=64"]
     if path.stem == "one-run-sst2":
@@ -178,14 +178,15 @@ def run_example(name, out, *settings):
 def test_the_squad_example_runs_on_the_model_that_the_other_example_makes(shared_data, tmp_path, monkeypatch):
     squad = shared_data / "squad"
     document = run_example(
-        "squad-gpt2-small",
+        "squad-gpt2",
         tmp_path / "run",
         f"base.model={seeded_gpt2(shared_data, tmp_path / 'model', monkeypatch)}",
-        f"task.data.train={squad / 'train-v1.1.subset11877.json'}",
-        f"task.data.validation={squad / 'dev-v1.1.json'}",
+        f"task.data={{train: {squad / 'train-v1.1.subset11877.json'}, validation: {squad / 'dev-v1.1.json'}}}",
         "task.max_train=8",
         "task.max_eval=4",
         "train.epochs=1",
+        "seeds=[42]",
+        "design.trials=[{r: 8, targets: [c_attn]}, {r: 8, targets: [c_attn, mlp.c_proj]}]",
     )
     assert {"exact_match", "f1", "eval_loss", "perplexity"} <= set(document["trials"][0]["metrics"])
 
@@ -232,14 +233,18 @@ def test_the_persona_example_has_every_metric_and_four_decodings(shared_data, tm
 @pytest.mark.parametrize("speaker", ["teacher", "student"])
 def test_the_tutoring_example_measures_whether_turns_end(speaker, shared_data, tmp_path, monkeypatch):
     document = run_example(
-        "teacher-student-small",
+        "teacher-student",
         tmp_path / "run",
         f"base.model={seeded_gpt2(shared_data, tmp_path / 'model', monkeypatch)}",
-        f"task.data.train={shared_data / 'mathdial' / 'test.jsonl'}",
+        f"task.data={{train: {shared_data / 'mathdial' / 'test.jsonl'}}}",
         f"task.speaker={speaker}",
+        "base.dtype=float32",
+        "task.eval_fraction=0.1",
         "task.max_train=8",
         "task.max_eval=3",
         "train.max_steps=2",
+        "seeds=[42]",
+        "design.trials=[{r: 16, targets: all-linear}, {targets: []}]",
     )
     for trial in document["trials"]:
         lines = (tmp_path / "run" / "trials" / trial["trial"] / "predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,5 @@
-"""The study file: what is refused, in which words, and which configurations are one."""
+"""The study file: what is refused, and in which words."""
 
-import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -10,18 +8,11 @@ from hypothesis import strategies as st
 
 from lorascope.config import (
     AdapterConfig,
-    BaseModelConfig,
     Study,
-    TrainConfig,
-    TrialConfig,
-    design_keys,
-    in_layers,
     load_study,
     parse_duration,
     parse_memory,
     parse_override,
-    section_of,
-    split_layers,
     validate,
 )
 from lorascope.errors import UsageError
@@ -29,46 +20,7 @@ from lorascope.errors import UsageError
 MINIMAL = "name: a\nbase: {model: gpt2}\ntask: {name: sst2, data: x}\n"
 
 
-@pytest.fixture
-def load(tmp_path):
-    """``load(text, overrides=None)``: the study in a file of this text (or these bytes)."""
-
-    def loaded(text: str | bytes, overrides=None) -> Study:
-        path = tmp_path / "study.yaml"
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return load_study(path, overrides)
-
-    return loaded
-
-
-@pytest.fixture
-def refusal(load):
-    """``refusal(text, overrides=None)``: the message with which the study is refused, one line."""
-
-    def message(text: str | bytes, overrides=None) -> str:
-        with pytest.raises(UsageError) as caught:
-            load(text, overrides)
-        assert len(str(caught.value).splitlines()) == 1
-        return str(caught.value)
-
-    return message
-
-
-def trial(r=8, seed=1, model="gpt2", adapter=None, **train):
-    return TrialConfig(
-        base=BaseModelConfig(model=model), adapter=AdapterConfig(r=r, **(adapter or {})), train=TrainConfig(**train), seed=seed
-    )
-
-
 SEARCH = "design: {kind: search, objective: accuracy, over: {r: %s}}"
-
-
-def test_a_minimal_study_has_the_documented_defaults(load):
-    study = load(MINIMAL)
-    assert study.seeds == [42, 1337, 2024]
-    assert (study.adapter.r, study.adapter.alpha, study.adapter.targets) == (8, 16, ["query", "value"])
-    assert (study.train.warmup_ratio, study.train.schedule, study.train.base_dropout) == (0.06, "linear", False)
-    assert study.design.kind == "list"
 
 
 @pytest.mark.parametrize(
@@ -196,20 +148,6 @@ def test_a_design_holds_nothing_that_a_hash_cannot_tell_apart(value, refusal):
 
 
 @pytest.mark.parametrize(
-    ("given", "alpha"), [("2r", 16.0), ("1r", 8.0), ("0.5r", 4.0), (32, 32.0), ("32", 32.0), ("1.6e1", 16.0)]
-)
-def test_lora_alpha_is_a_number_or_a_multiple_of_r(given, alpha):
-    adapter = AdapterConfig(r=8, lora_alpha=given)
-    assert adapter.alpha == alpha
-    assert adapter.scaling == alpha / 8
-    assert AdapterConfig(r=16, lora_alpha=given, use_rslora=True).scaling == AdapterConfig(r=16, lora_alpha=given).alpha / 4
-
-
-def test_a_multiple_of_r_follows_the_rank():
-    assert [AdapterConfig(r=r).alpha for r in (4, 8, 16)] == [8, 16, 32]
-
-
-@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("train.epochs=1", ("train.epochs", 1)),
@@ -248,55 +186,6 @@ def test_an_override_that_leads_nowhere_is_refused(refusal):
     assert "unknown key ''" in refusal(MINIMAL, {"": 3})
 
 
-def test_equal_configurations_have_one_name():
-    written = [
-        trial(adapter={"lora_alpha": "2r"}), trial(adapter={"lora_alpha": 16}), trial(adapter={"lora_alpha": 16.0}),
-        trial(adapter={"lora_alpha": "16"}), trial(learning_rate=2e-4), trial(learning_rate="0.0002", epochs=3.0),
-    ]  # fmt: skip
-    assert len({one.trial for one in written}) == 1
-    assert written[0].trial.endswith("-s1")
-    assert len(written[0].configuration) == 8
-
-
-def test_a_head_alone_is_one_configuration_whatever_its_rank_alpha_and_targets():
-    spelt = [{}, {"lora_alpha": 3}, {"targets": []}, {"bias": "all"}, {"lora_dropout": 0.1}, {"use_rslora": True}]
-    assert len({trial(r=r, adapter={"method": "head", **one}).trial for r, one in enumerate(spelt, start=1)}) == 1
-
-
-def test_different_configurations_have_different_names():
-    different = [
-        trial(), trial(r=16), trial(adapter={"lora_alpha": 17}), trial(adapter={"targets": ["value", "query"]}),
-        trial(adapter={"targets": []}), trial(adapter={"targets": "all-linear"}), trial(adapter={"bias": "all"}),
-        trial(adapter={"use_rslora": True}), trial(adapter={"method": "head"}), trial(adapter={"path": "x"}),
-        trial(adapter={"lora_dropout": 0.1}), trial(learning_rate=1e-4), trial(max_steps=0), trial(base_dropout=True),
-        trial(model="gpt2-medium"),
-    ]  # fmt: skip
-    assert len({one.configuration for one in different}) == len(different)
-    assert trial(seed=2).configuration == trial().configuration
-    assert trial(seed=2).trial != trial().trial
-
-
-def test_a_flat_configuration_has_every_key_that_a_design_may_vary():
-    flat = trial(adapter={"path": "x"}).flat()
-    assert sorted(flat) == sorted(design_keys())
-    assert flat["lora_alpha"] == 16.0
-    assert "path" not in trial().flat()
-    assert {section_of(key) for key in flat} == {"adapter", "train", "base"}
-    assert section_of("seeds") is None
-
-
-def test_the_hash_of_a_study_ignores_its_name_and_nothing_else(load):
-    changes = [
-        {}, {"base.model": "b"}, {"base.dtype": "bfloat16"}, {"task.name": "rte"}, {"task.data": "y"}, {"task.max_train": 3},
-        {"adapter.r": 4}, {"train.epochs": 1}, {"seeds": [42]}, {"design": {"kind": "grid", "over": {"r": [4]}}},
-        {"evaluate.split": "test"}, {"evaluate.decoding": [{"max_new_tokens": 3}]}, {"evaluate.batch_tokens": 4},
-    ]  # fmt: skip
-    hashes = [load(MINIMAL, change).hash for change in changes]
-    assert len(set(hashes)) == len(changes)
-    assert load(MINIMAL, {"name": "b"}).hash == hashes[0]
-    assert load(MINIMAL + "# a comment\n").hash == hashes[0]
-
-
 def test_a_study_is_what_its_file_says_wherever_that_is_written(load):
     study = load(MINIMAL)
     assert load("# a comment\n" + MINIMAL) == study
@@ -327,10 +216,16 @@ WORDS = st.sampled_from(
      "lora_alpha", "2r", "evaluate", "decoding", "42", "1e3", ".inf", "null", "true", "2024-13-01", "2024-01-01", "*a", "&a",
      "!!int", "!!set", "!!binary", "<<", "=", "~", '"\\ud83d"', '"\\e\\n"', "0x_", "1:30", "x y"]
 )  # fmt: skip
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS
+
+
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | SCALARS, inner, max_size=3), max_leaves=8
 )
+
+
 LINES = st.lists(st.lists(WORDS | st.sampled_from([": ", "[", "]", "{", "}", ", ", "- ", "  ", "\n", "? "])).map("".join)).map(
     "\n".join
 )
@@ -367,33 +262,6 @@ def test_any_value_of_a_section_is_taken_or_refused_in_one_line(tmp_path_factory
     assert_loads_or_is_refused_in_one_line(tmp_path_factory.getbasetemp() / "values.yaml", text.encode())
 
 
-def test_every_pair_of_small_adapters_is_equal_exactly_when_it_trains_the_same():
-    """Alpha as a number, as text and as a multiple: names agree exactly where rank and alpha do."""
-    spelt = [AdapterConfig(r=r, lora_alpha=alpha) for r in (4, 8) for alpha in ("1r", "2r", "4r", 8, 16.0, "32")]
-    for one, other in itertools.combinations(spelt, 2):
-        names = {
-            TrialConfig(base=BaseModelConfig(model="m"), adapter=adapter, train=TrainConfig(), seed=0).trial
-            for adapter in (one, other)
-        }
-        assert (len(names) == 1) == ((one.r, one.alpha) == (other.r, other.alpha))
-
-
-def test_quantization_is_nf4_or_nothing_and_not_from_float64(refusal):
-    base = BaseModelConfig(model="gpt2", quantization="nf4")
-    assert (base.quantization, BaseModelConfig(model="gpt2").quantization) == ("nf4", None)
-    text = MINIMAL.replace("base: {", "base: {dtype: float64, quantization: nf4, ")
-    assert text != MINIMAL
-    assert 'base.quantization = "nf4": needs dtype float32 or bfloat16, not float64' in refusal(text)
-    assert "base.quantization" in refusal(text.replace("nf4", "int3"))
-
-
-@given(st.sampled_from(["query", "mlp.c_proj", "layer.0.attention"]), st.integers(0, 99), st.integers(0, 99))
-def test_a_restricted_name_is_read_as_it_was_written(name, one, other):
-    first, last = min(one, other), max(one, other)
-    assert split_layers(in_layers(name, first, last)) == (name, (first, last))
-    assert split_layers(name) == (name, None)
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("1d", 86400), (" 5m1s ", 301)],
@@ -406,21 +274,6 @@ def test_a_duration_is_its_seconds(text, seconds):
 def test_what_is_no_duration_is_refused_with_the_forms_there_are(text):
     with pytest.raises(UsageError, match="is no duration; write it as 90s, 30m, 2h or 1h30m"):
         parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {},
-        {"adapter": {"r": 4, "lora_alpha": "1.5r", "targets": "all-linear"}},
-        {"adapter": {"method": "head"}},
-        {"adapter": {"path": "a"}},
-    ],
-)
-def test_a_trial_is_made_again_from_the_row_that_a_store_keeps_of_it(sections):
-    adapter = AdapterConfig(**sections.get("adapter", {}))
-    trial = TrialConfig(base=BaseModelConfig(model="m"), adapter=adapter, train=TrainConfig(max_steps=3), seed=7)
-    assert TrialConfig.from_flat(json.loads(json.dumps(trial.flat())), 7) == trial
 
 
 @pytest.mark.parametrize(
