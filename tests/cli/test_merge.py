@@ -207,8 +207,8 @@ def test_a_task_gives_inputs_and_scores(cli, peft_adapter, data, tmp_path):
 def test_a_dialogue_is_scored_with_the_speaker_and_the_decoding_that_are_asked_for(cli, adapter, tmp_path, monkeypatch):
     from lorascope.certify import certificate
 
-    turns = [{"role": role, "text": "where does it flow"} for role in ("teacher", "student", "teacher", "student")]
-    (tmp_path / "validation.jsonl").write_text(json.dumps({"turns": turns}) + "\n", encoding="utf-8")
+    row = {"question": "where", "conversation": "Teacher: where|EOM|Student: the river|EOM|Teacher: too slow"}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     seen, compare = {}, certificate.compare_outputs
 
     def compared(claim, inputs, settings):
@@ -216,7 +216,7 @@ def test_a_dialogue_is_scored_with_the_speaker_and_the_decoding_that_are_asked_f
         return compare(claim, inputs, settings)
 
     monkeypatch.setattr(certificate, "compare_outputs", compared)
-    given = ["--task", "tutoring", "--data", tmp_path / "validation.jsonl", "--max-length", 64, "--max-new-tokens", 3]
+    given = ["--task", "teacher_student", "--data", tmp_path / "validation.jsonl", "--max-length", 96, "--max-new-tokens", 3]
     given += ["--speaker", "student", "--decode", "top_k,top_k=2", "--device", "cpu"]
     ended = cli("merge", adapter, "--out", tmp_path / "merged", *given, "--json")
     assert ended.code == 0, ended.err
