@@ -111,6 +111,7 @@ def test_memory_that_runs_out_while_scoring_keeps_what_was_found_and_names_the_s
     assert verdicts["update-arrived"] == "holds"
     assert certificate.document["level"] == ("outputs" if score else "tensors")
     assert ("loads" in verdicts) == bool(score)
+    assert "score" not in verdicts
 
 
 def test_the_base_and_the_merged_model_are_read_once_for_tensors_and_checksums(scene, monkeypatch):

@@ -250,8 +250,10 @@ def _score_checks(outputs: Outputs) -> list[Check]:
     """A score that moves by more than one example, and more than it does unmerged: worth a look, no proof of a fault."""
     row, unmerged = outputs.find(RELOADED), outputs.find(UNMERGED)
     task = None if outputs.inputs is None else outputs.inputs.task
-    if task is None or row is None or not outputs.scores:
+    if task is None or row is None or not outputs.scores or (not row.scores and outputs.stopped is not None):
         return []
+    if not row.scores:
+        return [Check("score", "warning", "the merged model has none: in its answers are NaN or infinite numbers")]
     one_example = 1.0 / max(1, len(task.eval))
     moved = []
     for name in task.metric_names:
