@@ -1,5 +1,8 @@
 """Verdicts follow the figures: tolerances that scale with the adapter, and what is no fault is none."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from lorascope.certify import checks
@@ -206,3 +209,12 @@ def test_another_checksum_fails():
     assert checks.base_check("a", "b", "").verdict == "fails"
     assert checks.base_check("a", "a", "").verdict == "holds"
     assert checks.base_check(None, "a", "not told").verdict == "not judged"
+
+
+def test_a_merged_model_without_a_score_has_not_the_same_one():
+    task = SimpleNamespace(eval=[None] * 8, metric_names=("accuracy",))
+    inputs = Inputs([], "SEQ_CLS", "task", 8, task=task)
+    for scores, verdict in (({"accuracy": 0.75}, "holds"), ({"accuracy": 0.5}, "warning"), ({}, "warning")):
+        found = Outputs(inputs, [row(BASE, 0.5, 0.1), row(RELOADED, scores=scores)], {"accuracy": 0.75})
+        assert verdicts(checks.output_checks(found, "bfloat16"))["score"] == verdict
+    assert "score" not in verdicts(checks.output_checks(replace(found, stopped="memory ran out"), "bfloat16"))
