@@ -157,9 +157,10 @@ class _Comparison:
         base = self.base("float32")
         saved = _without_copies(saved, base.model)
         num_parameters = sum(one.numel() for one in base.model.parameters())
-        num_logits = int(base.model.config.num_labels if base.task_type == "SEQ_CLS" else base.model.config.vocab_size)
+        config: Any = base.model.config
+        num_logits = int(config.num_labels if base.task_type == "SEQ_CLS" else config.vocab_size)
         inputs = drawn_inputs(base.tokenizer, base.task_type, num_parameters) if given is None else given
-        inputs = limited(inputs, num_logits, num_positions(base.model.config))
+        inputs = limited(inputs, num_logits, num_positions(config))
         self.outputs.inputs = inputs
         self.outputs.warnings += inputs.warnings
         start_id = base.start_id if base.task_type == "SEQ_2_SEQ_LM" else 0

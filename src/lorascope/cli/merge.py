@@ -131,8 +131,15 @@ def _task(on_task: OnTask, saved: SavedAdapter) -> TaskConfig | None:
     """The task that outputs are compared on, with the adapter's classes."""
     if on_task.task is None:
         return None
-    values = {"name": on_task.task, "data": on_task.data, "max_eval": on_task.max_eval, "speaker": on_task.speaker}
-    values |= {"labels": saved.labels or None} | ({} if on_task.max_length is None else {"max_length": on_task.max_length})
+    values: dict[str, Any] = {
+        "name": on_task.task,
+        "data": on_task.data,
+        "max_eval": on_task.max_eval,
+        "speaker": on_task.speaker,
+    }
+    values["labels"] = saved.labels or None
+    if on_task.max_length is not None:
+        values["max_length"] = on_task.max_length
     config: TaskConfig = validate(TaskConfig, values, "merge")
     return config
 
