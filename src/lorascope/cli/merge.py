@@ -136,8 +136,8 @@ def _task(on_task: OnTask, saved: SavedAdapter) -> TaskConfig | None:
         "data": on_task.data,
         "max_eval": on_task.max_eval,
         "speaker": on_task.speaker,
+        "labels": saved.labels or None,
     }
-    values["labels"] = saved.labels or None
     if on_task.max_length is not None:
         values["max_length"] = on_task.max_length
     config: TaskConfig = validate(TaskConfig, values, "merge")
