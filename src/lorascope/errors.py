@@ -67,6 +67,10 @@ class RunError(LorascopeError):
     """A study that could not be carried out."""
 
 
+class OutOfMemory(RunError):
+    """Memory ran out, on whatever device, where nothing smaller was left to try."""
+
+
 class CheckFailed(LorascopeError):
     """A property that Lorascope guarantees did not hold, for example a base weight that changed."""
 

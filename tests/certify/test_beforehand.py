@@ -7,10 +7,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base
-from lorascope.certify import certify, examine, refuse_unfinite, refused
+from lorascope.certify import certify, examine, refused
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import CheckFailed, DataError, UsageError
+from lorascope.errors import CheckFailed, DataError, ModelError, UsageError
 from lorascope.lora.peft_io import write_record
+from lorascope.lora.stored_tensors import StoredTensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_MODEL = "no model is needed"
@@ -50,14 +51,30 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
     )
 
 
-def test_an_adapter_of_nan_is_refused_and_one_that_cannot_be_read_is_left_to_its_reader(scene, tmp_path):
+def test_an_adapter_of_nan_is_refused_with_a_certificate(scene):
     made = scene("llama")
-    refuse_unfinite(made.adapter)
     change(made, lambda tensors: {name: value * float("nan") for name, value in tensors.items()})
-    with pytest.raises(CheckFailed, match="holds NaN or infinite numbers") as caught:
-        refuse_unfinite(made.adapter)
-    assert caught.value.exit_code == 3
-    refuse_unfinite(tmp_path)
+    before = examine(made.claim())
+    assert verdicts(before)["adapter-whole"] == "fails"
+    certificate = refused(made.claim(), before)
+    assert "holds NaN or infinite numbers" in certificate.failures[0]
+    assert certificate.document["level"] == "beforehand"
+
+
+def test_what_ended_the_writing_is_in_the_certificate(scene):
+    made = scene("llama")
+    error = CheckFailed("3 merged numbers overflow float16", where="lm_head.weight", fix="merge with --dtype bfloat16")
+    certificate = refused(made.claim(), examine(made.claim()), error)
+    assert certificate.failures == [
+        "tensors-finite: lm_head.weight: 3 merged numbers overflow float16; merge with --dtype bfloat16"
+    ]
+
+
+def test_a_base_is_not_read_for_a_refusal(scene, monkeypatch):
+    made = scene("llama")
+    before = examine(made.claim())
+    monkeypatch.setattr(StoredTensor, "read", lambda *_: pytest.fail("read"))
+    assert refused(made.claim(), before).document["base"]["checksum"] is None
 
 
 @pytest.mark.parametrize(("moved", "verdict"), [(False, "holds"), (True, "fails")])
@@ -94,8 +111,10 @@ def test_a_task_is_read_before_anything_is_written(scene, tmp_path):
     with pytest.raises(DataError):
         examine(made.claim(), TaskConfig(name="file", data=str(tmp_path / "nowhere"), labels=labels))
     (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
-    task = TaskConfig(name="file", data=str(tmp_path), labels=labels)
+    task = TaskConfig(name="file", data=str(tmp_path), labels=labels, max_length=32)
     assert examine(made.claim(), task).inputs.num_offered == 1
+    with pytest.raises(ModelError, match="max_length 512 exceeds the model's 130 positions"):
+        examine(made.claim(), task.model_copy(update={"max_length": 512}))
     with pytest.raises(UsageError, match="3 classes in the data, 2 in the adapter"):
         examine(made.claim(labels=("a", "b")), task)
 

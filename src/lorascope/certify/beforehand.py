@@ -1,6 +1,7 @@
 """What can be known of a merge before anything is written: the adapter's files, its base's identity, the task's data.
 
-A 70B checkpoint takes an hour to write; that the adapter belongs to another base is known in minutes.
+That the adapter belongs to another base is known by one reading of the base, where the adapter tells a checksum, and at once
+where it does not.
 
 Knows the adapter's and the base's files. Does not look at the merged directory (``certificate``). Floor: ``certify``.
 """
@@ -23,7 +24,8 @@ from lorascope.certify.layout import Layout, base_weights_checksum, place
 from lorascope.certify.tensors import is_base_s
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import AdapterError, CheckFailed, UsageError
+from lorascope.errors import UsageError
+from lorascope.plan import check_lengths
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,6 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     return Beforehand(adapter, base, layout, tuple(found), asked, settings, inputs)
 
 
-def refuse_unfinite(adapter: Path) -> None:
-    """Raise where an adapter holds numbers that are none. One that cannot be read at all is left to its reader.
-
-    Raises:
-        CheckFailed: NaN or infinite numbers, named by their tensor.
-    """
-    try:
-        found = read_updates(adapter)
-    except AdapterError:
-        return
-    if found.nonfinite:
-        what = f"the adapter's {judged.few(found.nonfinite)} holds NaN or infinite numbers"
-        raise CheckFailed(f"the merge does not hold: {what}", where=str(adapter), fix="train or export it again")
-
-
 def why_no_outputs(claim: MergeClaim) -> str | None:
     """Why no model can be run, whatever the merge turns out to be; None where all can."""
     if claim.tensors_only is not None:
@@ -136,7 +123,7 @@ def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, b
         why_not = "transformers joins tensors of this base when it loads them, which changes the checksum"
     return [
         judged.base_check(trained, found, why_not),
-        judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local),
+        judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local, claim.commit),
     ]
 
 
@@ -146,6 +133,7 @@ def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> In
     task_type = task_type_of(claim.model.config, claim.task_type)
     inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base))
     assert inputs.task is not None
+    check_lengths(task, settings, claim.base, generates=inputs.task.generates)
     if len(inputs.task.labels) != len(claim.labels):
         counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
         raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")

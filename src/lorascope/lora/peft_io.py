@@ -137,13 +137,16 @@ def peft_parameters(model: nn.Module, slot: Slot) -> int:
     )
 
 
-def read_adapter(directory: Path | str, name: str = "adapter", *, factors_only: bool = False) -> SavedAdapter:
+def read_adapter(
+    directory: Path | str, name: str = "adapter", *, factors_only: bool = False, unfinite: bool = False
+) -> SavedAdapter:
     """Read a PEFT LoRA adapter.
 
     Args:
         name: the slot's name.
         factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
             and embeddings, and files of before safetensors; ``left_out`` says what is missing.
+        unfinite: NaN and infinite numbers are left to who looks at them next (``certify``).
 
     Raises:
         AdapterError: no adapter there, a damaged file, a number that is not finite, or a kind of LoRA that is not
@@ -155,7 +158,7 @@ def read_adapter(directory: Path | str, name: str = "adapter", *, factors_only: 
     path = directory / WEIGHTS_FILE
     if factors_only and not path.exists() and (directory / _OLD_WEIGHTS_FILE).exists():
         path = directory / _OLD_WEIGHTS_FILE
-    tensors = _read_tensors(path)
+    tensors = _read_tensors(path, unfinite=unfinite)
     if factors_only:
         tensors, more = _linear_factors(tensors, path)
         left_out += more
@@ -378,7 +381,7 @@ def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(labels), origin
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, unfinite: bool = False) -> dict[str, Tensor]:
     try:
         # A pickle is read as numbers alone: nothing in it is carried out.
         pickled = path.name == _OLD_WEIGHTS_FILE
@@ -391,7 +394,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         what = f"no file of tensors alone ({' '.join(str(error).split())[:200]})"
         raise AdapterError(what, where=str(path), fix="save it as safetensors") from None
     for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
+        if not unfinite and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise AdapterError(
                 f"{name!r} holds {count} NaN or infinite numbers", where=str(path), fix="train or export it again"
