@@ -354,8 +354,6 @@ def legend(kinds: Mapping[str, str]) -> list[tuple[Markup, str]]:
         "ring": svg.tag("circle", cx=13, cy=7, r=6, class_="ring"),
         "interval": svg.path([(13, 1), (13, 13)], "interval"),
         "cut": svg.path([(13, 13), (13, 1), (10, 5), (13, 1), (16, 5)], "interval"),
-        "first": svg.path([(1, 7), (25, 7)], "spectrum", stroke_opacity=_FIRST_LAYER),
-        "last": svg.path([(1, 7), (25, 7)], "spectrum"),
     }
     return [
         (svg.tag("svg", signs[kind], viewBox="0 0 26 14", width=26, height=14, aria_hidden="true", class_="sign"), meaning)

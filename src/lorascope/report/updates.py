@@ -79,11 +79,7 @@ def _spectra(label: str, document: Mapping[str, Any]) -> Figures:
     told = [_told(rows) for rows in shown.values()]
     drawn = charts.spectra(ones, [f"Singular values of {kind}: {text}" for kind, text in zip(shown, told, strict=True)])
     has_layers = max(len(one.lines) for one in ones) > 1
-    signs = charts.legend({"first": "first layer", "last": "last layer"}) if has_layers else []
-    figures = [
-        Figure(plot, one.label, text, signs if index == 0 else ())
-        for index, (plot, one, text) in enumerate(zip(drawn, ones, told, strict=True))
-    ]
+    figures = [Figure(plot, one.label, text) for plot, one, text in zip(drawn, ones, told, strict=True)]
     left_out = f" The first {len(shown)} of {len(kinds)} kinds are shown." if len(shown) < len(kinds) else ""
     lines = " A line is a layer, darker the deeper it lies." if has_layers else ""
     note = (
