@@ -79,9 +79,10 @@ _LEFT, _RIGHT = 44.0, WIDTH - 10
 _LOG_FROM = 12.0
 # A strip for costs far from all others, and the gap with the sign of the break.
 _STRIP, _GAP = 30.0, 14.0
-# The rest has to lie on so small a part of the axis; so many may be far.
+# The rest has to lie on so small a part of the axis; so many may be far, and so far apart, of the gap.
 _HEAP = 0.25
 _FAR_MOST = 0.2
+_ALIKE = 0.1
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,16 @@ def _across(points: Sequence[Point]) -> _Across:
 
 
 def _far(costs: Sequence[float], is_log: bool) -> tuple[float, ...]:
-    """The lowest or the highest few, where the others would lie on a heap beside them."""
+    """The lowest or the highest few, alike, where the others would lie on a heap far from them."""
     places = [math.log(cost) for cost in costs] if is_log else list(costs)
     for many in range(1, int(len(costs) * _FAR_MOST) + 1):
-        for far, rest, near in ((costs[:many], costs[many:], places[many:]), (costs[-many:], costs[:-many], places[:-many])):
-            if not {*far} & {*rest} and 0.0 < near[-1] - near[0] < _HEAP * (places[-1] - places[0]):
-                return tuple(far)
+        low, high = len(costs) - many, many
+        for is_low, cut in ((True, high), (False, low)):
+            parts = (places[:cut], places[cut:])
+            far, near = parts if is_low else parts[::-1]
+            gap = parts[1][0] - parts[0][-1]
+            if far[-1] - far[0] <= _ALIKE * gap and 0.0 < near[-1] - near[0] < _HEAP * (places[-1] - places[0]):
+                return tuple(costs[:cut] if is_low else costs[cut:])
     return ()
 
 
