@@ -113,3 +113,8 @@ def test_a_control_that_costs_far_more_stands_beyond_a_break_too():
     across = [float(one.get("cx")) for one in parsed(picture).iter("circle")]
     assert max(across) == pytest.approx(across[-1])
     assert "2k" in [text for *_, text in texts(picture)]
+
+
+def test_costs_that_are_not_alike_never_share_a_place_beyond_a_break():
+    costs = [15.3, 29.4, 30.0, *(31.0 + step / 2 for step in range(12))]
+    assert not scatter.is_broken([scatter.Point(f"{cost}", cost, 0.5, None, None) for cost in costs])

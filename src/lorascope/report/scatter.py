@@ -118,11 +118,10 @@ def _far(costs: Sequence[float], is_log: bool) -> tuple[float, ...]:
     """The lowest or the highest few, alike, where the others would lie on a heap far from them."""
     places = [math.log(cost) for cost in costs] if is_log else list(costs)
     for many in range(1, int(len(costs) * _FAR_MOST) + 1):
-        low, high = len(costs) - many, many
-        for is_low, cut in ((True, high), (False, low)):
-            parts = (places[:cut], places[cut:])
-            far, near = parts if is_low else parts[::-1]
-            gap = parts[1][0] - parts[0][-1]
+        for is_low, cut in ((True, many), (False, len(costs) - many)):
+            below, above = places[:cut], places[cut:]
+            far, near = (below, above) if is_low else (above, below)
+            gap = above[0] - below[-1]
             if far[-1] - far[0] <= _ALIKE * gap and 0.0 < near[-1] - near[0] < _HEAP * (places[-1] - places[0]):
                 return tuple(costs[:cut] if is_low else costs[cut:])
     return ()

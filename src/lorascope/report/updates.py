@@ -103,10 +103,8 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> str:
     if not most["spectral_norm"]:
         return "every update is zero"
     where = "" if most["layer"] is None else f" in {_layer_text(most)}"
-    needed, given = ([row[key] for row in rows] for key in ("rank_for_90", "r"))
-    return (
-        f"at most {most['spectral_norm']:.3g}{where}; 90\u00a0% of ‖ΔW‖² in {_span(needed)} of {counted(max(given), 'rank')}"
-    )
+    needed, given = _span([row["rank_for_90"] for row in rows]), max(row["r"] for row in rows)
+    return f"at most {most['spectral_norm']:.3g}{where}; 90\u00a0% of ‖ΔW‖² in {needed} of {counted(given, 'rank')}"
 
 
 def _span(counts: Sequence[int | None]) -> str:
