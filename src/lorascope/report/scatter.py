@@ -145,7 +145,7 @@ def _down(points: Sequence[Point]) -> svg.Scale:
     """Of the scores, and of intervals as far as they do not squeeze the scores."""
     scores = [point.score for point in points]
     low, high = min(scores), max(scores)
-    room = max(high - low, abs(high) * 0.02)
+    room = max(2 * (high - low), abs(high) * 0.04)
     lows = [max(point.low, low - room) for point in points if point.low is not None]
     highs = [min(point.high, high + room) for point in points if point.high is not None]
     return svg.scale_of([low, *lows, high, *highs], PLOT_HEIGHT, 26)
