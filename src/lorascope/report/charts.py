@@ -204,7 +204,7 @@ def course(values: Sequence[tuple[int, float | None, float | None]], y_title: st
 
 # Spectra
 
-_SPECTRUM = (168.0, 104.0)
+_SPECTRUM = (200.0, 118.0)
 # Lines of the first layer are so faint, those of the last one full.
 _FIRST_LAYER = 0.3
 # Ranks up to which every value has a dot.
@@ -246,7 +246,7 @@ def _spectrum(one: Spectrum, x: svg.Scale, y: svg.Scale, most: int, says: str) -
         drawn = [svg.path(places, "spectrum"), svg.tag("g", *dots, class_="spectrum-dots")]
         told = svg.tip(f"{layer}: {', '.join(f'{value:.3g}' for value in line[:8])}{', …' if len(line) > 8 else ''}")
         parts.append(svg.tag("g", told, *drawn, opacity=opacity))
-    return svg.picture(wide, high, says, *parts, most=1.6)
+    return svg.picture(wide, high, says, *parts)
 
 
 # Heat maps
@@ -300,7 +300,9 @@ def heat_map(heat: Heat, says: str) -> Markup:
                 place = (left + wide * column, y, wide, high)
                 parts += _cell(heat, value, place, f"{name}, {heat.columns[column]}", has_text)
     parts += [svg.text(left, 12, heat.column_title, class_="faint", size=svg.SMALL)] if heat.column_title else []
-    parts += [svg.text(left - 7, 12, heat.row_title, anchor="end", class_="faint", size=svg.SMALL)] if heat.row_title else []
+    parts += (
+        [svg.text(left - 7, top - 6, heat.row_title, anchor="end", class_="faint", size=svg.SMALL)] if heat.row_title else []
+    )
     return svg.picture(max(left + wide * len(heat.columns), 200), top + high * len(heat.rows) + 2, says, *parts)
 
 

@@ -81,7 +81,7 @@ def _spectra(label: str, document: Mapping[str, Any]) -> Figures:
     has_layers = max(len(one.lines) for one in ones) > 1
     figures = [Figure(plot, one.label, text) for plot, one, text in zip(drawn, ones, told, strict=True)]
     left_out = f" The first {len(shown)} of {len(kinds)} kinds are shown." if len(shown) < len(kinds) else ""
-    lines = " A line is a layer, darker the deeper it lies." if has_layers else ""
+    lines = " A line is a layer, stronger the deeper it lies." if has_layers else ""
     note = (
         f"Singular values of the updates of {label}, largest first, all on one scale.{lines} One that falls fast "
         f"makes use of little of its rank.{left_out}"
