@@ -299,10 +299,10 @@ def heat_map(heat: Heat, says: str) -> Markup:
             if value is not None:
                 place = (left + wide * column, y, wide, high)
                 parts += _cell(heat, value, place, f"{name}, {heat.columns[column]}", has_text)
-    parts += [svg.text(left, 12, heat.column_title, class_="faint", size=svg.SMALL)] if heat.column_title else []
-    parts += (
-        [svg.text(left - 7, top - 6, heat.row_title, anchor="end", class_="faint", size=svg.SMALL)] if heat.row_title else []
-    )
+    if heat.column_title:
+        parts.append(svg.text(left, 12, heat.column_title, class_="faint", size=svg.SMALL))
+    if heat.row_title:
+        parts.append(svg.text(left - 7, top - 6, heat.row_title, anchor="end", class_="faint", size=svg.SMALL))
     return svg.picture(max(left + wide * len(heat.columns), 200), top + high * len(heat.rows) + 2, says, *parts)
 
 
