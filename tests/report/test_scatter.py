@@ -84,6 +84,8 @@ def test_costs_that_a_measurement_does_not_tell_apart_count_as_equal():
     )
     assert scatter.front([one, two, three], True) == [one, two, three]
     assert scatter.front([one, two, three], True, equal=0.05) == [two, three]
+    near, nearer = (scatter.Point(f"r {cost}", cost, score, None, None) for cost, score in ((116, 0.65), (112, 0.55)))
+    assert scatter.front([one, near, nearer, three], True, equal=0.05) == [one, nearer, three]
 
 
 def test_an_interval_that_goes_on_beyond_the_frame_ends_in_an_arrow():

@@ -6,7 +6,6 @@ Floor: ``report``.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,15 +39,14 @@ def front(points: Sequence[Point], higher: bool, equal: float = 0.0) -> list[Poi
     """The points that none beats at the same cost or less, cheapest first; only of those with every seed.
 
     Args:
-        equal: a part of its cost by which another may cost more and still counts as no dearer.
+        equal: a part of its cost; what saves no more than that beside a point of the front saves nothing.
     """
     sign = -1.0 if higher else 1.0
-    ordered = sorted((point for point in points if not point.is_short), key=lambda one: (one.cost, sign * one.score))
-    leading: list[Point] = []
-    for point in ordered:
-        leading.append(point if not leading or sign * point.score < sign * leading[-1].score else leading[-1])
-    costs = [point.cost for point in ordered]
-    return [point for point in ordered if leading[bisect_right(costs, point.cost * (1.0 + equal)) - 1] is point]
+    found: list[Point] = []
+    for point in sorted((point for point in points if not point.is_short), key=lambda one: (sign * one.score, one.cost)):
+        if not found or point.cost * (1.0 + equal) < found[-1].cost:
+            found.append(point)
+    return found[::-1]
 
 
 def num_cut(points: Sequence[Point]) -> int:
