@@ -51,12 +51,13 @@ class Page(HTMLParser):
         if tag == "section":
             self._section = attributes["id"]
         if tag == "table":
-            self.tables.append({"section": self._section, "head": [], "rows": []})
+            self.tables.append({"section": self._section, "caption": "", "head": [], "rows": []})
         if tag == "tr" and "thead" not in self._open:
             self.tables[-1]["rows"].append([])
-        if tag == "th":
+        if tag == "th" and "thead" in self._open:
             self.tables[-1]["head"].append("")
-        if tag == "td":
+        elif tag in ("th", "td"):
+            assert (tag == "th") == (attributes.get("scope") == "row") == (not self.tables[-1]["rows"][-1])
             self.tables[-1]["rows"][-1].append({"text": "", "value": attributes.get("data-value")})
 
     def handle_endtag(self, tag: str) -> None:
@@ -66,9 +67,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open[-1:] not in (["script"], ["style"]):
             self.texts.append(data)
-        if "th" in self._open and "span unit" not in self._open:
+        if "caption" in self._open:
+            self.tables[-1]["caption"] += data
+        if "thead" in self._open and "th" in self._open and "span unit" not in self._open:
             self.tables[-1]["head"][-1] += data
-        if "td" in self._open and "span more" not in self._open:
+        if "tbody" in self._open and {"th", "td"} & {*self._open} and "span more" not in self._open:
             self.tables[-1]["rows"][-1][-1]["text"] += data
 
     @property

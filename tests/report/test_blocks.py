@@ -23,4 +23,4 @@ def test_columns_without_a_figure_go():
 
 def test_rows_pair_cells_with_their_columns():
     one, other = numbers("x", [1.0, 2.0]), numbers("y", [3.0, 4.0])
-    assert [[cell.value for _, cell in row] for row in Table([one, other]).rows] == [[1.0, 3.0], [2.0, 4.0]]
+    assert [[cell.value for _, cell in row] for row in Table([one, other], "all").rows] == [[1.0, 3.0], [2.0, 4.0]]

@@ -1,11 +1,10 @@
-"""Pictures show every figure, names never cover each other, and the Pareto front is one."""
+"""Pictures show every figure, and none of their texts covers another."""
 
 import re
+from importlib.resources import files
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lorascope.report import charts, svg
 
@@ -37,37 +36,6 @@ def overlapping(picture):
 
 def overlap(one, other):
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-points = st.lists(
-    st.builds(
-        charts.Point, st.text("abc +", min_size=1, max_size=30), st.floats(1, 1e7), st.floats(0, 1), st.none(), st.none()
-    ),
-    min_size=2,
-    max_size=16,
-)
-
-
-@given(points, st.booleans())
-def test_nothing_beats_the_front_and_something_beats_the_rest(found, higher):
-    front = charts.front(found, higher)
-
-    def beats(one, other):
-        at_least = one.score >= other.score if higher else one.score <= other.score
-        return one.cost <= other.cost and at_least and (one.cost, one.score) != (other.cost, other.score)
-
-    for point in found:
-        is_beaten = any(beats(other, point) for other in found)
-        assert (any((p.cost, p.score) == (point.cost, point.score) for p in front)) != is_beaten
-
-
-@given(points, st.booleans())
-def test_names_in_a_scatter_never_cover_each_other(found, higher):
-    picture = charts.against_cost(found, higher, "cost", "score", "words")
-    names = {point.label for point in found} | {label for point in found if (label := point.label[:20])}
-    drawn = [box for box in boxes(picture) if box[4].rstrip("…")[:20] in {name[:20] for name in names}]
-    assert not [(one, other) for i, one in enumerate(drawn) for other in drawn[i + 1 :] if overlap(one, other)]
-    assert len(list(parsed(picture).iter("circle"))) == len(found)
 
 
 def test_bars_show_every_row_with_its_interval():
@@ -132,3 +100,47 @@ def test_curves_of_one_step_and_of_falling_magnitudes_are_drawn():
     picture = charts.curves([one, steep], "step", "loss", "words")
     assert not overlapping(picture)
     assert len(charts.small_curves([one, steep], "behind")) == 2
+
+
+def channels(colour):
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def luminance(rgb):
+    """Relative, as WCAG 2 has it."""
+    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("block", "mode"), [(0, "light"), (1, "dark")])
+@pytest.mark.parametrize("colour", ["accent", "below"])
+def test_the_figure_in_a_cell_is_readable_at_every_depth(block, mode, colour):
+    style = (files("lorascope.report") / "templates" / "style.css").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"--([\w-]+): ([^;]+);", style.split(":root {")[block + 1].partition("}")[0]))
+    heat = charts.Heat(["0"], [str(i) for i in range(11)], [[i / 10 for i in range(11)]], 1.0, charts.plain(".0f"))
+    depths = [float(one.get("fill-opacity")) for one in parsed(charts.heat_map(heat, "words")).iter("rect")]
+    assert depths == sorted(set(depths))
+    paper, ink, deep = (channels(variables[name]) for name in ("paper", "ink", colour))
+    for depth in depths:
+        share = depth * float(variables["deepest"])
+        cell = luminance([share * d + (1 - share) * p for d, p in zip(deep, paper, strict=True)])
+        low, high = sorted([cell, luminance(ink)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (mode, colour, depth)
+
+
+def test_a_spectrum_has_a_line_for_each_layer_and_the_plots_one_scale():
+    ones = [
+        charts.Spectrum("query", [("layer 0", [0.5, 0.25]), ("layer 1", [1.0, 0.1])]),
+        charts.Spectrum("value", [("layer 0", [0.5])]),
+    ]
+    first, second = (parsed(picture) for picture in charts.spectra(ones, ["one", "two"]))
+    assert [len(list(one.iter("path"))) for one in (first, second)] == [2, 1]
+    assert [one.text for one in first.iter("title")] == ["layer 0: 0.5, 0.25", "layer 1: 1, 0.1"]
+    heights = [[float(dot.get("cy")) for dot in one.iter("circle")] for one in (first, second)]
+    assert heights[0][0] == heights[1][0]
+    assert heights[0][2] < heights[0][0] < heights[0][1] < heights[0][3]
+
+
+def test_spectra_of_updates_that_are_zero_are_drawn():
+    (picture,) = charts.spectra([charts.Spectrum("query", [("layer 0", [0.0, 0.0])])], ["zero"])
+    assert len(list(parsed(picture).iter("circle"))) == 2

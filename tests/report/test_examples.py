@@ -2,7 +2,11 @@
 
 import json
 
-from lorascope.report.examples import examples_section
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorascope.report.examples import _text, examples_section
+from lorascope.report.words import clean, shortened
 from lorascope.store import Store
 
 
@@ -82,3 +86,25 @@ def test_answers_that_are_all_alike_say_so(study_of, entered, tmp_path, findings
     section = examples_section(findings_of(tmp_path / "run"), 8)
     assert section is not None
     assert section.blocks[1].items == ["Both answered every example alike."]
+
+
+@given(st.text(max_size=40), st.integers(1, 30))
+def test_what_is_left_out_of_a_text_need_not_be_looked_at(text, most):
+    assert _text(text, most) == shortened(clean(text), most)
+
+
+def test_names_and_wanted_answers_are_as_short_as_answers(study_of, entered, tmp_path, findings_of):
+    study = study_of(design={"kind": "list", "trials": [{"r": 4}, {"r": 8}]}, seeds=[1])
+    with Store.create(tmp_path / "run", study) as store:
+        from lorascope.design import expand
+
+        store.add_trials(expand(study))
+        for number, trial in enumerate(expand(study)):
+            row = {"id": "i" * 9000, "prediction": f"{number} " * 9000, "answers": ["w" * 9000], "rouge_l": number / 2}
+            entered(store, trial, [row | {"loss": 1.0}], {"rouge_l": number / 2})
+    section = examples_section(findings_of(tmp_path / "run"), 8)
+    assert section is not None
+    (pair,) = pairs_of(section)
+    assert len(pair.name) == 60
+    assert [len(text) for text in pair.gold] == [600]
+    assert all(len("".join(text for text, _ in side.pieces)) == 600 for side in (pair.one, pair.other))

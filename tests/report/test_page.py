@@ -129,6 +129,23 @@ def test_every_picture_has_words(a_study, page_of):
 
 
 @every_study
+def test_every_table_has_a_name_of_its_own_and_the_headline_is_the_title(a_study, page_of):
+    page = page_of(a_study)
+    for section in {table["section"] for table in page.tables}:
+        captions = [table["caption"] for table in page.tables if table["section"] == section]
+        assert all(captions)
+        assert len(set(captions)) == len(captions)
+    assert [attributes["class"] for tag, attributes in page.elements if tag == "h1"] == ["headline"]
+
+
+def test_what_columns_mean_can_be_read_without_a_pointer(study_of, written, page_of):
+    page = page_of(written(study_of()))
+    hints = {attributes["title"] for tag, attributes in page.elements if tag == "th" and "title" in attributes}
+    assert "corrected by Holm’s method" in hints
+    assert all(hint in page.text for hint in hints)
+
+
+@every_study
 def test_every_trial_is_in_the_table_with_the_figures_of_results(a_study, page_of):
     page = page_of(a_study)
     with Store.open(a_study) as store:
@@ -211,6 +228,9 @@ def test_a_page_that_would_be_too_large_says_what_it_leaves_out(study_of, writte
     assert len(less.table("trials")) == 50
     assert "The page has room for 50 of 600 rows" in less.text
     assert "The page would be too large with examples" in less.text
+    sections = [[one["id"] for tag, one in page.elements if tag == "section"] for page in (whole, less)]
+    assert sections[0] == sections[1]
+    assert less.text.count("The page has no room for these pictures.") == len({"cost", "curves"} & {*sections[0]}) == 2
 
 
 def test_the_same_store_gives_the_same_page(study_of, written):

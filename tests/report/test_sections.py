@@ -26,7 +26,8 @@ def test_differences_and_verdicts_are_those_of_the_comparisons(study_of, written
     directory = written(study_of())
     table = configurations_table(findings_of(directory))
     rows = {row["configuration"]: row for row in results(directory)["comparisons"]["rows"]}
-    names = [cell.text for cell in column(table, "name").cells]
+    names = [cell.more.partition(",")[0] for cell in column(table, "configuration").cells]
+    assert set(rows) < set(names)
     for name, delta, p, verdict in zip(
         names, column(table, "Δ accuracy").cells, column(table, "p").cells, column(table, "verdict").cells, strict=True
     ):
@@ -35,6 +36,15 @@ def test_differences_and_verdicts_are_those_of_the_comparisons(study_of, written
             (None, None, "") if row is None else (row["difference"], row["p_holm"], row["verdict"])
         )
         assert ("[" in delta.more) == (row is not None and row["low"] is not None)
+
+
+def test_what_is_asked_first_stands_first_and_other_metrics_last(study_of, written, findings_of):
+    table = configurations_table(findings_of(written(study_of())))
+    assert [column.title for column in table.columns] == [
+        "configuration", "accuracy ↑", "verdict", "Δ accuracy", "p", "seeds", "trainable", "time alone", "memory alone",
+        "validation loss ↓",
+    ]  # fmt: skip
+    assert [cell.more.partition(",")[2] for cell in table.columns[0].cells].count(" the baseline") == 1
 
 
 def test_lost_seeds_are_shown_beside_the_score(study_of, written, findings_of):

@@ -1,5 +1,7 @@
 """SVG is escaped by construction, and axes have round marks."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,10 @@ def test_texts_are_shortened_to_their_room():
     text = svg.fitted("a long configuration of many words", 80)
     assert text.endswith("…")
     assert svg.width_of(text) <= 80
+
+
+def test_marks_of_a_narrow_axis_are_told_apart():
+    drawn = svg.y_axis(svg.scale_of([0.84112, 0.84131], 0, 100), 40, 100)
+    told = re.findall(r">([^<>]+)</text>", "".join(drawn))
+    assert len(told) > 1
+    assert len(set(told)) == len(told)

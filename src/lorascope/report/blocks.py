@@ -37,7 +37,7 @@ class Column:
 
     Attributes:
         unit: written below the title.
-        hint: what the title means, for a pointer.
+        hint: what the title means; told below the table.
     """
 
     title: str
@@ -52,16 +52,23 @@ class Table:
     """Columns of one length.
 
     Attributes:
-        caption: what it says, above it.
+        caption: what it holds, above it, also for those who go from table to table by ear.
         note: what has to be known to read it, below it.
         is_sortable: by a script, where it runs.
+        is_stacked: what follows a figure stands below it, so that the table is narrower and higher.
     """
 
     columns: Sequence[Column]
-    caption: str = ""
+    caption: str
     note: str = ""
     is_sortable: bool = False
+    is_stacked: bool = False
     form: ClassVar[str] = "table"
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """What titles mean that do not say it themselves."""
+        return {column.title: column.hint for column in self.columns if column.hint}
 
     @property
     def rows(self) -> list[tuple[tuple[Column, Cell], ...]]:
@@ -89,6 +96,7 @@ class Figures:
 
     figures: Sequence[Figure]
     note: str = ""
+    title: str = ""
     is_small: bool = False
     form: ClassVar[str] = "figures"
 

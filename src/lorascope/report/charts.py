@@ -1,4 +1,4 @@
-"""The pictures of a report: values with intervals, differences, score against cost, curves, heat maps.
+"""The pictures of a report: values with intervals, differences, curves, spectra, heat maps.
 
 Each is a function from figures to SVG with a text that says the same. Colours are the page's classes, so that dark and printed
 pages have their own. Floor: ``report``.
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lorascope.report import svg
-from lorascope.report.words import MINUS, compact, listed, shortened
+from lorascope.report.words import MINUS, listed
 
 WIDTH = 360.0
 _ROW = 26.0
 _LABEL_MOST = 132.0
+PLOT_HEIGHT = 206.0
 Place = tuple[float, float]
 
 
@@ -101,120 +102,6 @@ def _row_texts(row: Bar, left: float, y: float) -> list[Markup]:
     ]
 
 
-# Score against cost
-
-
-@dataclass(frozen=True)
-class Point:
-    """A configuration: what it costs, and what it scores.
-
-    Attributes:
-        cost: of one kind.
-        kind: ``best``, ``baseline`` or nothing.
-    """
-
-    label: str
-    cost: float
-    score: float
-    low: float | None
-    high: float | None
-    kind: str = ""
-
-
-def front(points: Sequence[Point], higher: bool) -> list[Point]:
-    """The points that none beats at the same cost or less, cheapest first."""
-    sign = -1.0 if higher else 1.0
-    found: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, sign * point.score)):
-        if not found or (point.score > found[-1].score if higher else point.score < found[-1].score):
-            found.append(point)
-    return found
-
-
-_LOG_FROM = 12.0
-_PLOT_HEIGHT = 206.0
-
-
-def against_cost(points: Sequence[Point], higher: bool, x_title: str, y_title: str, says: str) -> Markup:
-    """Points with the seeds' intervals; those that nothing beats are filled, joined and named where there is room."""
-    costs = [point.cost for point in points]
-    is_log = min(costs) > 0 and max(costs) / min(costs) >= _LOG_FROM
-    y_low, y_high = _score_range(points)
-    x = svg.scale_of(costs, 44, WIDTH - 10, log=is_log)
-    y = svg.scale_of([y_low, y_high], _PLOT_HEIGHT, 26)
-    best = front(points, higher)
-    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, x_title)]
-    parts.append(svg.text(4, 12, y_title, class_="faint", size=svg.SMALL))
-    parts.append(_front_line(best, x, y))
-    for point in sorted(points, key=lambda point: point in best):
-        parts += _cost_point(point, x, y, point in best)
-    return svg.picture(WIDTH, _PLOT_HEIGHT + 38, says, *parts, *_names(best, points, x, y))
-
-
-def _score_range(points: Sequence[Point]) -> tuple[float, float]:
-    """Of the scores, and of intervals as far as they do not squeeze the scores."""
-    scores = [point.score for point in points]
-    low, high = min(scores), max(scores)
-    room = max(high - low, abs(high) * 0.02)
-    lows = [max(point.low, low - room) for point in points if point.low is not None]
-    highs = [min(point.high, high + room) for point in points if point.high is not None]
-    return min([low, *lows]), max([high, *highs])
-
-
-def _front_line(best: Sequence[Point], x: svg.Scale, y: svg.Scale) -> Markup:
-    """A staircase: what at most so much cost buys."""
-    stairs: list[Place] = []
-    for point in best:
-        stairs += [(x(point.cost), stairs[-1][1])] if stairs else []
-        stairs.append((x(point.cost), y(point.score)))
-    stairs.append((x.end, stairs[-1][1]))
-    return svg.path(stairs, "front")
-
-
-def _cost_point(point: Point, x: svg.Scale, y: svg.Scale, is_front: bool) -> list[Markup]:
-    at = x(point.cost), y(point.score)
-    parts = []
-    if point.low is not None and point.high is not None:
-        parts.append(svg.line(at[0], y(point.low), at[0], y(point.high), "interval" if is_front else "interval quiet"))
-    told = f"{point.label}: {compact(point.cost)}, {point.score:.4g}"
-    kind = "dot" if is_front else "dot hollow"
-    parts.append(svg.tag("circle", svg.tip(told), cx=at[0], cy=at[1], r=4.5, class_=kind))
-    if point.kind == "baseline":
-        parts.append(svg.tag("circle", cx=at[0], cy=at[1], r=8, class_="ring"))
-    return parts
-
-
-def _names(best: Sequence[Point], points: Sequence[Point], x: svg.Scale, y: svg.Scale) -> list[Markup]:
-    """Names of the best points, best score first, where they cover neither a point nor each other."""
-    taken = [(x(p.cost) - 7, y(p.score) - 7, x(p.cost) + 7, y(p.score) + 7) for p in points]
-    parts = []
-    for point in reversed(best):
-        label = shortened(point.label, 24)
-        wide = svg.width_of(label, svg.SMALL)
-        at = x(point.cost), y(point.score)
-        choices = [
-            (at[0] + 10, at[1] + 14, "start"),
-            (at[0] + 10, at[1] - 7, "start"),
-            (at[0] - 10, at[1] - 7, "end"),
-            (at[0] - 10, at[1] + 14, "end"),
-            (at[0], at[1] - 13, "middle"),
-            (at[0], at[1] + 21, "middle"),
-        ]
-        for across, down, anchor in choices:
-            start = across - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
-            box = (start, down - 10, start + wide, down + 3)
-            inside = box[0] >= x.start and box[2] <= WIDTH and box[1] >= 16 and box[3] <= _PLOT_HEIGHT - 2
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                parts.append(svg.text(across, down, label, anchor=anchor, class_="halo", size=svg.SMALL))
-                break
-    return parts
-
-
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
 # Curves
 
 
@@ -237,15 +124,15 @@ _CLASSES = {"best": "curve strong", "baseline": "curve second", "": "curve quiet
 
 def curves(series: Sequence[Series], x_title: str, y_title: str, says: str) -> Markup:
     """All curves on one plot, the best and the baseline in front; diamonds are losses on the evaluation split."""
-    x, y = _curve_scales(series, (44, WIDTH - 10), (_PLOT_HEIGHT, 26))
-    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, x_title)]
+    x, y = _curve_scales(series, (44, WIDTH - 10), (PLOT_HEIGHT, 26))
+    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, PLOT_HEIGHT, x_title)]
     parts.append(svg.text(4, 12, y_title, class_="faint", size=svg.SMALL))
     for one in sorted(series, key=lambda one: ("", "baseline", "best").index(one.kind)):
         drawn = [(x(step), y(loss)) for step, loss in one.points]
         parts.append(svg.tag("g", svg.tip(one.label), svg.path(drawn, _CLASSES[one.kind])))
         if one.kind:
             parts += _measured(one, x, y)
-    return svg.picture(WIDTH, _PLOT_HEIGHT + 38, says, *parts)
+    return svg.picture(WIDTH, PLOT_HEIGHT + 38, says, *parts)
 
 
 def _measured(one: Series, x: svg.Scale, y: svg.Scale) -> list[Markup]:
@@ -301,8 +188,8 @@ def course(values: Sequence[tuple[int, float | None, float | None]], y_title: st
     """How a search's best score grew: a point for each configuration, and the best until then as a line."""
     scored = [(number, score, best) for number, score, best in values if score is not None and best is not None]
     x = svg.Scale(0.0, float(values[-1][0]) + 0.5, 44, WIDTH - 10)
-    y = svg.scale_of([score for _, score, _ in scored], _PLOT_HEIGHT, 26)
-    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, _PLOT_HEIGHT, "configurations proposed")]
+    y = svg.scale_of([score for _, score, _ in scored], PLOT_HEIGHT, 26)
+    parts = [*svg.y_axis(y, x.start, x.end), *svg.x_axis(x, PLOT_HEIGHT, "configurations proposed")]
     parts.append(svg.text(4, 12, y_title, class_="faint", size=svg.SMALL))
     stairs: list[Place] = []
     for number, _, best in scored:
@@ -312,7 +199,54 @@ def course(values: Sequence[tuple[int, float | None, float | None]], y_title: st
     for number, score, best in scored:
         kind = "dot" if score == best else "dot hollow"
         parts.append(svg.tag("circle", svg.tip(f"{number}: {score:.4g}"), cx=x(number), cy=y(score), r=4, class_=kind))
-    return svg.picture(WIDTH, _PLOT_HEIGHT + 38, says, *parts)
+    return svg.picture(WIDTH, PLOT_HEIGHT + 38, says, *parts)
+
+
+# Spectra
+
+_SPECTRUM = (200.0, 118.0)
+# Lines of the first layer are so faint, those of the last one full.
+_FIRST_LAYER = 0.3
+# Ranks up to which every value has a dot.
+_MOST_DOTS = 16
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of the updates of one kind of module, by layer, each falling.
+
+    Attributes:
+        lines: (layer, its singular values), first layer first.
+    """
+
+    label: str
+    lines: Sequence[tuple[str, Sequence[float]]]
+
+
+def spectra(ones: Sequence[Spectrum], says: Sequence[str]) -> list[Markup]:
+    """One small plot for each kind, all on one scale: singular values by their number, a line for each layer."""
+    wide, high = _SPECTRUM
+    values = [value for one in ones for _, line in one.lines for value in line]
+    most = max(len(line) for one in ones for _, line in one.lines)
+    x = svg.Scale(1.0, float(max(most, 2)), 42, wide - 8)
+    y = svg.scale_of(values, high - 18, 8, zero=True)
+    return [_spectrum(one, x, y, most, told) for one, told in zip(ones, says, strict=True)]
+
+
+def _spectrum(one: Spectrum, x: svg.Scale, y: svg.Scale, most: int, says: str) -> Markup:
+    wide, high = _SPECTRUM
+    parts = [*svg.y_axis(y, 36, wide - 2, most=3), svg.line(36, y(0.0), wide - 2, y(0.0), "axis")]
+    for number in dict.fromkeys((1, most)):
+        parts.append(svg.text(x(number), high - 4, str(number), anchor="middle", class_="faint", size=svg.SMALL))
+    for index, (layer, line) in enumerate(one.lines):
+        depth = index / (len(one.lines) - 1) if len(one.lines) > 1 else 1.0
+        opacity = round(_FIRST_LAYER + (1.0 - _FIRST_LAYER) * depth, 2)
+        places = [(x(number), y(value)) for number, value in enumerate(line, 1)]
+        dots = [svg.tag("circle", cx=across, cy=down, r=1.7) for across, down in places] if most <= _MOST_DOTS else []
+        drawn = [svg.path(places, "spectrum"), svg.tag("g", *dots, class_="spectrum-dots")]
+        told = svg.tip(f"{layer}: {', '.join(f'{value:.3g}' for value in line[:8])}{', …' if len(line) > 8 else ''}")
+        parts.append(svg.tag("g", told, *drawn, opacity=opacity))
+    return svg.picture(wide, high, says, *parts)
 
 
 # Heat maps
@@ -365,23 +299,24 @@ def heat_map(heat: Heat, says: str) -> Markup:
             if value is not None:
                 place = (left + wide * column, y, wide, high)
                 parts += _cell(heat, value, place, f"{name}, {heat.columns[column]}", has_text)
-    parts += [svg.text(left, 12, heat.column_title, class_="faint", size=svg.SMALL)] if heat.column_title else []
-    parts += [svg.text(left - 7, 12, heat.row_title, anchor="end", class_="faint", size=svg.SMALL)] if heat.row_title else []
+    if heat.column_title:
+        parts.append(svg.text(left, 12, heat.column_title, class_="faint", size=svg.SMALL))
+    if heat.row_title:
+        parts.append(svg.text(left - 7, top - 6, heat.row_title, anchor="end", class_="faint", size=svg.SMALL))
     return svg.picture(max(left + wide * len(heat.columns), 200), top + high * len(heat.rows) + 2, says, *parts)
 
 
 def _cell(heat: Heat, value: float, place: tuple[float, float, float, float], where: str, has_text: bool) -> list[Markup]:
     x, y, wide, high = place
     share = min(abs(value) / heat.span, 1.0) if heat.span else 0.0
-    opacity = round(0.06 + 0.84 * share, 3)
+    # The page's style holds the deepest colour back so far that the figure in it stays readable in its one colour.
+    opacity = round(0.07 + 0.93 * share, 3)
     told = svg.tip(f"{where}: {heat.write(value)}")
     kind = "cell" if value == 0 or (value > 0) != heat.is_flipped else "cell below"
     parts = [svg.tag("rect", told, x=x + 1, y=y + 1, width=wide - 2, height=high - 2, class_=kind, fill_opacity=opacity, rx=2)]
     if has_text:
-        class_ = "cell-text inverse" if share > 0.55 else "cell-text"
-        parts.append(
-            svg.text(x + wide / 2, y + high / 2 + 3.5, heat.write(value), anchor="middle", class_=class_, size=svg.SMALL)
-        )
+        middle = x + wide / 2, y + high / 2 + 3.5
+        parts.append(svg.text(*middle, heat.write(value), anchor="middle", class_="cell-text", size=svg.SMALL))
     return parts
 
 
@@ -417,8 +352,10 @@ def legend(kinds: Mapping[str, str]) -> list[tuple[Markup, str]]:
         "measured": svg.tag("path", d=_diamond(13, 7), class_="diamond"),
         "front": svg.tag("circle", cx=13, cy=7, r=4.5, class_="dot"),
         "beaten": svg.tag("circle", cx=13, cy=7, r=4.5, class_="dot hollow"),
+        "short": svg.tag("circle", cx=13, cy=7, r=4.5, class_="dot hollow short"),
         "ring": svg.tag("circle", cx=13, cy=7, r=6, class_="ring"),
         "interval": svg.path([(13, 1), (13, 13)], "interval"),
+        "cut": svg.path([(13, 13), (13, 1), (10, 5), (13, 1), (16, 5)], "interval"),
     }
     return [
         (svg.tag("svg", signs[kind], viewBox="0 0 26 14", width=26, height=14, aria_hidden="true", class_="sign"), meaning)

@@ -25,6 +25,7 @@ Row = Mapping[str, Any]
 # By metric, the key of a prediction's row that holds the example's own score.
 _ROW_KEYS = {"accuracy": "correct", "c_score": "c_score", "hits_at_1": "hit"}
 _TEXT_MOST = 600
+_NAME_MOST = 60
 # Answers of so few characters fit into a cell.
 _SHORT = 18
 _GOLD_MOST = 3
@@ -165,7 +166,7 @@ def _tally(compared: _Compared, key: str, higher: bool) -> Table:
     total = len(compared.rows)
     numbers = Column("examples", [Cell(f"{count:,}", float(count)) for count in counts.values()], is_number=True)
     shares = Column("share", [Cell(f"{count / total:.1%}", count / total) for count in counts.values()], is_number=True)
-    return Table([words("outcome", counts), numbers, shares], note=f"Compared by {_key_name(key)}.")
+    return Table([words("outcome", counts), numbers, shares], "Examples by outcome", f"Compared by {_key_name(key)}.")
 
 
 def _key_name(key: str) -> str:
@@ -173,12 +174,17 @@ def _key_name(key: str) -> str:
 
 
 def _pair(one: Row, other: Row, key: str) -> Pair:
-    texts = [shortened(clean(_shown(row)), _TEXT_MOST) for row in (one, other)]
+    texts = [_text(_shown(row)) for row in (one, other)]
     left, right = _marked(*texts)
     gold = [str(one["label"])] if "label" in one else [str(answer) for answer in one.get("answers") or ()]
-    shown = [shortened(clean(text), _TEXT_MOST) for text in gold[:_GOLD_MOST]]
+    shown = [_text(text) for text in gold[:_GOLD_MOST]]
     shown += [f"… and {len(gold) - _GOLD_MOST} more"] if len(gold) > _GOLD_MOST else []
-    return Pair(clean(str(one["id"])), shown, Side(left, *_verdict(one, key)), Side(right, *_verdict(other, key)))
+    return Pair(_text(str(one["id"]), _NAME_MOST), shown, Side(left, *_verdict(one, key)), Side(right, *_verdict(other, key)))
+
+
+def _text(text: str, most: int = _TEXT_MOST) -> str:
+    """At most so many characters, safe to show; what is left out is not looked at, so that megabytes take no time."""
+    return shortened(clean(text[: most + 1]), most)
 
 
 def _is_short(pair: Pair) -> bool:
@@ -192,7 +198,7 @@ def _short(titles: tuple[str, str], pairs: Sequence[Pair]) -> Table:
     for title, sides in zip(titles, ([pair.one for pair in pairs], [pair.other for pair in pairs]), strict=True):
         cells = [Cell("".join(text for text, _ in side.pieces), more=side.verdict, kind=side.kind) for side in sides]
         columns.append(Column(title, cells))
-    return Table(columns, caption=f"{counted(len(pairs), 'example')} on which they differ")
+    return Table(columns, f"{counted(len(pairs), 'example')} on which they differ")
 
 
 def _shown(row: Row) -> str:

@@ -154,7 +154,7 @@ def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str]) ->
         hint = "usefulness, by the map as a control variate for the retrained coalitions"
         columns.append(scores("calibrated", [(one["estimate"], one["low"], one["high"]) for one in found], plus_minus=False,
                               sign=True, hint=hint))  # fmt: skip
-    return Table(useful(columns), is_sortable=True)
+    return Table(useful(columns), f"Values for {metric_name(name)}", is_sortable=True)
 
 
 def _said(name: str, metric: Mapping[str, Any]) -> list[str]:

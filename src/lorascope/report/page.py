@@ -22,7 +22,7 @@ from lorascope.amounts import counted
 from lorascope.errors import RunError
 from lorascope.model_card.privacy import is_local, public_name
 from lorascope.report.answer import answer_of
-from lorascope.report.blocks import Block, Section, Table
+from lorascope.report.blocks import Block, Notes, Section, Table
 from lorascope.report.examples import examples_section
 from lorascope.report.findings import Findings, gather
 from lorascope.report.games import players_section
@@ -34,7 +34,8 @@ from lorascope.report.sections import (
     decodings_section,
     search_section,
 )
-from lorascope.report.training import cost_section, curves_section, layers_section
+from lorascope.report.training import cost_section, curves_section
+from lorascope.report.updates import layers_section
 from lorascope.report.words import clean, metric_name
 from lorascope.store import Store, write_atomically
 
@@ -54,6 +55,12 @@ class _Detail:
 
 # Names of directories that could be any model's.
 _TELL_NOTHING = ("model", "base", "checkpoint", "weights")
+# Sections that go first, and what has the same figures.
+_IN_PLACE_OF = {
+    "cost": "Scores and costs are in the table of configurations; “lorascope results DIR --json” has all.",
+    "curves": "The store holds every step’s loss, in its table “steps”.",
+    "layers": "“lorascope inspect ADAPTER…” shows these figures of any adapter.",
+}
 # From the whole to what fits; what is left out is said where it would have been.
 _DETAILS = (
     _Detail(16, 100_000),
@@ -108,11 +115,19 @@ def _fixed_sections(found: Findings) -> dict[str, Section | None]:
 
 def _sections(found: Findings, fixed: Mapping[str, Section | None], detail: _Detail) -> Iterator[Section]:
     """In the order of the page; the largest go where there is no room for them."""
-    sections = [fixed[name] for name in fixed if detail.has_pictures or name not in ("curves", "layers", "cost")]
+    sections = [section if detail.has_pictures or section is None else _in_words(section) for section in fixed.values()]
     last = (merge_section(found), examples_section(found, detail.num_examples), troubles_section(found))
     for section in (*sections, trials_section(found), *last, reproduce_section(found)):
         if section is not None:
             yield replace(section, blocks=[_limited(block, detail.num_rows) for block in section.blocks])
+
+
+def _in_words(section: Section) -> Section:
+    """A section of pictures with a sign for each configuration, where the page has no room for them; others as they are."""
+    if section.name not in _IN_PLACE_OF:
+        return section
+    note = f"The page has no room for these pictures. {_IN_PLACE_OF[section.name]}"
+    return replace(section, lead="", blocks=[Notes([note])])
 
 
 def _limited(block: Block, most: int) -> Block:

@@ -59,7 +59,7 @@ def trials_section(found: Findings) -> Section:
         notes.append(f"The interval of {metric_name(metric)} is a 95 % one over the examples of that trial.")
     notes.append("Trials that diverged, failed or were pruned have no score and are never ranked.")
     lead = "Click a column’s title to sort by it."
-    return Section("trials", "Every trial", lead, [Table(useful(columns), note=" ".join(notes), is_sortable=True)])
+    return Section("trials", "Every trial", lead, [Table(useful(columns), "Trials", " ".join(notes), is_sortable=True)])
 
 
 def _metric_column(found: Findings, name: str, trials: Sequence[Mapping[str, Any]]) -> Column:
@@ -94,7 +94,8 @@ def troubles_section(found: Findings) -> Section:
             words("status", counts, kinds=[_STATUS_KINDS.get(status, "") for status in counts]),
             numbers("trials", list(counts.values()), decimals=0),
             Column("share", [Cell(f"{count / total:.0%}", count / total) for count in counts.values()], is_number=True),
-        ]
+        ],
+        "Trials by status",
     )
     blocks: list[Block] = [statuses]
     unfinished = [trial for trial in found.trials if trial["status"] != "done"]
@@ -206,7 +207,7 @@ def _certificate_blocks(document: Mapping[str, Any], place: str, trial: str | No
             numbers("same top-1", [_percent(row.get("top1_agreement")) for row in rows], decimals=2, unit="%"),
             *(numbers(metric_name(name), [row["scores"].get(name) for row in rows]) for name in metrics),
         ]
-        blocks.append(Table(useful(columns), caption=f"Against {reference}" if reference else ""))
+        blocks.append(Table(useful(columns), caption=f"Against {reference}" if reference else "Models compared"))
     notable = [check for check in checks if check["verdict"] != "holds"]
     if notable:
         columns = [
@@ -214,7 +215,7 @@ def _certificate_blocks(document: Mapping[str, Any], place: str, trial: str | No
             words("verdict", [c["verdict"] for c in notable], kinds=[_CHECK_KINDS.get(c["verdict"], "") for c in notable]),
             words("says", [privacy.clean(check["says"]) for check in notable]),
         ]
-        blocks.append(Table(columns))
+        blocks.append(Table(columns, "Checks that do not simply hold"))
     return blocks
 
 
@@ -274,8 +275,8 @@ def reproduce_section(found: Findings) -> Section:
         keys, names = "--set base.model=DIR --set task.data=DIR", ", ".join(map(public_name, local))
         notes.append(f"Local places are shown by their last part alone ({names}): give yours, {keys}.")
     blocks.append(Notes(clean(notes)))
-    values = words("", clean([privacy.clean(value) for value in shown.values()]), kind="code")
-    blocks.append(Table([words("fact", shown), values]))
+    values = words("value", clean([privacy.clean(value) for value in shown.values()]), kind="code")
+    blocks.append(Table([words("fact", shown), values], "Versions, hardware and checksums"))
     document = yaml.safe_dump(study.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
     blocks.append(Code(clean(privacy.clean(document)), "study.yaml", is_folded=True))
     return Section("reproduce", "How to reproduce it", "", blocks)

@@ -107,26 +107,26 @@ def configurations_table(found: Findings) -> Table:
     scored = {one.name for one in found.ranked}
     ones = [*found.ranked, *(one for one in found.configurations if one.name not in scored)]
     compared = {row["configuration"]: row for row in found.results["comparisons"]["rows"] if row["metric"] == found.metric}
-    columns = [words("configuration", [one.label for one in ones]), _names(found, ones), *(_score(found, ones, found.metrics))]
-    if compared:
-        columns += _against_baseline(found, ones, compared)
+    columns = [_names(found, ones), *_score(found, ones, found.metrics[:1])]
+    columns += _against_baseline(found, ones, compared) if compared else []
     columns += [
         _seeds(ones),
         parameters([one.parameters for one in ones], [one.percent for one in ones]),
         numbers("time alone", [one.seconds for one in ones], decimals=1, unit="s / epoch"),
         numbers("memory alone", [mebibytes(one.memory_bytes) for one in ones], decimals=0, unit="MiB, peak"),
+        *_score(found, ones, found.metrics[1:]),
     ]
     note = (
         "± is Student’s 95 % interval of the mean over seeds. Δ is paired by seed and, where the predictions allow it, by "
-        "example. Time and memory are of a short training of this configuration alone."
+        "example. Time and memory are one short training of this configuration alone, without an interval."
     )
-    return Table(with_figures(columns), note=note, is_sortable=len(ones) > 1)
+    return Table(with_figures(columns), "Scores and costs", note, is_sortable=len(ones) > 1, is_stacked=True)
 
 
 def _names(found: Findings, ones: Sequence[Configuration]) -> Column:
-    marks = {found.baseline.name: "baseline"} if found.baseline is not None and len(ones) > 1 else {}
-    cells = [Cell(one.name, more=marks.get(one.name, ""), kind="code") for one in ones]
-    return Column("name", cells, hint="the first eight digits of the configuration’s hash")
+    marks = {found.baseline.name: ", the baseline"} if found.baseline is not None and len(ones) > 1 else {}
+    cells = [Cell(one.label, more=one.name + marks.get(one.name, "")) for one in ones]
+    return Column("configuration", cells, hint="below it the first eight digits of its hash, its name in results and trials")
 
 
 def _score(found: Findings, ones: Sequence[Configuration], metrics: Sequence[str]) -> list[Column]:
@@ -145,12 +145,12 @@ def _against_baseline(
 ) -> list[Column]:
     rows = [compared.get(one.name) for one in ones]
     triples = [(None, None, None) if row is None else (row["difference"], row["low"], row["high"]) for row in rows]
-    title = f"Δ {metric_name(found.metric or '')}"
+    title, unit = f"Δ {metric_name(found.metric or '')}", "to the baseline"
     verdicts = ["" if row is None else row["verdict"] for row in rows]
     return [
-        scores(title, triples, plus_minus=False, sign=True, hint="difference to the baseline, 95 % interval"),
-        numbers("p", [None if row is None else row["p_holm"] for row in rows], decimals=3, hint="corrected by Holm’s method"),
         words("verdict", verdicts, kinds=[_VERDICT_KINDS.get(verdict, "") for verdict in verdicts]),
+        scores(title, triples, unit=unit, plus_minus=False, sign=True, hint="difference to the baseline, 95 % interval"),
+        numbers("p", [None if row is None else row["p_holm"] for row in rows], decimals=3, hint="corrected by Holm’s method"),
     ]
 
 
@@ -183,7 +183,7 @@ def ablation_section(found: Findings) -> Section | None:
         words("seeds", [_of(row["num_seeds"], row["num_trials"]) for row in rows]),
     ]
     lead = "Each row changes one factor of the baseline and leaves the rest. ± is a 95 % interval over seeds, each for itself."
-    return Section("factors", "One factor at a time", lead, [Table(columns, is_sortable=True)])
+    return Section("factors", "One factor at a time", lead, [Table(columns, "Factors", is_sortable=True)])
 
 
 def _value_text(factor: str, value: Any) -> str:
@@ -226,7 +226,7 @@ def controls_section(found: Findings) -> Section | None:
             words("paired seeds", [_of(row["paired_seeds"], row["num_trials"]) for row in rows]),
         ]  # fmt: skip
         note = f"Positive: the adapter is worse. A control is the best by {controls['chosen_on']}."
-        blocks.append(Table(columns, note=note, is_sortable=True))
+        blocks.append(Table(columns, "Shortfalls", note, is_sortable=True))
     return Section("controls", "Against full fine-tuning and a head alone", "", blocks)
 
 
@@ -267,7 +267,7 @@ def search_section(found: Findings) -> Section | None:
         numbers(name + arrow(objective), [row["objective"] for row in rows], unit=metric_unit(objective)),
         words("status", [_search_status(row) for row in rows]),
     ]
-    blocks.append(Table(columns, is_sortable=True))
+    blocks.append(Table(columns, "Configurations proposed", is_sortable=True))
     pruner = search["pruner"].replace("_", " ") if search["pruner"] else "nothing"
     lead = (
         f"{search['proposed']} of {counted(search['trials'], 'configuration')} proposed by {search['sampler']}, "
@@ -312,7 +312,7 @@ def decodings_section(found: Findings) -> Section | None:
         numbers("seeds", [len(records) for _, _, records in rows], decimals=0),
     ]
     note = "Means over seeds; cut answers are summed. The scores of the first decoding are the trial’s."
-    return Section("decoding", "Ways of decoding", "", [Table(columns, note=note, is_sortable=True)])
+    return Section("decoding", "Ways of decoding", "", [Table(columns, "Scores, length and speed", note, is_sortable=True)])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

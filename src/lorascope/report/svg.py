@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from lorascope.report.words import compact, shortened
+from lorascope.report.words import MINUS, compact, shortened
 
 # Of the letters' size; DejaVu Sans, the widest of the usual fonts, has so wide ones.
 _LETTER = 0.62
@@ -148,23 +148,28 @@ def x_axis(scale: Scale, y: float, title: str, *, top: float | None = None, most
     middle = (scale.start + scale.end) / 2
     most = max(2, min(most, int((scale.end - scale.start) / _MARK_ROOM)))
     parts = [line(scale.start, y, scale.end, y, "axis")]
-    for mark in scale.ticks(most):
+    marks = scale.ticks(most)
+    for mark, told in zip(marks, _told(marks), strict=True):
         x = scale(mark)
         parts += [line(x, top, x, y, "rule")] if top is not None else [line(x, y, x, y + 4, "axis")]
-        parts.append(text(x, y + 15, compact(_round(mark)), anchor="middle", class_="faint", size=SMALL))
+        parts.append(text(x, y + 15, told, anchor="middle", class_="faint", size=SMALL))
     return [*parts, text(middle, y + 32, title, anchor="middle", class_="faint", size=SMALL)]
 
 
 def y_axis(scale: Scale, x: float, right: float, most: int = 5) -> list[Markup]:
     """Marks left of a plot, with light lines across it."""
     parts = []
-    for mark in scale.ticks(most):
+    marks = scale.ticks(most)
+    for mark, told in zip(marks, _told(marks), strict=True):
         y = scale(mark)
-        parts += [
-            line(x, y, right, y, "rule"),
-            text(x - 6, y + 3.5, compact(_round(mark)), anchor="end", class_="faint", size=SMALL),
-        ]
+        parts += [line(x, y, right, y, "rule"), text(x - 6, y + 3.5, told, anchor="end", class_="faint", size=SMALL)]
     return parts
+
+
+def _told(marks: Sequence[float]) -> list[str]:
+    """Figures of an axis, short; with all their digits where the short ones would be alike."""
+    short = [compact(_round(mark)) for mark in marks]
+    return short if len({*short}) == len(short) else [f"{_round(mark):,.12g}".replace("-", MINUS) for mark in marks]
 
 
 def _round(value: float) -> float:

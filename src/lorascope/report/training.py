@@ -1,41 +1,42 @@
-"""Sections about training and what came of it: score against cost, loss curves, the adapters' updates by layer and module.
+"""Sections about training: score against cost, and loss curves.
 
 Floor: ``report``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from lorascope.amounts import counted
-from lorascope.analysis.figures import FIGURES, grid_of, span_of
-from lorascope.errors import LorascopeError
-from lorascope.report import charts
-from lorascope.report.blocks import Block, Figure, Figures, Notes, Section
+from lorascope.report import charts, scatter
+from lorascope.report.blocks import Block, Figure, Figures, Section
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import clean, compact, decimals_for, listed, metric_name, metric_unit, number
+from lorascope.report.words import compact, listed, mebibytes, metric_name, metric_unit, number
 
-# Small curves, lines of the large picture, and maps of adapters.
+# Small curves, lines of the large picture, and names in a caption.
 _MOST_CURVES = 24
 _MOST_LINES = 200
-_MOST_ADAPTERS = 4
+_MOST_NAMED = 3
+# One short measurement does not tell smaller differences.
+_EQUAL = 0.05
 
 
 @dataclass(frozen=True)
 class _Cost:
+    """A cost, and the part of it by which two may differ and still count as equal."""
+
     title: str
     axis: str
     of: Callable[[Configuration], float | None]
+    equal: float = 0.0
 
 
 _COSTS = (
     _Cost("parameters", "trainable parameters", lambda one: one.parameters),
-    _Cost("time", "seconds an epoch, measured alone", lambda one: one.seconds),
-    _Cost("memory", "peak memory in MiB, measured alone", lambda one: one.memory_bytes and one.memory_bytes / 2**20),
+    _Cost("time", "seconds an epoch, measured alone", lambda one: one.seconds, _EQUAL),
+    _Cost("memory", "peak memory in MiB, measured alone", lambda one: mebibytes(one.memory_bytes), _EQUAL),
 )
 
 
@@ -43,37 +44,70 @@ def cost_section(found: Findings) -> Section | None:
     """The score against parameters, time and memory; what nothing beats at its cost."""
     if found.metric is None or len(found.ranked) < 2:
         return None
-    figures = [figure for cost in _COSTS if (figure := _against(found, cost)) is not None]
-    if not figures:
+    drawn = {cost: figure for cost in _COSTS if (figure := _against(found, cost)) is not None}
+    if not drawn:
         return None
     lead = (
-        "Filled points are the Pareto front: no other configuration scores at least as well for less. The front goes by means "
-        "alone; the intervals say which steps of it are more than chance."
+        "Filled points are the Pareto front: of the configurations that finished every seed, none scores better for as much "
+        "or less. The front goes by mean scores; the intervals say which steps of it are more than chance."
     )
-    return Section("cost", "Score against cost", lead, [Figures(figures)])
+    if any(cost.equal for cost in drawn):
+        lead += (
+            " Time and memory are one short measurement of each configuration and have no interval: costs within "
+            f"{_EQUAL * 100:g} % count as equal here, and a larger difference may still be the measurement’s."
+        )
+    return Section("cost", "Score against cost", lead, [Figures(list(drawn.values()))])
 
 
 def _against(found: Findings, cost: _Cost) -> Figure | None:
-    metric = found.metric or ""
-    points = []
-    for one in found.ranked:
-        value, score = cost.of(one), one.scores[metric]
-        if value is not None:
-            kind = "baseline" if one is found.baseline else ""
-            points.append(charts.Point(one.label, value, score.mean, score.low, score.high, kind))
+    points = _points(found, cost)
     if len(points) < 2:
         return None
-    best = charts.front(points, found.higher)
-    told = listed([f"{point.label} ({compact(point.cost)}, {point.score:.3g})" for point in best])
+    metric = found.metric or ""
     name = metric_name(metric)
-    says = f"{name} against {cost.axis} of {counted(len(points), 'configuration')}; on the Pareto front: {told}"
-    signs = {"front": "Pareto front", "beaten": "others"}
-    signs |= {"ring": "baseline"} if any(point.kind for point in points) else {}
-    signs |= {"interval": "95 % over seeds"} if any(point.low is not None for point in points) else {}
+    best = scatter.front(points, found.higher, cost.equal)
+    told = listed([f"{point.label} ({compact(point.cost)}, {point.score:.3g})" for point in best])
+    on_front = f"on the Pareto front: {told}" if best else "no configuration finished every seed, so there is no Pareto front"
+    says = f"{name} against {cost.axis} of {counted(len(points), 'configuration')}; {on_front}"
     unit = metric_unit(metric, [point.score for point in points])
     title = f"{name}{arrow(metric)}{f' ({unit})' if unit else ''}"
-    drawn = charts.against_cost(points, found.higher, cost.axis, title, says)
-    return Figure(drawn, f"{name[:1].upper()}{name[1:]} against {cost.title}", f"On the front: {told}.", charts.legend(signs))
+    drawn = scatter.against_cost(points, best, cost.axis, title, says)
+    caption = f"On the front: {told}." if best else f"{on_front[:1].upper()}{on_front[1:]}."
+    caption = " ".join([caption, *_reading(points)])
+    return Figure(drawn, f"{name[:1].upper()}{name[1:]} against {cost.title}", caption, charts.legend(_signs(points, best)))
+
+
+def _points(found: Findings, cost: _Cost) -> list[scatter.Point]:
+    points = []
+    for one in found.ranked:
+        value, score = cost.of(one), one.scores[found.metric or ""]
+        if value is not None:
+            is_short = one.num_done < len(one.trials)
+            point = scatter.Point(one.label, value, score.mean, score.low, score.high, one is found.baseline, is_short)
+            points.append(point)
+    return points
+
+
+def _signs(points: Sequence[scatter.Point], best: Sequence[scatter.Point]) -> dict[str, str]:
+    signs = {"front": "Pareto front"} if best else {}
+    signs |= {"beaten": "others"} if any(not point.is_short and point not in best for point in points) else {}
+    signs |= {"short": "without every seed"} if any(point.is_short for point in points) else {}
+    signs |= {"ring": "baseline"} if any(point.is_baseline for point in points) else {}
+    signs |= {"interval": "95 % over seeds"} if any(point.low is not None for point in points) else {}
+    return signs | ({"cut": "goes on beyond the frame"} if scatter.num_cut(points) else {})
+
+
+def _reading(points: Sequence[scatter.Point]) -> list[str]:
+    """What the picture leaves out."""
+    short, cut = [point.label for point in points if point.is_short], scatter.num_cut(points)
+    told = []
+    if short:
+        which = listed(short) if len(short) <= _MOST_NAMED else counted(len(short), "configuration")
+        told.append(f"Not held against the others, as seeds of it have no score: {which}.")
+    if cut:
+        go = "goes" if cut == 1 else "go"
+        told.append(f"{counted(cut, 'interval')} of {len(points)} {go} on beyond the frame (arrows).")
+    return told + (["The axis has a break: what lies beyond it is not to scale."] if scatter.is_broken(points) else [])
 
 
 def curves_section(found: Findings) -> Section | None:
@@ -125,63 +159,3 @@ def _small(series: Sequence[charts.Series]) -> list[Block]:
 
 def _validated(one: charts.Series) -> str:
     return f", {number(one.measured[-1][1], 3)} on the evaluation split" if one.measured else ""
-
-
-def layers_section(found: Findings) -> Section | None:
-    """How large the updates are that adapters make, by layer and module; of the best, the baseline and the next ones."""
-    chosen = _adapters(found)
-    if not chosen:
-        return None
-    try:
-        documents = _documents([path for _, path in chosen])
-    except (LorascopeError, OSError) as error:
-        note = f"The adapters could not be read: {clean(str(error))}."
-        return Section("layers", "Updates by layer and module", "", [Notes([note], kind="caution")])
-    grids = [grid_of(document["modules"], lambda row: row["norm"]) for document in documents]
-    span = span_of(grids)[1]
-    write = charts.plain(f".{max(decimals_for([span]) - 1, 1)}f")
-    figures = []
-    for (label, _), document, grid in zip(chosen, documents, grids, strict=True):
-        heat = charts.Heat(grid.rows, grid.columns, grid.values, span, write, row_title="layer")
-        title = f"‖ΔW‖, {label}"
-        whole = f"Norm of all updates together: {FIGURES['norm'].text(document['overall']['norm'])}."
-        figures.append(Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, whole))
-    first = grid_of(documents[0]["modules"], lambda row: row["utilisation"])
-    heat = charts.Heat(first.rows, first.columns, first.values, 1.0, FIGURES["utilisation"].text, row_title="layer")
-    title = f"Effective rank / r, {chosen[0][0]}"
-    caption = "The share of its rank that an update makes use of; 1 is all of it."
-    figures.append(Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, caption))
-    warnings = [warning for document in documents for warning in document["warnings"]]
-    lead = (
-        "Frobenius norms of the updates ΔW = scaling · B A, on one scale: where an adapter moved the base, not what that was "
-        "worth. “lorascope inspect” shows every figure of every adapter."
-    )
-    blocks: list[Block] = [Figures(figures), *([Notes(clean(warnings), kind="caution")] if warnings else [])]
-    return Section("layers", "Updates by layer and module", lead, blocks)
-
-
-def _adapters(found: Findings) -> list[tuple[str, Path]]:
-    """One adapter a configuration: of its first seed that is done."""
-    order = [one for one in (found.best, found.baseline, *found.ranked) if one is not None]
-    chosen = []
-    for one in {one.name: one for one in order}.values():
-        for trial in one.trials:
-            path = _adapter_path(found, trial)
-            if trial["status"] == "done" and path is not None:
-                chosen.append((f"{one.label} (seed {trial['seed']})", path))
-                break
-    return chosen[:_MOST_ADAPTERS]
-
-
-def _adapter_path(found: Findings, trial: Mapping[str, Any]) -> Path | None:
-    path = found.places[trial["trial"]].directory / "trials" / str(trial["trial"]) / "adapter"
-    return path if trial["adapter"] is not None and (path / "adapter_config.json").is_file() else None
-
-
-def _documents(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the adapters' files say."""
-    from lorascope.analysis.updates import adapter_document, places_of, read_adapters  # these need torch
-
-    read = read_adapters(paths)
-    places = places_of(module for one in read for module in one.modules)
-    return [adapter_document(one, places) for one in read]
