@@ -1,8 +1,9 @@
 """What a pre-training run keeps so that it goes on exactly: two checkpoints and a log.
 
 ``checkpoint.pt`` is the newest step. ``level.pt`` is the step at which the rate begins to fall: a longer run goes on from
-there, not from weights that have been cooled down. Both hold model and optimiser, the schedule, the settings that must not
-change, and ``stages``: from which step on which machine, with how many threads and in which precision it was computed.
+there, not from weights that have been cooled down, which stay as ``cooled-STEP.pt``. All hold model and optimiser, the
+schedule, the settings that must not change, and ``stages``: from which step on which machine, with how many threads and in
+which precision it was computed.
 
 Knows files and what may be continued. Does not know models or data.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,10 +92,17 @@ def _branch(work: Path, newest: int, before: Schedule, schedule: Schedule) -> di
             f"the rate would fall from step {schedule.level_end} on, but the checkpoint of step {first} was made at the full "
             f"rate; give --steps {first + schedule.decay_steps} or more for --decay-steps {schedule.decay_steps}"
         )
+    state |= {"schedule": asdict(schedule), "discarded_steps": state["discarded_steps"] + newest - first}
+    cooled = work / f"cooled-{newest}.pt"
+    shutil.copy(work / NEWEST, cooled)
+    # The log is cut after this: a checkpoint never has fewer rows than steps.
+    save(work / NEWEST, state)
     print(
-        f"step {newest} lies in the decay of a run of {before.steps} steps; going on from step {first}, before it", flush=True
+        f"step {newest} lies in the decay of a run of {before.steps} steps and is kept as {cooled.name}; going on from step "
+        f"{first}, before it",
+        flush=True,
     )
-    return state | {"discarded_steps": state["discarded_steps"] + newest - first}
+    return state
 
 
 def entered(stages: list[dict[str, Any]], step: int, conditions: Mapping[str, Any]) -> list[dict[str, Any]]:

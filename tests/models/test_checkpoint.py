@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from models.checkpoint import LEVEL, LOG, NEWEST, Schedule, beginning, entered, read_log, save, to_go_on_from
+from models.checkpoint import LEVEL, LOG, NEWEST, Schedule, beginning, entered, read, read_log, save, to_go_on_from
 
 SETTINGS = {"seed": 0, "stream_sha256": "abc"}
 
@@ -58,8 +58,12 @@ def test_a_longer_run_goes_on_from_the_start_of_the_decay_and_counts_what_it_thr
     state = to_go_on_from(directory, SETTINGS, schedule(900, 200))
     assert (state["step"], state["discarded_steps"]) == (300, newest - 300)
     assert [row["step"] for row in read_log(directory)] == list(range(300))
-    told = f"step {newest} lies in the decay of a run of 400 steps; going on from step 300, before it"
+    told = f"step {newest} lies in the decay of a run of 400 steps and is kept as cooled-{newest}.pt; going on from step 300"
     assert told in capsys.readouterr().out
+    assert read(directory / f"cooled-{newest}.pt")["step"] == newest
+    # Killed before the next checkpoint, it goes on from the same step, and the log fits the checkpoint at every moment.
+    assert to_go_on_from(directory, SETTINGS, schedule(900, 200)) == state
+    assert read(directory / NEWEST)["step"] == 300
 
 
 @pytest.mark.parametrize("newest", [280, 400])
