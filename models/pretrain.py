@@ -113,15 +113,16 @@ def fastest_precision(width: int, rows: int) -> str:
 
 def machine(device: str) -> dict[str, str]:
     """On what a step is computed: another processor, GPU or torch rounds otherwise."""
+    version = str(torch.__version__)  # a type of torch's own, which no checkpoint may hold
     if device != "cpu":
-        return {"device": device, "processor": torch.cuda.get_device_name(0), "torch": torch.__version__}
+        return {"device": device, "processor": torch.cuda.get_device_name(0), "torch": version}
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
     processor = f"{named or platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
-    return {"device": device, "processor": processor, "torch": torch.__version__}
+    return {"device": device, "processor": processor, "torch": version}
 
 
 def conditions(arguments: argparse.Namespace, stages: list[dict[str, Any]]) -> dict[str, Any]:
