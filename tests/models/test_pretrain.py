@@ -111,7 +111,7 @@ def test_other_settings_than_it_began_with_are_refused(books, copy):
         ("--world-share", 0.2, "world_share 0.1"),
     ):
         with pytest.raises(SystemExit, match=f"{was}; give the same"):
-            run(books, copy, "--steps", 8, name, value)
+            run(books, copy, "--steps", 8, "--decay-steps", 2, name, value)
 
 
 def test_a_decay_longer_than_the_run_is_refused(books, tmp_path, capsys):
