@@ -224,6 +224,14 @@ def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
     assert "there is something already; name another directory" in again.err
 
 
+@pytest.mark.parametrize(("seed", "warned"), [(999, False), (1000, True)])
+def test_a_world_that_the_embedded_base_may_have_read_is_told_of(seed, warned, cli, tmp_path):
+    ended = cli("data", "world", "--out", tmp_path / "world", "--size", 10, "--seed", seed, "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["seed"] == seed
+    assert (f"--seed {seed}: lorascope:small may have read this world's train split" in ended.err) == warned
+
+
 def test_a_world_is_shown_as_a_table(cli, tmp_path):
     ended = cli("data", "world", "--out", tmp_path / "world", "--size", 10)
     assert re.search(r"│ train +│ +10 │", ended.out)

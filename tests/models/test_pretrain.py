@@ -1,7 +1,10 @@
 """Pre-training: resumable to the bit, refused with other settings, small enough to ship, and told of truly."""
 
-import argparse
 import json
+import math
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,11 +15,31 @@ from lorascope.base_model import load_base
 from lorascope.config import BaseModelConfig
 from models import pretrain
 
+SHAPE = ["--width", "64", "--layers", "2", "--rows", "2", "--context", "32", "--save-every", "2"]
+WORLDS = ["--world-size", "10", "--evaluated-sizes", "10"]
+EXACT = ["--precision", "float32", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A run sets threads and precision of the whole process."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
 
 def run(books, work, *more):
-    shape = ["--width", "64", "--layers", "2", "--rows", "2", "--context", "32", "--save-every", "2", "--world-size", "10"]
-    pretrain.main(["--books", str(books), "--work", str(work), *shape, *map(str, more)])
+    pretrain.main(["--books", str(books), "--work", str(work), *SHAPE, *WORLDS, *EXACT, *map(str, more)])
     return torch.load(work / "checkpoint.pt", weights_only=True)
+
+
+def same_bits(one, other):
+    return all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+
+
+def steps_of(work):
+    return [json.loads(line)["step"] for line in (work / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -26,40 +49,123 @@ def whole(books, tmp_path_factory):
     return work, run(books, work, "--steps", 6, "--decay-steps", 2)
 
 
-def test_a_run_that_was_cut_short_ends_with_the_same_bits(books, whole, tmp_path, monkeypatch):
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The same in a directory that a test may go on in."""
+    shutil.copytree(whole[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Calls of a step by its rate; at the fourth one something happens."""
     original, calls = pretrain._step, []
 
-    def dying(*arguments):
-        calls.append(arguments[-1])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*arguments)
+    def at_the_fourth(act):
+        def step(*arguments):
+            calls.append(arguments)
+            if len(calls) == 4:
+                act()
+            return original(*arguments)
 
-    monkeypatch.setattr(pretrain, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(pretrain, "_step", step)
+        return calls
+
+    return at_the_fourth
+
+
+def test_a_run_that_was_cut_short_ends_with_the_same_bits(books, whole, tmp_path, dying):
+    def killed():
+        raise RuntimeError("the power is gone")
+
+    calls = dying(killed)
+    with pytest.raises(RuntimeError, match="power"):
         run(books, tmp_path, "--steps", 6, "--decay-steps", 2)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "los')
     state = run(books, tmp_path, "--steps", 6, "--decay-steps", 2)
     # Step 2 was done twice, because only the checkpoint after step 1 was kept.
-    assert calls == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert len(calls) == 4 + 4
     _, expected = whole
     assert state["step"] == 6
-    assert all(torch.equal(value, state["model"][name]) for name, value in expected["model"].items())
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(6))
+    assert same_bits(expected, state)
+    assert steps_of(tmp_path) == list(range(6))
 
 
-def test_other_settings_than_it_began_with_are_refused(books, whole):
-    work, _ = whole
-    with pytest.raises(SystemExit, match="seed 0; give the same"):
-        run(books, work, "--steps", 8, "--seed", 1)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves_and_the_run_goes_on_to_the_same_bits(number, books, whole, tmp_path, dying):
+    calls = dying(lambda: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as ended:
+        run(books, tmp_path, "--steps", 6, "--decay-steps", 2)
+    assert ended.value.code == 130
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+    state = run(books, tmp_path, "--steps", 6, "--decay-steps", 2)
+    assert len(calls) == 6
+    assert same_bits(whole[1], state)
 
 
-def test_a_longer_run_goes_on_from_the_checkpoint(books, whole, tmp_path):
-    import shutil
+def test_other_settings_than_it_began_with_are_refused(books, copy):
+    for name, value, was in (
+        ("--seed", 1, "seed 0"),
+        ("--rate", 1e-3, "rate 0.002"),
+        ("--world-share", 0.2, "world_share 0.1"),
+    ):
+        with pytest.raises(SystemExit, match=f"{was}; give the same"):
+            run(books, copy, "--steps", 8, "--decay-steps", 2, name, value)
 
-    work = tmp_path / "longer"
-    shutil.copytree(whole[0], work)
-    assert run(books, work, "--steps", 8, "--decay-steps", 2)["step"] == 8
+
+def test_a_decay_longer_than_the_run_is_refused(books, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(books, tmp_path, "--steps", 4, "--decay-steps", 5)
+    assert "--decay-steps 5 of --steps 4" in capsys.readouterr().err
+
+
+def test_a_longer_run_has_the_bits_of_one_that_was_planned_so(books, copy, tmp_path):
+    state = run(books, copy, "--steps", 8, "--decay-steps", 2)
+    planned = run(books, tmp_path / "planned", "--steps", 8, "--decay-steps", 2)
+    assert state["step"] == 8
+    assert same_bits(planned, state)
+    assert steps_of(copy) == list(range(8))
+    assert (state["discarded_steps"], planned["discarded_steps"]) == (2, 0)
+
+
+def test_a_run_goes_on_with_the_threads_and_the_precision_it_began_with(books, copy, monkeypatch):
+    torch.set_num_threads(2)
+    monkeypatch.setattr(pretrain, "fastest_precision", None)
+    longer = ["--steps", "8", "--decay-steps", "2"]
+    pretrain.main(["--books", str(books), "--work", str(copy), *SHAPE, *WORLDS, *longer])
+    assert torch.get_num_threads() == 1
+    (stage,) = torch.load(copy / "checkpoint.pt", weights_only=True)["stages"]
+    assert (stage["conditions"]["threads"], stage["conditions"]["precision"]) == (1, "float32")
+
+
+def test_another_machine_is_a_stage_of_its_own_and_the_card_names_both(books, copy, monkeypatch, capsys, tmp_path):
+    elsewhere = {"device": "cpu", "processor": "Another One (AVX512)", "torch": "9.9"}
+    monkeypatch.setattr(pretrain, "machine", lambda device: elsewhere)
+    state = run(books, copy, "--steps", 8, "--decay-steps", 2)
+    assert [stage["first_step"] for stage in state["stages"]] == [0, 4]
+    assert "these conditions are not those of the steps before" in capsys.readouterr().out
+    monkeypatch.setattr(pretrain, "machine", None)  # who finishes it elsewhere is not named
+    finished(books, copy, tmp_path / "small")
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert "| hardware | steps 0 to 4: " in card
+    assert "|  | steps 4 to 8: Another One (AVX512), 1 thread, float32, torch 9.9 |" in card
+    assert "falling to 0 over the last 2. 2 more steps, in which it had fallen earlier, were thrown away" in card
+
+
+def test_products_in_bfloat16_train_too(books, tmp_path):
+    state = run(books, tmp_path, "--steps", 2, "--decay-steps", 0, "--precision", "bfloat16")
+    assert {value.dtype for value in state["model"].values()} == {torch.float32}
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(books, tmp_path, dying, monkeypatch):
+    original = pretrain.next_token_loss
+    calls = dying(lambda: monkeypatch.setattr(pretrain, "next_token_loss", lambda *given: original(*given) * math.nan))
+    with pytest.raises(SystemExit, match="loss nan, gradient norm nan at step 3; the last checkpoint is kept"):
+        run(books, tmp_path, "--steps", 6, "--decay-steps", 2)
+    assert len(calls) == 4
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
 
 def test_an_epoch_reads_every_window_once():
@@ -74,14 +180,6 @@ def test_an_epoch_reads_every_window_once():
     assert following[:, 0].tolist() != windows[:, 0].tolist()
 
 
-def test_the_rate_warms_up_stays_and_falls_to_nothing():
-    rates = [pretrain.learning_rate(step, 400, 100, 1.0) for step in range(400)]
-    assert rates[0] == 0.01
-    assert rates[99:301] == [1.0] * 202
-    assert rates[399] == pytest.approx(0.01)
-    assert rates[300:] == sorted(rates[300:], reverse=True)
-
-
 @pytest.mark.parametrize(("width", "layers", "most"), [(192, 8, 9_700_000), (256, 8, 16_000_000)])
 def test_the_shapes_that_are_told_of_fit_into_the_package(width, layers, most):
     with torch.device("meta"):
@@ -89,11 +187,15 @@ def test_the_shapes_that_are_told_of_fit_into_the_package(width, layers, most):
     assert 0.9 * most < 2 * sum(value.numel() for value in model.parameters()) < most
 
 
+def finished(books, work, out):
+    pretrain.main(["--books", str(books), "--work", str(work), "--finish", str(out), "--characters", "400"])
+    return json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
+
+
 def test_a_finished_model_is_loaded_as_a_base_and_its_card_states_what_was_measured(books, whole, tmp_path):
-    work, _ = whole
+    work, state = whole
     out = tmp_path / "small"
-    arguments = argparse.Namespace(work=work, finish=out, books=books, device="cpu", characters=400)
-    document = pretrain.finish(arguments)
+    document = finished(books, work, out)
     base = load_base(BaseModelConfig(model=str(out)), "CAUSAL_LM")
     assert next(base.model.parameters()).dtype == torch.float32
     assert base.tokenizer.eos_token == "<|im_end|>"
@@ -108,12 +210,25 @@ def test_a_finished_model_is_loaded_as_a_base_and_its_card_states_what_was_measu
     assert "6 steps of 2 × 32 tokens, 384 in all" in card
     losses = [json.loads(line)["loss"] for line in (work / "log.jsonl").read_text().splitlines()]
     assert f"{sum(losses) / 6:.3f} nats a token, the mean of the last 6 steps" in card
+    assert "rate 0.002 after 100 steps of warm-up, falling to 0 over the last 2 |" in card
+    (stage,) = state["stages"]
+    assert f"| hardware | {stage['conditions']['processor']}, 1 thread, float32, torch {torch.__version__} |" in card
+    assert "It read no pair for a judge and no opinion" in card
+    assert f"{document['corpus']['evaluation_runs']:,} such rows of words, common phrases included" in card
+    assert document["corpus"]["stream_sha256"] == state["settings"]["stream_sha256"]
     assert "license: apache-2.0" in card
 
 
-def test_trigrams_give_the_probabilities_of_witten_and_bell():
-    import math
+def test_other_books_than_it_read_give_no_scores(whole, tmp_path):
+    others = tmp_path / "others.txt.xz"
+    others.write_bytes(b"not these")
+    with pytest.raises(SystemExit, match="books_sha256"):
+        finished(others, whole[0], tmp_path / "small")
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is not there; train first"):
+        finished(others, tmp_path, tmp_path / "small")
 
+
+def test_trigrams_give_the_probabilities_of_witten_and_bell():
     # After "ab": seen twice, followed by c both times; unigrams and bigrams as counted by hand.
     text = "abcabc"
     unigram = (2 + 3 / 0x110000) / (6 + 3)

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout, visible
+from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout, tell, visible
 from lorascope.config import BaseModelConfig, TaskConfig, load_study, parse_override, validate
 from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
+from lorascope.embedded import PRETRAINING_SEEDS
 from lorascope.errors import MissingSplit, ModelError, UsageError
 from lorascope.world.files import DEFAULT_SIZE, documents, world
 
@@ -166,6 +167,11 @@ def world_command(
             path = unfinished / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
+    if seed >= PRETRAINING_SEEDS:
+        tell(
+            f"--seed {seed}: lorascope:small may have read this world's train split, as of seeds from {PRETRAINING_SEEDS} on; "
+            "take a smaller one for studies on it"
+        )
     counts = {split: of.counts for split, of in sets.items()}
     if as_json:
         print_json({"out": str(out), "seed": seed, "size": size, "counts": counts, "files": sorted(files)})

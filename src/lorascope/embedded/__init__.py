@@ -15,6 +15,8 @@ PREFIX = "lorascope:"
 MODELS = {"lorascope:small": "small"}
 # Most bytes of a model's weights: they travel with every installation.
 MAX_WEIGHTS_BYTES = 16_000_000
+# They have read little worlds of these seeds and above (``lorascope data world --seed``), train splits only.
+PRETRAINING_SEEDS = 1000
 HOME = Path(__file__).parent
 _WEIGHTS = "model.safetensors"
 
