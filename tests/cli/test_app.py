@@ -353,7 +353,6 @@ def test_an_adapter_with_a_nan_is_refused(cli, finished, study_file, data, tmp_p
 def test_help_works_for_every_command(cli):
     overview = cli("--help")
     assert overview.code == 0
-    assert cli().out == overview.out
     for command in COMMANDS:
         ended = cli(command, "--help")
         assert (ended.code, ended.err) == (0, "")
