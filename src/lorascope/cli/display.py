@@ -121,12 +121,12 @@ class Display:
         if self.pace:
             yield _line(self.pace, ascii_only, "dim")
         if self.message:
-            yield _line(self.message, ascii_only, "bold yellow")
+            yield Text(_written(self.message, ascii_only), "bold yellow")
 
     def _fitting(self, rows: list[Row], height: int) -> tuple[list[Row], int]:
         """The rows that a terminal has room for, those that still train first, and how many others there are."""
-        # Two bars, pace, message, the line that says what is left out, and one for what is printed above.
-        room = max(1, height - 6)
+        # Two bars, pace, a message of two lines, the line that says what is left out, and one for what is printed above.
+        room = max(1, height - 7)
         if len(rows) <= room:
             return rows, 0
         kept = sorted(range(len(rows)), key=lambda index: (rows[index].status in _STYLES, index))[:room]
