@@ -26,10 +26,11 @@ def step(number, names, num_steps=4):
     return StepResult(number, num_steps, 0, slots, 2, 20, 0.01)
 
 
+CONFIGS = {name: {"r": r, "lora_alpha": 2.0 * r, "targets": ["query"]} for name, r in (("a-s1", 4), ("b-s1", 8))}
 EVENTS = [
     StudyStarted(TASK, 4, 3, 12),
     Warned(Notice("truncated", 1, "train", "1 [odd] example was cut")),
-    CohortStarted("c1", ("a-s1", "b-s1"), 4, 3 * 2**20, {"a-s1": {"r": 4}, "b-s1": {"r": 8}}),
+    CohortStarted("c1", ("a-s1", "b-s1"), 4, 3 * 2**20, CONFIGS),
     ProbeDone("a", SoloCost(1.0, 2.0, 2**20)),
     step(0, ["a-s1", "b-s1"]),
     step(1, ["a-s1", "b-s1"]),

@@ -71,20 +71,20 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 _START = {
     "First time here": {
-        "demo": "a whole study on a model and data that come along, offline",
-        "doctor": "does everything compute rightly on this machine?",
+        "demo": "a whole study, offline, to its report",
+        "doctor": "is everything right on this machine?",
     },
     "A study of your own": {
-        "recommend --task T --base M --out study.yaml": "a study to begin with, each choice with its reason",
+        "recommend --task T --base M": "where to begin, and why",
         "data audit study.yaml": "what is wrong with its data",
-        "plan study.yaml": "what it will take, and what does not fit",
-        "run study.yaml": "train, evaluate and store every trial; write the report",
-        "results runs/NAME": "which configurations differ, and how sure that is",
+        "plan study.yaml": "what it takes, and what does not fit",
+        "run study.yaml": "train, evaluate, store, report",
+        "results runs/NAME": "what differs, and how sure that is",
     },
     "An adapter, ours or PEFT's": {
         "inspect ADAPTER": "what it has become",
-        "chat --adapter ADAPTER": "talk to it; to its base or another beside it",
-        "merge ADAPTER --out DIR": "one model, with a certificate that it is the same",
+        "chat --adapter ADAPTER": "talk to it, or to its base beside it",
+        "merge ADAPTER --out DIR": "one model, certified to be the same",
     },
 }
 
@@ -99,17 +99,16 @@ def print_start(console: Console) -> None:
     """Where to start: what ``lorascope`` alone shows."""
     console.print(Text.assemble((NAME, "bold"), ": which LoRA configuration, for this model and this task, and how sure?"))
     widest = max(len(command) for group in _START.values() for command in group) + len(NAME) + 3
-    beside = console.width >= widest + 40
     for title, group in _START.items():
         console.print(Text(f"\n{title}", "bold"))
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, min_width=widest if console.width >= 2 * widest else None)
         for command, what in group.items():
-            line = Text(f"  {NAME} {command}", "cyan", no_wrap=True)
-            if beside:
-                line.pad_right(widest - len(line))
+            line = Text(f"  {NAME} {command}", "cyan")
+            if console.width >= 2 * widest:
                 table.add_row(line, Text(what))
             else:
                 table.add_row(line)
                 table.add_row(Text(f"      {what}"))
         console.print(table)
-    console.print(Text(f"\n{NAME} --help lists every command; {NAME} COMMAND --help explains one, with examples."))
+    console.print(Text(f"\n{NAME} --help lists all commands; {NAME} COMMAND --help has examples."))
