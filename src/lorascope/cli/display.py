@@ -108,10 +108,10 @@ class Display:
         for _ in range(3):
             bars.add_column(no_wrap=True, overflow="crop" if ascii_only else "ellipsis")
         size = 24 if options.max_width >= _WIDE else 12
-        for bar, mark in ((self.study, ""), (self.activity or Bar(self.preparing), spinner)):
-            if bar is not None:
-                drawn = ProgressBar(total=bar.total, completed=bar.done, width=size) if bar.total else ""
-                bars.add_row(mark, Text(bar.name), drawn, Text(_written(bar.told, ascii_only)))
+        now = self.activity or Bar(self.preparing)
+        for bar in (now,) if self.study is None else (self.study, now):
+            drawn = ProgressBar(total=bar.total, completed=bar.done, width=size) if bar.total else None
+            bars.add_row(spinner if bar is now else None, Text(bar.name), drawn, Text(_written(bar.told, ascii_only)))
         yield bars
         rows, num_left = self._fitting(list(self.rows), options.size.height)
         if rows:
