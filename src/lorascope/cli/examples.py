@@ -65,7 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "data audit": (
         "lorascope data audit study.yaml",
-        "lorascope data audit --task squad --data data/squad --base gpt2 --html audit.html",
+        "lorascope data audit --task squad --data data/squad --html audit.html",
     ),
     "data world": ("lorascope data world --out world", "lorascope data world --out small-world --size 50 --seed 3"),
 }
