@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 # By what a command begins with: the test that runs it.
 ELSEWHERE = {
     "lorascope plan my-study.yaml": "test_readme.test_the_readmes_study_and_its_commands_run",
+    "lorascope --install-completion": "cli/test_app.test_completion_is_installed_for_the_shell_at_hand",
     "lorascope run my-study.yaml": "test_readme.test_the_readmes_study_and_its_commands_run, test_tracking",
     "lorascope results runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
     "lorascope evaluate runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",

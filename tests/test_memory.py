@@ -83,3 +83,10 @@ def test_a_limit_of_the_process_counts():
     environment = {"PYTHONPATH": str(Path(lorascope.__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_is_taken_is_what_the_process_has_in_memory():
+    before = memory.taken_bytes()
+    held = bytearray(64 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert before < memory.taken_bytes() - 32 * 2**20

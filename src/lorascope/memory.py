@@ -10,6 +10,7 @@ Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory and, of the fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,14 @@ def total_bytes(device: str = "cpu") -> int:
 
         return int(torch.cuda.mem_get_info(device)[1])
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits())])
+
+
+def taken_bytes() -> int:
+    """What this process takes now: of the GPU where torch has begun to use one, else of the machine's memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)
 
 
 def _limits() -> Iterator[tuple[int, int]]:

@@ -353,7 +353,6 @@ def test_an_adapter_with_a_nan_is_refused(cli, finished, study_file, data, tmp_p
 def test_help_works_for_every_command(cli):
     overview = cli("--help")
     assert overview.code == 0
-    assert cli().out == overview.out
     for command in COMMANDS:
         ended = cli(command, "--help")
         assert (ended.code, ended.err) == (0, "")
@@ -363,6 +362,67 @@ def test_help_works_for_every_command(cli):
         command.callback.__name__ for command in app.app.registered_commands
     } >= set(COMMANDS)
     assert cli("--version").out == f"lorascope {__version__}\n"
+
+
+@pytest.fixture
+def bash(tmp_path):
+    """``bash(script)``: its lines, run by a bash that finds ``lorascope`` on the path and a home of its own."""
+    program = tmp_path / "bin" / "lorascope"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lorascope "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def run(script):
+        done = subprocess.run(["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_is_installed_for_the_shell_at_hand(bash, tmp_path):
+    told = bash("lorascope --install-completion; true")  # bash stays, to be found as the parent
+    assert told[0].startswith("bash completion installed in ")
+    assert "source" in (tmp_path / ".bashrc").read_text(encoding="utf-8")
+    completed = bash("""
+        source ~/.bashrc
+        complete -p lorascope
+        try() { COMP_WORDS=(lorascope "$@"); COMP_CWORD=$#; _lorascope_completion lorascope; echo "${COMPREPLY[*]}"; }
+        try me
+        try data ""
+        try run study.yaml --check
+        try run study.yaml --device ""
+        try run stu
+    """)
+    assert completed == [
+        "complete -o default -F _lorascope_completion lorascope",
+        "merge",
+        "preview audit world",
+        "--checkpoint-seconds",
+        "cpu cuda",
+        "",  # bash completes files then
+    ]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_can_be_had_for_every_shell(shell, process):
+    told = process(environment={"_LORASCOPE_COMPLETE": f"source_{shell}"})
+    output, errors = told.communicate()
+    assert (told.returncode, errors) == (0, "")
+    assert "lorascope" in output
+    assert f"complete_{shell}" in output
+
+
+def test_a_file_gets_plain_lines_and_no_colour_whatever_asks_for_colour(study_file, process, tmp_path):
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    running = process("run", study_file(), "--out", tmp_path / "run", environment=colours | {"NO_COLOR": "1"})
+    output, errors = running.communicate()
+    assert running.returncode == 0
+    assert "\x1b[?25l" not in errors  # nothing is drawn over
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", errors + output)
+    assert "2 of 2 trials ended in " in errors
 
 
 def test_a_traceback_is_shown_only_when_asked_for(cli, study_file, tmp_path, monkeypatch):

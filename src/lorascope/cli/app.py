@@ -25,8 +25,9 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stdout, tell
+from lorascope.cli.console import DEBUG, Allow, AsJson, Device, Override, decoding_of, offered, print_json, stdout, tell
 from lorascope.cli.doctor import doctor
+from lorascope.cli.examples import NAME, examples_of, print_start
 from lorascope.cli.export import export
 from lorascope.cli.generate import chat, generate
 from lorascope.cli.inspect import inspect
@@ -56,7 +57,7 @@ _QUIET = {
 }
 _INTERRUPTED = 130
 
-app = typer.Typer(name="lorascope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(name=NAME, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=examples_of(""))
 app.add_typer(data_commands.app)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
 Adapters = Annotated[
@@ -71,15 +72,15 @@ Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of
 
 def main() -> None:
     """Entry point: run a command and turn errors into one line and an exit code."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = DEBUG in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     signal.signal(signal.SIGTERM, interrupt)
     _prepare_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
         _quieten_libraries()
     try:
-        code = app(arguments, standalone_mode=False) or 0
+        code = app(arguments, prog_name=NAME, standalone_mode=False) or 0
         if code == _INTERRUPTED:  # some versions of Typer make an exit code of Ctrl-C themselves
             raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a reader that has gone is still an error to be caught
@@ -113,16 +114,16 @@ def _explain(error: BaseException, arguments: list[str]) -> tuple[int, str]:
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="With any command: show tracebacks and libraries' logs.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="With any command: show tracebacks and libraries' logs.")] = False,
 ) -> None:
     """A laboratory for LoRA configurations: train whole studies, compare them, keep the adapters."""
     if version:
         typer.echo(f"lorascope {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        print_start(stdout())
 
 
-@app.command()
+@app.command(epilog=examples_of("plan"))
 def plan(
     study_file: StudyFile,
     overrides: Override = None,
@@ -152,7 +153,7 @@ def plan(
         tables.print_plan(stdout(), document)
 
 
-@app.command()
+@app.command(epilog=examples_of("run"))
 def run(
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="The study's directory; runs/<name> by default.")] = None,
@@ -172,7 +173,12 @@ def run(
     ] = None,
     allow: Allow = None,
     track: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Send curves to wandb, tensorboard or mlflow; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Send curves to wandb, tensorboard or mlflow; may be repeated.",
+            autocompletion=offered("wandb", "tensorboard", "mlflow"),
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     as_json: AsJson = False,
@@ -217,7 +223,7 @@ def run(
         raise LorascopeError(f"{failed} of {len(document['trials'])} trials failed", where=str(directory))
 
 
-@app.command()
+@app.command(epilog=examples_of("results"))
 def results(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR…", help="A study, or the shards of one.")],
     baseline: Annotated[
@@ -251,7 +257,7 @@ def results(
         tables.print_results(stdout(), document)
 
 
-@app.command()
+@app.command(epilog=examples_of("evaluate"))
 def evaluate(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
@@ -324,10 +330,10 @@ def evaluate(
 
 
 for command in (generate, chat, inspect, merge, export, recommend, report, doctor):
-    app.command()(command)
+    app.command(epilog=examples_of(command.__name__))(command)
 
 
-@app.command()
+@app.command(epilog=examples_of("demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Where the model, the data and the study go.")] = Path("runs/demo"),
     as_json: AsJson = False,

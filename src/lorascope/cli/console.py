@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +17,22 @@ from lorascope.errors import UsageError
 
 # Results that nobody's terminal bounds may be as wide as they are.
 _PIPE_WIDTH = 2000
+# Taken off the command line before it is read, so that it may stand anywhere.
+DEBUG = "--debug"
+
+
+def offered(*values: str) -> Callable[[str], list[str]]:
+    """What a shell completes an option's value to."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
 
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Override a key, e.g. train.learning_rate=1e-4.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU by default where there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu or cuda; a GPU by default where there is one.", autocompletion=offered("cpu", "cuda")),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="KIND", help="Findings of this kind do not stop; may be repeated.")
@@ -32,8 +45,13 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """The console for logs, warnings and progress."""
-    return Console(stderr=True)
+    """The console for logs, warnings and progress; interactive where something may be drawn over.
+
+    That takes a terminal that says which one it is, whatever asks for colours; and with ``--debug`` libraries write whenever
+    they like.
+    """
+    redrawn = sys.stderr.isatty() and (os.name == "nt" or bool(os.environ.get("TERM"))) and DEBUG not in sys.argv[1:]
+    return Console(stderr=True, force_interactive=None if redrawn else False)
 
 
 def tell(text: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorascope.cli.console import Allow, AsJson, Override, print_json, stderr, stdout, tell, visible
+from lorascope.cli.examples import examples_of
 from lorascope.config import BaseModelConfig, TaskConfig, load_study, parse_override, validate
 from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
@@ -25,7 +26,13 @@ from lorascope.world.files import DEFAULT_SIZE, documents, world
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-app = typer.Typer(name="data", no_args_is_help=True, rich_markup_mode=None, help="Look at data before training on them.")
+app = typer.Typer(
+    name="data",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at data before training on them.",
+    epilog=examples_of("data"),
+)
 
 StudyFile = Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="A study file; or use --task and --data.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="The task's name, as in a study file.")]
@@ -82,7 +89,7 @@ class Inspected:
         }
 
 
-@app.command()
+@app.command(epilog=examples_of("data preview"))
 def preview(
     study_file: StudyFile = None,
     overrides: Override = None,
@@ -114,7 +121,7 @@ def preview(
         _write_page(html, document)
 
 
-@app.command("audit")
+@app.command("audit", epilog=examples_of("data audit"))
 def audit_command(
     study_file: StudyFile = None,
     overrides: Override = None,
@@ -147,7 +154,7 @@ def audit_command(
     found.check(inspected.allow)
 
 
-@app.command("world")
+@app.command("world", epilog=examples_of("data world"))
 def world_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new directory for the files.")],
     size: Annotated[int, typer.Option(metavar="N", help="Training dialogues; everything else goes with them.")] = DEFAULT_SIZE,
@@ -275,7 +282,7 @@ def _from_flags(
 def _stage(text: str) -> Iterator[None]:
     """Says on a terminal what takes its time."""
     console = stderr()
-    with console.status(f"{text} …") if console.is_terminal else nullcontext():
+    with console.status(f"{text} …") if console.is_interactive else nullcontext():
         yield
 
 

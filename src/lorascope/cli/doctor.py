@@ -50,7 +50,7 @@ def doctor(
 def _carried_out(device: str | None, model: str | None) -> list[CheckResult]:
     """All results, with the progress on stderr: one line that changes on a terminal, a line for each check elsewhere."""
     console = stderr()
-    with console.status("loading torch, transformers and PEFT") if console.is_terminal else nullcontext() as status:
+    with console.status("loading torch, transformers and PEFT") if console.is_interactive else nullcontext() as status:
         from lorascope.doctor.finding import Setting, examine
 
         checks = _checks(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -82,7 +80,7 @@ def _show(running: Events) -> None:
     with StudyProgress(stderr()) as progress, closing(running) as events:
         for event in islice(events, 1):
             progress.show(event)  # until then there is nothing to save
-        with deferred_signals() as interrupted:
+        with deferred_signals(progress.alert) as interrupted:
             for event in events:
                 progress.show(event)
                 if interrupted():
@@ -118,8 +116,8 @@ def interrupt(*_: object) -> None:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM is only noted; a second one interrupts at once.
+def deferred_signals(alert: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Within, the first SIGINT or SIGTERM is only noted, and told by ``alert``; a second one interrupts at once.
 
     Yields:
         Whether one came.
@@ -130,8 +128,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         for each in own:
             signal.signal(each, interrupt)
         came.append(number)
-        if sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), b"\nsaving after the step in progress; interrupt again to end at once\n")
+        alert("saving after the step in progress; interrupt again to end at once")
 
     # Ignored where a shell without job control started the command in the background; that is left alone.
     own = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lorascope.cohort.probe import SoloCost
 from lorascope.data.task import Notice, Task
@@ -23,12 +24,16 @@ class StudyStarted:
 
 @dataclass(frozen=True)
 class CohortStarted:
-    """A cohort begins: these trials on one copy of the base, with memory for them by forecast (None: nothing trains)."""
+    """A cohort begins: these trials on one copy of the base, with memory for them by forecast (None: nothing trains).
+
+    ``configs`` holds the trials' flat settings, where they are trials.
+    """
 
     cohort: str
     trials: tuple[str, ...]
     num_steps: int
     predicted_peak_bytes: int | None = None
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

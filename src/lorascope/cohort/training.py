@@ -130,7 +130,8 @@ def _cohort_events(bench: Bench, cohort: Cohort, checkpoints: Checkpoints, rungs
     slots = [slot_of(trial, base.model, base.heads) for trial in cohort.trials]
     _begin(store, task, base, cohort, [slot for slot in slots if slot.name in trials])
     num_steps = cohort.num_steps(len(task.train))
-    yield CohortStarted(cohort.name, tuple(trials), num_steps, cohort.predicted_peak_bytes)
+    configs = {name: trial.flat() for name, trial in trials.items()}
+    yield CohortStarted(cohort.name, tuple(trials), num_steps, cohort.predicted_peak_bytes, configs)
     if num_steps:
         yield from _probe(store, task, base, cohort, slots)
     meter = MemoryMeter(base.device)
