@@ -17,7 +17,7 @@ from lorascope.report import charts
 from lorascope.report.blocks import Block, Figure, Figures, Notes, Section
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import clean, compact, decimals_for, listed, metric_name, metric_unit, number
+from lorascope.report.words import clean, compact, decimals_for, listed, metric_name, number
 
 # Small curves, lines of the large picture, and maps of adapters.
 _MOST_CURVES = 24
@@ -70,7 +70,7 @@ def _against(found: Findings, cost: _Cost) -> Figure | None:
     signs = {"front": "Pareto front", "beaten": "others"}
     signs |= {"ring": "baseline"} if any(point.kind for point in points) else {}
     signs |= {"interval": "95 % over seeds"} if any(point.low is not None for point in points) else {}
-    unit = metric_unit(metric, [point.score for point in points])
+    unit = found.unit(metric)
     title = f"{name}{arrow(metric)}{f' ({unit})' if unit else ''}"
     drawn = charts.against_cost(points, found.higher, cost.axis, title, says)
     return Figure(drawn, f"{name[:1].upper()}{name[1:]} against {cost.title}", f"On the front: {told}.", charts.legend(signs))
@@ -95,6 +95,9 @@ def curves_section(found: Findings) -> Section | None:
     signs |= {"measured": f"loss on {found.study.evaluate.split}"} if any(one.measured and one.kind for one in series) else {}
     caption = "Means over seeds that finished; each point is the mean over a run of steps."
     caption += f" The best {len(ones)} of {len(every)} configurations are drawn." if len(ones) < len(every) else ""
+    unfinished = sum(not one.num_done for one in ones)
+    lost = f" Of {counted(unfinished, 'configuration')} no seed finished: the one that came furthest is drawn."
+    caption += lost if unfinished else ""
     drawn = charts.curves(series, "optimiser step", f"{title} (nats)", says)
     figure = Figure(drawn, "Training loss", caption, charts.legend(signs))
     blocks: list[Block] = [Figures([figure])]
