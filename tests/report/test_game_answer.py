@@ -125,7 +125,7 @@ def test_a_map_that_retraining_confirms_is_clear():
         ({"calibrated": {"num_retrained": 40, "values": {"query": figure(0.03, 0.1), "value": figure(0.18, 0.1)}}},
          "Of 1 pair of players that the map tells apart, none can be told apart once it is calibrated by 40 retrained"),
         ({"calibrated": {"reason": "needs 5 retrained coalitions"}}, "calibration needs 5 retrained coalitions."),
-        ({"tau": -0.1}, "agrees weakly with retraining (Kendall’s τ -0.10, less than 0.5)"),
+        ({"tau": -0.1}, "agrees weakly with retraining (Kendall’s τ −0.10, less than 0.5)"),
         ({"effects": 0.3}, "agrees weakly with retraining (Kendall’s τ 0.30, less than 0.5)"),
         ({"tau": None, "effects": None}, "How far the map is to be believed is not known"),
     ],

@@ -21,6 +21,7 @@ from lorascope.report.words import (
     listed,
     metric_name,
     named_in_words,
+    number,
     span_text,
     with_interval,
 )
@@ -173,7 +174,7 @@ def _doubts(metric: Metric, pairs: Sequence[Pair]) -> list[str]:
         doubts.append("How far the map is to be believed is not known: nothing could be compared with retraining.")
     elif min(taus) < WEAK_TAU:
         doubts.append(
-            f"The map agrees weakly with retraining (Kendall’s τ {min(taus):.2f}, less than {WEAK_TAU:g}): its order is no "
+            f"The map agrees weakly with retraining (Kendall’s τ {number(min(taus), 2)}, less than {WEAK_TAU:g}): its order is no "
             "evidence."
         )
     calibrated = metric.get("calibrated") or {}
@@ -210,11 +211,11 @@ def _agreement(metric: Metric) -> list[str]:
     if found is None or found["of_means"]["kendall_tau"] is None:
         return []
     many = counted(found["num_retrained"], "retrained coalition")
-    text = f"Agreement with {many}: Kendall’s τ {found['of_means']['kendall_tau']:.2f}"
+    text = f"Agreement with {many}: Kendall’s τ {number(found['of_means']['kendall_tau'], 2)}"
     if found["of_effects"] and found["of_effects"]["kendall_tau"] is not None:
-        text += f", τ {found['of_effects']['kendall_tau']:.2f} over the players’ additive effects"
+        text += f", τ {number(found['of_effects']['kendall_tau'], 2)} over the players’ additive effects"
     itself = [one["kendall_tau"] for one in found["retraining_with_itself"] if one["kendall_tau"] is not None]
-    text += f"; retraining with another seed agrees with itself at τ {sum(itself) / len(itself):.2f}" if itself else ""
+    text += f"; retraining with another seed agrees with itself at τ {number(sum(itself) / len(itself), 2)}" if itself else ""
     return [f"{text}."]
 
 
