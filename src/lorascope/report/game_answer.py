@@ -174,8 +174,8 @@ def _doubts(metric: Metric, pairs: Sequence[Pair]) -> list[str]:
         doubts.append("How far the map is to be believed is not known: nothing could be compared with retraining.")
     elif min(taus) < WEAK_TAU:
         doubts.append(
-            f"The map agrees weakly with retraining (Kendall’s τ {number(min(taus), 2)}, less than {WEAK_TAU:g}): its order is no "
-            "evidence."
+            f"The map agrees weakly with retraining (Kendall’s τ {number(min(taus), 2)}, less than {WEAK_TAU:g}): its order "
+            "is no evidence."
         )
     calibrated = metric.get("calibrated") or {}
     if pairs and "values" not in calibrated:
