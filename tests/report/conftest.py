@@ -184,9 +184,18 @@ def findings_of() -> Iterator[Callable[..., Findings]]:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Path]:
-    """``written(study, name="run", ended={...})``: its directory; every trial is done, or as ``ended`` says by number."""
+    """``written(study, name="run", ended={...})``: its directory; every trial is done, or as ``ended`` says by number.
 
-    def write(study: Study, name: str = "run", ended: Mapping[int, Mapping[str, Any]] | None = None) -> Path:
+    ``score(config, seed)`` is how often a trial is right, ``worth(coalition, seed)`` one of a game; by default as above.
+    """
+
+    def write(
+        study: Study,
+        name: str = "run",
+        ended: Mapping[int, Mapping[str, Any]] | None = None,
+        score: Callable[[Mapping[str, Any], int], float] = score_of,
+        worth: Callable[[Sequence[str], int], float] = worth_of,
+    ) -> Path:
         directory = tmp_path / name
         with Store.create(directory, study) as store:
             trials = trials_of(study)
@@ -199,8 +208,8 @@ def written(tmp_path: Path) -> Callable[..., Path]:
                     store.update(trial.trial, **other)
                     continue
                 is_game = isinstance(study.design, ShapleyDesign)
-                score = worth_of(trial.adapter.targets, trial.seed) if is_game else score_of(trial.flat(), trial.seed)
-                rows = classes(score, trial.seed, 200 if is_game else 60)
+                right = worth(trial.adapter.targets, trial.seed) if is_game else score(trial.flat(), trial.seed)
+                rows = classes(right, trial.seed, 200 if is_game else 60)
                 enter(store, trial, rows, {"accuracy": accuracy_of(rows), "eval_loss": 1.2 - accuracy_of(rows)})
         return directory
 

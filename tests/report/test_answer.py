@@ -6,8 +6,6 @@ from lorascope.cli.study import results_of
 from lorascope.report.answer import answer_of
 from lorascope.store import Store
 
-SHAPLEY = {"kind": "shapley", "players": ["query", "key", "value"], "values": ["accuracy"]}
-
 
 def test_a_better_configuration_is_named_with_its_difference(study_of, written, findings_of):
     directory = written(study_of())
@@ -39,6 +37,70 @@ def test_worse_configurations_leave_the_baseline_unbeaten(study_of, written, fin
     assert said.is_clear
 
 
+def test_what_cannot_be_told_from_the_baseline_is_not_counted_as_worse(study_of, written, findings_of):
+    def score(config, seed):
+        return {4: 0.80, 8: 0.80, 16: 0.50}[config["r"]] + 0.02 * (seed * config["r"] % 3)
+
+    said = answer_of(findings_of(written(study_of(), score=score)))
+    assert said.headline == (
+        "None is shown to be better than the baseline (r 4 · query + value) by accuracy: 1 of 2 others worse and "
+        "1 not distinguishable (r 8 · query + value)."
+    )
+    assert not said.is_clear
+
+
+def test_too_few_seeds_are_not_counted_as_worse(study_of, written, findings_of):
+    trials = {"kind": "list", "trials": [{"r": 16}, {"r": 8}, {"r": 4}]}
+    said = answer_of(findings_of(written(study_of(design=trials), ended={7: {"status": "failed"}, 8: {"status": "failed"}})))
+    assert said.headline == (
+        "None is shown to be better than the baseline (r 16) by accuracy: 1 of 2 others worse and 1 with too few seeds (r 4)."
+    )
+    assert not said.is_clear
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"), [((0, 1, 2), "has no score"), ((0, 1), "has a score at 1 of 3 seeds")], ids=["none", "one"]
+)
+def test_a_baseline_without_scores_is_not_too_few_seeds_of_the_others(lost, text, study_of, written, findings_of):
+    said = answer_of(findings_of(written(study_of(), ended={number: {"status": "pruned"} for number in lost})))
+    assert said.headline.startswith(
+        f"The baseline (r 4 · query + value) {text}, so nothing was compared; the highest accuracy is that of r 16"
+    )
+    assert not said.is_clear
+    assert not any("No two configurations" in line for line in said.evidence)
+    assert any("--pairs" in line for line in said.cautions)
+    assert not any("Add seeds" in line for line in said.cautions)
+
+
+def test_the_highest_score_is_said_of_what_it_is_the_highest_of(study_of, written, findings_of):
+    def score(config, seed):
+        return {4: 0.62, 8: 0.9, 16: 0.8}[config["r"]]
+
+    ended = {number: {"status": "diverged"} for number in (0, 1, 4, 5)}
+    said = answer_of(findings_of(written(study_of(), ended=ended, score=score)))
+    assert "; the highest accuracy with every seed is that of r 16" in said.headline
+
+
+def test_notes_name_configurations_by_their_labels(study_of, written, findings_of):
+    found = findings_of(written(study_of(), ended={8: {"status": "diverged"}}, score=lambda config, seed: config["r"] / 20))
+    notes = [row["note"] for row in found.results["comparisons"]["rows"] if row["note"]]
+    assert any("did not end at 1 of the seeds" in note for note in notes)
+    said = [text for text in answer_of(found).cautions if "did not end at 1 of the seeds" in text]
+    sample = "those left are no fair sample"
+    assert said == [f"r 16 · all-linear did not end at 1 of the seeds where r 4 · query + value did: {sample}."]
+
+
+def test_shards_of_unlike_machines_are_no_fair_comparison_of_times(study_of, written, findings_of):
+    study = study_of()
+    one = written(study, "one", ended={number: {"status": "planned"} for number in range(5, 9)})
+    two = written(study, "two", ended={number: {"status": "planned"} for number in range(5)})
+    for directory, cores in ((one, 2), (two, 64)):
+        with Store.create(directory, study, resume=True) as store:
+            store.set_info("hardware", {"processor": "x", "cores": cores, "memory_bytes": 2**34 + cores})
+    assert not any("different machines" in text for text in answer_of(findings_of(one)).cautions)
+    assert any("ran on 2 different machines" in text for text in answer_of(findings_of(one, two)).cautions)
+
+
 def test_one_seed_is_no_evidence(study_of, written, findings_of):
     said = answer_of(findings_of(written(study_of(seeds=[1]))))
     assert not said.is_clear
@@ -66,30 +128,6 @@ def test_what_is_lost_is_counted(study_of, written, findings_of):
     ended = {3: {"status": "diverged"}, 4: {"status": "diverged"}, 8: {"status": "failed"}}
     said = answer_of(findings_of(written(study_of(), ended=ended)))
     assert "2 diverged and 1 failed of 9 trials have no score; they are counted, and never ranked." in said.cautions
-
-
-def test_a_game_is_answered_by_its_ranking(study_of, written, findings_of):
-    directory = written(study_of(design=SHAPLEY))
-    said = answer_of(findings_of(directory))
-    with Store.open(directory) as store:
-        metric = results_of([store])["shapley"]["metrics"]["accuracy"]
-    assert metric["ranking"][0] == ["value"]
-    assert said.is_clear
-    assert said.headline.startswith("Value adds more to accuracy than ")
-    assert any(f"{metric['values']['value']['estimate']:+.2f}" in text for text in said.evidence)
-    assert any(text.startswith("Recommended: ") and metric["recommended"]["why"] in text for text in said.evidence)
-
-
-def test_a_game_of_one_seed_claims_no_order(study_of, written, findings_of):
-    said = answer_of(findings_of(written(study_of(design=SHAPLEY, seeds=[1]))))
-    assert said.headline == "One seed puts the players in the order value > query > key for accuracy; another seed may not."
-    assert not said.is_clear
-
-
-def test_a_game_with_a_missing_coalition_says_why_it_has_no_values(study_of, written, findings_of):
-    said = answer_of(findings_of(written(study_of(design=SHAPLEY, seeds=[1]), ended={7: {"status": "diverged"}})))
-    assert said.headline == "No Shapley values yet: 7 of 8 coalitions are valued; all are needed."
-    assert not said.is_clear
 
 
 def test_adapters_are_held_against_full_fine_tuning(study_of, written, findings_of):

@@ -43,6 +43,43 @@ def test_a_curve_is_the_mean_over_steps_and_seeds(study_of, written, findings_of
     assert found.configurations[0].validation[0][0] == 50
 
 
+def test_the_last_loss_on_validation_is_that_of_the_whole_split(study_of, written, findings_of):
+    study = study_of()
+    directory = written(study)
+    with Store.create(directory, study, resume=True) as store:
+        for row in store.trials():
+            store.add_steps(row.trial, [{"step": step, "loss": 1.0} for step in range(50, 120)])
+            store.set_rung(row.trial, 60, {"eval_loss": 3.0})
+            store.set_rung(row.trial, 120, {"eval_loss": 2.0})
+    one = findings_of(directory).configurations[0]
+    assert one.curve is not None
+    assert one.curve.steps[-1] < 120
+    assert one.validation == [(60, 3.0), (120, pytest.approx(one.scores["eval_loss"].mean))]
+
+
+def test_losses_on_validation_are_of_seeds_that_finished(study_of, written, findings_of):
+    study = study_of()
+    directory = written(study, ended={0: {"status": "pruned"}})
+    with Store.create(directory, study, resume=True) as store:
+        for row, loss in zip(store.trials()[:2], (9.0, 3.0), strict=True):
+            store.set_rung(row.trial, 20, {"eval_loss": loss})
+    assert findings_of(directory).configurations[0].validation[0] == (20, 3.0)
+
+
+def test_a_seed_that_lacks_a_step_still_counts_in_the_curve(study_of, written, findings_of):
+    study = study_of(seeds=[1, 2])
+    directory = written(study)
+    with Store.create(directory, study, resume=True) as store:
+        one, other = (row.trial for row in store.trials()[:2])
+        store.clear_trial(one, first_step=0)
+        store.add_steps(one, [{"step": step, "loss": 5.0} for step in range(50) if step != 3])
+        store.clear_trial(other, first_step=0)
+        store.add_steps(other, [{"step": step, "loss": 1.0} for step in range(50)])
+    curve = findings_of(directory).configurations[0].curve
+    assert curve is not None
+    assert curve.losses == pytest.approx([1.0 if step == 3 else 3.0 for step in range(50)])
+
+
 def test_a_loss_that_was_no_number_ends_no_report(study_of, written, findings_of):
     study = study_of()
     directory = written(study, ended={0: {"status": "diverged"}, 1: {"status": "diverged"}, 2: {"status": "diverged"}})

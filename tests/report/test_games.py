@@ -1,5 +1,6 @@
 """The players' section holds the values of ``lorascope results``."""
 
+from lorascope.attribution.players import stored_game
 from lorascope.cli.study import results_of
 from lorascope.report.games import players_section
 from lorascope.store import Store
@@ -31,6 +32,29 @@ def test_interactions_of_every_pair_are_on_the_map(study_of, written, findings_o
     figures = section.blocks[0].figures
     assert [figure.title for figure in figures] == ["Values for accuracy", "Accuracy: interactions"]
     assert figures[1].picture.count('class="cell') >= 3
+
+
+def test_intervals_of_all_coalitions_speak_of_the_seeds(study_of, written, findings_of):
+    for seeds, text in (([1, 2, 3], ", 95 % interval over 3 seeds"), ([1], "; one seed gives no interval")):
+        section = players_section(findings_of(written(study_of(design=SHAPLEY, seeds=seeds), f"run{len(seeds)}")))
+        assert section is not None
+        assert f"A value to the right helps{text}" in section.blocks[0].figures[0].caption
+
+
+def test_answers_to_questions_have_an_f1_in_percent_however_small(study_of, entered, tmp_path, findings_of):
+    study = study_of(task={"name": "squad", "data": "org/squad"}, design=SHAPLEY | {"values": ["f1"]})
+    with Store.create(tmp_path / "run", study) as store:
+        game = stored_game(study, [])
+        trials = game.trials(game.coalitions())
+        store.add_trials(trials)
+        for trial in trials:
+            f1 = 0.1 * len(trial.adapter.targets) + 0.01 * trial.seed
+            entered(store, trial, [], {"exact_match": 0.0, "f1": f1})
+    section = players_section(findings_of(tmp_path / "run"))
+    assert section is not None
+    table = next(block for block in section.blocks if block.form == "table")
+    assert next(one.unit for one in table.columns if one.title == "value for F1") == "%"
+    assert "Shapley value for F1 (%)" in section.blocks[0].figures[0].picture
 
 
 def test_a_loss_says_that_left_is_better(study_of, written, findings_of):

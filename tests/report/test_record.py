@@ -1,5 +1,6 @@
 """Certificates, warnings and the facts that a study can be repeated by."""
 
+import hashlib
 import json
 
 from lorascope.report.record import merge_section, reproduce_section
@@ -47,6 +48,40 @@ def test_a_certificate_that_lies_beside_the_study_is_shown(study_of, written, fi
     assert "1.0e−06" in page.text
 
 
+def test_a_certificate_of_another_study_is_not_taken_for_a_trial_of_the_same_name(study_of, written, findings_of, tmp_path):
+    directory = written(study_of())
+    other = written(study_of(task={"name": "rte", "data": "org/rte"}, name="other"), "other")
+    assert a_trial(directory) == a_trial(other)
+    document = CERTIFICATE | {"adapter": {"directory": str(other / "trials" / a_trial(other) / "adapter")}}
+    put(tmp_path / "merged", document)
+    assert merge_section(findings_of(directory)) is None
+    assert merge_section(findings_of(other)) is not None
+
+
+def test_an_adapter_is_known_by_its_checksum(study_of, written, findings_of, tmp_path):
+    directory = written(study_of())
+    adapter = directory / "trials" / a_trial(directory) / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_bytes(b"{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    place = {"directory": f"/elsewhere/copied/trials/{a_trial(directory)}/adapter"}
+    checksum = hashlib.sha256(b"{}weights").hexdigest()
+    put(tmp_path / "merged", CERTIFICATE | {"adapter": place | {"checksum": checksum}})
+    assert merge_section(findings_of(directory)) is not None
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained again")
+    assert merge_section(findings_of(directory)) is None
+
+
+def test_a_certificate_without_checks_holds_nothing(study_of, written, findings_of):
+    directory = written(study_of())
+    put(directory / "merged", CERTIFICATE | {"checks": []})
+    section = merge_section(findings_of(directory))
+    assert section is not None
+    assert [block.items for block in section.blocks] == [
+        ["The certificate in merged names no check, so it says nothing of the merge."]
+    ]
+
+
 def test_certificates_of_other_models_are_left_alone(study_of, written, findings_of, tmp_path):
     directory = written(study_of())
     put(tmp_path / "merged", CERTIFICATE)
@@ -75,3 +110,35 @@ def test_a_study_can_be_repeated_from_its_page(study_of, written, findings_of):
     facts = {row[0][1].text: row[1][1].text for row in section.blocks[2].rows}
     assert facts["lorascope version"] == "0.1.0"
     assert facts["study hash"] == study.hash
+
+
+def notes_of(section):
+    return " ".join(item for block in section.blocks if block.form == "notes" for item in block.items)
+
+
+def test_a_base_that_comes_along_is_not_asked_for(study_of, written, findings_of):
+    embedded = study_of(base={"model": "lorascope:small"})
+    assert "--set" not in notes_of(reproduce_section(findings_of(written(embedded, "one"))))
+    data = study_of(base={"model": "lorascope:small"}, task={"name": "sst2", "data": "/home/somebody/sst2"})
+    told = notes_of(reproduce_section(findings_of(written(data, "two"))))
+    assert "(sst2): give yours, --set task.data=DIR." in told
+    splits = study_of(task={"name": "sst2", "data": {"train": "/a/t.tsv", "validation": "org/data"}})
+    told = notes_of(reproduce_section(findings_of(written(splits, "three"))))
+    assert "(t.tsv): give yours, --set task.data.train=DIR." in told
+
+
+def test_shards_that_differ_are_told_in_a_column_each(study_of, written, findings_of):
+    study = study_of()
+    shards = [
+        written(study, name, ended={number: {"status": "planned"} for number in left})
+        for name, left in (("one", range(3, 9)), ("two", [0, 1, 2, 6, 7, 8]), ("three", range(6)))
+    ]
+    for directory, cores in zip(shards, (2, 64, 2), strict=True):
+        with Store.create(directory, study, resume=True) as store:
+            store.set_info("hardware", {"processor": "x", "cores": cores})
+    section = reproduce_section(findings_of(*shards))
+    table = next(block for block in section.blocks if block.form == "table")
+    assert [column.title for column in table.columns] == ["fact", "one, three", "two"]
+    cores = next(row for row in table.rows if row[0][1].text == "cores")
+    assert [cell.text for _, cell in cores] == ["cores", "2", "64"]
+    assert "ran on 2 different machines" in notes_of(section)

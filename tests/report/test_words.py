@@ -56,12 +56,61 @@ def test_what_acts_on_nothing_is_not_told():
 
 
 def test_labels_that_would_be_alike_carry_the_name():
-    many = [f"query.L{layer}" for layer in range(6)]
-    one = {"r": 8, "lora_alpha": 16.0, "targets": many}
-    other = one | {"targets": [*many[:5], "value.L0"]}
+    many = [f"layers.{layer}.dense_{layer}" for layer in range(12)]
+    one, other = ({"r": 8, "lora_alpha": 16.0, "targets": half} for half in (many[:6], many[6:]))
     assert words.configuration_labels({"aa": one, "bb": other}) == {"aa": "6 targets (aa)", "bb": "6 targets (bb)"}
 
 
-def test_f1_is_a_share_or_a_percentage():
-    assert words.metric_unit("f1", [0.8]) == "0–1"
-    assert words.metric_unit("f1", [80.0, None]) == "%"
+def test_many_targets_are_told_by_those_that_lack():
+    every = [f"{module}.L{first}-{first + 1}" for module in ("query", "key", "value", "output") for first in (0, 2, 4)]
+    base = {"r": 8, "lora_alpha": 16.0}
+    configs = {
+        "all": base | {"targets": every},
+        "but one": base | {"targets": [one for one in every if one != "key.L0-1"]},
+        "but two": base | {"targets": [one for one in every if one not in ("key.L0-1", "value.L2-3")]},
+        "runs": base | {"targets": every[:6]},
+    }
+    assert words.configuration_labels(configs) == {
+        "all": "all 12 targets",
+        "but one": "all but key.L0-1",
+        "but two": "all but key.L0-1, value.L2-3",
+        "runs": "query.L0-5 + key.L0-5",
+    }
+
+
+@given(st.lists(st.sets(st.integers(0, 11), min_size=1), min_size=2, max_size=6, unique_by=frozenset))
+def test_labels_of_coalitions_tell_them_apart(coalitions):
+    every = [f"{module}.L{first}-{first + 1}" for module in ("query", "key", "value", "output") for first in (0, 2, 4)]
+    configs = {
+        f"c{index}": {"r": 8, "lora_alpha": 16.0, "targets": [every[p] for p in sorted(its)]}
+        for index, its in enumerate(coalitions)
+    }
+    labels = words.configuration_labels(configs)
+    assert len(set(labels.values())) == len(labels)
+
+
+def test_f1_is_a_share_of_classes_and_a_percentage_of_answers():
+    assert words.metric_unit("f1", "mrpc") == "0–1"
+    assert words.metric_unit("f1", "squad") == "%"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999_700, "1M"), (999.7, "1k"), (999.4, "999"), (38_200, "38.2k"), (1_234_000, "1.23M"), (-1500, "−1.5k")],
+)
+def test_a_mark_of_an_axis_is_rounded_before_its_letter(value, text):
+    assert words.compact(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("usefulness: every coalition", "Usefulness: every coalition"), ("one run: an estimate", "One run: an estimate"),
+     ("r 8 is it", "r 8 is it"), ("query.L0 is it", "query.L0 is it"), ("ROUGE-L", "ROUGE-L")],
+)  # fmt: skip
+def test_a_sentence_begins_with_a_capital_and_a_name_with_its_own(text, shown):
+    assert words.capital(text) == shown
+
+
+@pytest.mark.parametrize(("values", "decimals"), [([45.53, 12.1], 1), ([0.0123, None], 3), ([2.4], 1), ([0.51], 2), ([], 1)])
+def test_measured_times_keep_two_digits_however_short(values, decimals):
+    assert words.decimals_of_measured(values) == decimals

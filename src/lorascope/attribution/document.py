@@ -27,7 +27,7 @@ Worths = Mapping[Coalition, Sequence[float]]
 WHAT = {
     "usefulness": "usefulness: every coalition was trained anew",
     "reliance": "reliance: the other players were masked out of one adapter trained with all of them",
-    "one_run": "one run: an estimate, read by masking off one training with random coalitions",
+    "one_run": "one run: an estimate, read by masking off one training a seed, with random coalitions",
 }
 _NO_LATENCY = "not measured: the study ended before, or is one of an earlier version; go on with --resume"
 # Of fewer retrained coalitions agreement says nothing; a study has at least so many, or all that there are.

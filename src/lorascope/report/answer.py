@@ -1,43 +1,29 @@
 """What a study says, in one sentence, and the evidence for it; or that it says nothing, and why.
 
-Knows the documents of comparisons, games and searches. Verdicts are theirs; here they are put into words. Floor: ``report``.
+Knows the documents of comparisons and searches (``game_answer`` those of games). Verdicts are theirs; here they are put into
+words. Floor: ``report``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations, pairwise
 from typing import Any
 
 from lorascope.amounts import counted
+from lorascope.report.blocks import Answer
 from lorascope.report.findings import Configuration, Findings
+from lorascope.report.game_answer import game_answer
 from lorascope.report.words import (
     brief,
+    capital,
     decimals_for,
+    few,
     listed,
     metric_name,
-    metric_unit,
     number,
     setting_text,
     with_interval,
 )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The sentence, and what it rests on.
-
-    Attributes:
-        is_clear: whether the study can tell what it was asked.
-        evidence: sentences with figures.
-        cautions: what keeps the evidence from being more.
-    """
-
-    headline: str
-    is_clear: bool
-    evidence: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
 
 
 def answer_of(found: Findings) -> Answer:
@@ -45,11 +31,25 @@ def answer_of(found: Findings) -> Answer:
     if not found.ranked or found.metric is None:
         said = _nothing_scored(found)
     else:
-        games = found.results["shapley"].get("metrics", {})
-        valued = [name for name, metric in games.items() if "values" in metric]
-        said = _of_game(found, valued) if valued else _of_game_without_values(found, games) if games else _compared(found)
-        said = Answer(said.headline, said.is_clear, [*said.evidence, *_controls(found), *_search(found)], said.cautions)
+        game = found.results["shapley"]
+        said = _of_game(found, game) if game.get("metrics") else _compared(found)
+        evidence = [*said.evidence, *_controls(found), *_search(found)]
+        said = Answer(said.headline, said.is_clear, evidence, [*said.cautions, *_machines(found)])
     return Answer(said.headline, said.is_clear, said.evidence, [*said.cautions, *_lost(found)])
+
+
+def _of_game(found: Findings, game: Mapping[str, Any]) -> Answer:
+    said = game_answer(game, found.metric or "")
+    best = found.best
+    if any("values" in metric for metric in game["metrics"].values()) or best is None:
+        return said
+    return Answer(said.headline, said.is_clear, _best_evidence(found, best), said.cautions)
+
+
+def _machines(found: Findings) -> list[str]:
+    if found.num_machines < 2:
+        return []
+    return [f"The shards ran on {found.num_machines} different machines: their times and memory are no fair comparison."]
 
 
 def _nothing_scored(found: Findings) -> Answer:
@@ -81,28 +81,35 @@ def _compared(found: Findings) -> Answer:
     if len(found.ranked) == 1:
         alone = "the study has one configuration" if len(found.configurations) == 1 else "no other configuration has a score"
         headline = (
-            f"{_capital(best.label)} reaches {_score_text(found, best)}; {alone}, so there is nothing to compare it with."
+            f"{capital(best.label)} reaches {_score_text(found, best)}; {alone}, so there is nothing to compare it with."
         )
         return Answer(headline, False, _best_evidence(found, best, said=True))
     verdicts = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse")}
     unknown = [row for row in rows if row["verdict"] == "too few seeds"]
     if len(unknown) == len(rows):
-        return _too_few_seeds(found, best)
+        return _not_compared(found, best)
     if verdicts["better"]:
         return _better(found, verdicts["better"], rows)
     baseline = _baseline_text(found)
     open_rows = [row for row in rows if row["verdict"] == "not distinguishable"]
     if not verdicts["worse"] and len(rows) == 1 and found.baseline is not None:
         other = found.by_name[rows[0]["configuration"]]
-        headline = f"{_capital(other.label)} and {found.baseline.label} are not distinguishable by {name}."
+        headline = f"{capital(other.label)} and {found.baseline.label} are not distinguishable by {name}."
     elif not verdicts["worse"]:
         headline = f"Not distinguishable: no configuration can be told from {baseline} by {name}."
+    elif len(verdicts["worse"]) == len(rows):
+        headline = f"Nothing is better than {baseline} by {name}: {len(rows)} of {counted(len(rows), 'other')} worse."
     else:
         parts = [f"{len(verdicts['worse'])} of {counted(len(rows), 'other')} worse"]
-        parts += [f"{len(open_rows)} not distinguishable"] if open_rows else []
-        headline = f"Nothing is better than {baseline} by {name}: {listed(parts)}."
+        parts += [f"{len(open_rows)} not distinguishable ({_labels(found, open_rows)})"] if open_rows else []
+        parts += [f"{len(unknown)} with too few seeds ({_labels(found, unknown)})"] if unknown else []
+        headline = f"None is shown to be better than {baseline} by {name}: {listed(parts)}."
     evidence = [*_best_evidence(found, best), *_widest(found, open_rows), *_cheapest(found, open_rows)]
-    return Answer(headline, bool(verdicts["worse"]), evidence, _cautions(found, unknown))
+    return Answer(headline, len(verdicts["worse"]) == len(rows), evidence, _cautions(found, unknown))
+
+
+def _labels(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
+    return listed(few([found.by_name[row["configuration"]].label for row in rows]))
 
 
 def _better(found: Findings, better: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Answer:
@@ -112,11 +119,11 @@ def _better(found: Findings, better: Sequence[Mapping[str, Any]], rows: Sequence
     moved = f"by {_difference_text(top)} in {name}"
     baseline = _baseline_text(found)
     if len(better) == 1:
-        headline = f"{_capital(winner.label)} is better than {baseline}, {moved}."
+        headline = f"{capital(winner.label)} is better than {baseline}, {moved}."
         cautions = []
     else:
         headline = (
-            f"{_capital(winner.label)} has the best {name} of {counted(len(better), 'configuration')} that are better than "
+            f"{capital(winner.label)} has the best {name} of {counted(len(better), 'configuration')} that are better than "
             f"{baseline}: {_difference_text(top)}."
         )
         cautions = [
@@ -134,13 +141,38 @@ def _better(found: Findings, better: Sequence[Mapping[str, Any]], rows: Sequence
     return Answer(headline, True, evidence, [*cautions, *_cautions(found, unknown)])
 
 
-def _too_few_seeds(found: Findings, best: Configuration) -> Answer:
+def _not_compared(found: Findings, best: Configuration) -> Answer:
+    """No row of the comparisons has seeds enough: because of the baseline, or of all."""
     fewest = found.results["comparisons"]["fewest_seeds"]
-    name = metric_name(found.metric or "")
-    end = "highest" if found.higher else "lowest"
-    headline = f"Too few seeds to tell: the {end} {name} is that of {best.label}, {_score_text(found, best)}, and may be luck."
-    why = f"No two configurations finished {fewest} seeds in common, the fewest that tell a difference from chance."
+    leader = f"the {_leader(found, best)} is that of {best.label}, {_score_text(found, best)}"
+    baseline = found.baseline
+    others = [one for one in found.ranked if one is not baseline]
+    num_compared = 0 if baseline is None else _num_scored(found, baseline)
+    if baseline is not None and num_compared < fewest <= max(_num_scored(found, one) for one in others):
+        ended = f"has a score at {num_compared} of {counted(len(baseline.trials), 'seed')}" if num_compared else "has no score"
+        headline = f"The baseline ({baseline.label}) {ended}, so nothing was compared; {leader}."
+        why = f"Others have {fewest} seeds or more: it is the baseline that keeps them from being told apart."
+        fix = "“lorascope results DIR --pairs” compares every two, “--baseline NAME” with another one."
+        return Answer(headline, False, [why, *_best_evidence(found, best, said=True)], [fix])
+    headline = f"Too few seeds to tell: {leader}, and may be luck."
+    pair = "No two configurations" if baseline is None else "No configuration and the baseline"
+    why = f"{pair} finished {fewest} seeds in common, the fewest that tell a difference from chance."
     return Answer(headline, False, [why, *_best_evidence(found, best, said=True)], ["Add seeds: “seeds: [42, 1337, 2024]”."])
+
+
+def _num_scored(found: Findings, one: Configuration) -> int:
+    score = one.scores.get(found.metric or "")
+    return 0 if score is None else len(score.by_seed)
+
+
+def _leader(found: Findings, best: Configuration) -> str:
+    """``highest accuracy``, and of which configurations it is that, where others have a better mean."""
+    sign = 1.0 if found.higher else -1.0
+    name = found.metric or ""
+    ahead = [one for one in found.ranked if sign * one.scores[name].mean > sign * best.scores[name].mean]
+    whose = " of an adapter" if any(not one.is_adapter for one in ahead) else ""
+    whose += " with every seed" if any(one.is_adapter for one in ahead) else ""
+    return f"{'highest' if found.higher else 'lowest'} {metric_name(name)}{whose}"
 
 
 def _baseline_text(found: Findings) -> str:
@@ -152,7 +184,7 @@ def _row_evidence(found: Findings, row: Mapping[str, Any]) -> str:
     examples = "" if row["examples"] is None else f" and {row['examples']:,} examples"
     p = f"; p = {brief(row['p_holm'])}, {found.results['comparisons']['correction']}" if row["p_holm"] is not None else ""
     moved = with_interval(row["difference"], row["low"], row["high"], sign=True)
-    of = f"{_capital(one.label)} less {other.label}"
+    of = f"{capital(one.label)} less {other.label}"
     return f"{of}: {moved} {_unit(found)}over {counted(row['seeds'], 'seed')}{examples} (95 % interval{p})."
 
 
@@ -204,7 +236,7 @@ def _best_evidence(found: Findings, best: Configuration, said: bool = False) -> 
         costs.append(f"needs {best.memory_bytes / 2**20:,.0f} MiB")
     if not costs:
         return []
-    start = _capital(best.label) if said else f"{_capital(best.label)}, {_score_text(found, best)},"
+    start = capital(best.label) if said else f"{capital(best.label)}, {_score_text(found, best)},"
     return [f"{start} {listed(costs)}, measured alone."]
 
 
@@ -216,7 +248,12 @@ def _cautions(found: Findings, unknown: Sequence[Mapping[str, Any]]) -> list[str
             f"{counted(len(unknown), 'configuration')} finished fewer than {fewest} seeds: nothing is said of them."
         )
     notes = dict.fromkeys(row["note"] for row in found.results["comparisons"]["rows"] if row["note"])
-    return [*cautions, *(f"{_capital(note)}." for note in notes)]
+    return [*cautions, *(f"{capital(_with_labels(found, note))}." for note in notes)]
+
+
+def _with_labels(found: Findings, note: str) -> str:
+    """A note that names configurations by their hashes, with their labels."""
+    return " ".join(found.by_name[word].label if word in found.by_name else word for word in note.split(" "))
 
 
 def _score_text(found: Findings, one: Configuration) -> str:
@@ -224,7 +261,7 @@ def _score_text(found: Findings, one: Configuration) -> str:
     decimals = decimals_for([score.mean], [None if score.low is None or score.high is None else (score.high - score.low) / 2])
     half = "" if score.low is None or score.high is None else f" ± {number((score.high - score.low) / 2, decimals)}"
     seeds = f"mean of {counted(len(score.by_seed), 'seed')}" if len(score.by_seed) > 1 else "one seed"
-    unit = metric_unit(found.metric or "", [score.mean])
+    unit = found.unit(found.metric or "")
     return f"{metric_name(found.metric or '')} {number(score.mean, decimals)}{half}{' %' if unit == '%' else ''} ({seeds})"
 
 
@@ -234,130 +271,7 @@ def _difference_text(row: Mapping[str, Any]) -> str:
 
 
 def _unit(found: Findings) -> str:
-    unit = metric_unit(found.metric or "", [one.scores[found.metric or ""].mean for one in found.ranked])
-    return {"%": "points ", "nats": "nats "}.get(unit, "")
-
-
-# Games
-
-
-def _of_game(found: Findings, valued: Sequence[str]) -> Answer:
-    game = found.results["shapley"]
-    name = next((one for one in valued if one == found.metric), valued[0])
-    metric = game["metrics"][name]
-    ranking: list[list[str]] = metric["ranking"]
-    said = metric_name(name)
-    seeds = counted(metric["num_seeds"], "seed")
-    is_one_seed = metric["num_seeds"] == 1 and metric["exact"]
-    if len(metric["values"]) == 1:
-        headline, clear = f"{_capital(ranking[0][0])} is the only player.", False
-    elif is_one_seed:
-        order = " > ".join(player for group in ranking for player in group)
-        headline = f"One seed puts the players in the order {order} for {said}; another seed may not."
-        clear = False
-    elif len(ranking) == 1:
-        headline = f"The players are not distinguishable by what they add to {said}: {listed(_few(ranking[0]))}."
-        clear = False
-    else:
-        headline, clear = _order_text(metric, said), True
-    if game["game"] == "one_run":
-        headline = f"{headline[:-1]} — an estimate from one training."
-    evidence = [_values_text(metric, ranking, said), *_recommended_text(metric, said)]
-    evidence += [_other_metric(game["metrics"][other], other) for other in valued if other != name]
-    evidence.append(f"{_capital(game['what'])}; {counted(metric['num_coalitions'], 'coalition')}, {seeds}.")
-    cautions = [f"{_capital(note)}." for note in metric["notes"]]
-    joined = [group for group in ranking if len(group) > 1] if clear else []
-    cautions += [f"{_capital(listed(_few(group)))} are not distinguishable from each other." for group in joined]
-    return Answer(headline, clear, evidence, [*cautions, *_agreement(metric)])
-
-
-def _order_text(metric: Mapping[str, Any], said: str) -> str:
-    """``For accuracy, …``, of what can be told apart and no more: groups of a ranking are joined by less than that."""
-    ranking: list[list[str]] = metric["ranking"]
-    p_values = {frozenset(pair["players"]): pair["p_value"] for pair in metric["differences"]}
-
-    def differ(one: str, other: str) -> bool:
-        p = p_values.get(frozenset((one, other)))
-        return p is not None and p < 1 - metric["confidence"]
-
-    def more(many: bool) -> str:
-        add = f"add{'' if many else 's'} more to {said}"
-        return add if metric["higher_is_better"] else f"lower{'' if many else 's'} the {said} more"
-
-    if all(differ(one, other) for upper, lower in combinations(ranking, 2) for one in upper for other in lower):
-        groups = [listed(_few(group)) for group in ranking]
-        rest = "".join(f", and {one} more than {other}" for one, other in pairwise(groups[1:]))
-        return f"{_capital(groups[0])} {more(len(ranking[0]) > 1)} than {groups[1]}{rest}."
-    first, *others = [player for group in ranking for player in group]
-    less = [player for player in others if differ(first, player)]
-    if less:
-        alike = [player for player in others if player not in less]
-        untold = f"; it cannot be told from {listed(_few(alike))}" if alike else ""
-        return f"{_capital(first)} {more(False)} than {listed(_few(less))}{untold}."
-    told = [pair for pair in metric["differences"] if differ(*pair["players"])]
-    if not told:
-        return f"By {said}: {metric['verdict']}."
-    clearest = " and ".join(min(told, key=lambda pair: pair["p_value"])["players"])
-    return f"By {said}, {len(told)} of {len(p_values)} pairs of players can be told apart, most clearly {clearest}."
-
-
-def _of_game_without_values(found: Findings, games: Mapping[str, Any]) -> Answer:
-    reasons = dict.fromkeys(metric["reason"] for metric in games.values() if "reason" in metric)
-    headline = f"No Shapley values yet: {next(iter(reasons), 'no metric was valued')}."
-    best = found.best
-    return Answer(headline, False, [] if best is None else _best_evidence(found, best))
-
-
-_FEW = 4
-
-
-def _few(players: Sequence[str]) -> list[str]:
-    """The first players of a group, and how many more there are."""
-    return [*players] if len(players) <= _FEW + 1 else [*players[:_FEW], f"{len(players) - _FEW} more"]
-
-
-def _values_text(metric: Mapping[str, Any], ranking: Sequence[Sequence[str]], said: str) -> str:
-    players = _few([player for group in ranking for player in group])
-    told = [
-        f"{player} {_figure_text(metric['values'][player])}" if player in metric["values"] else player for player in players
-    ]
-    whole = _figure_text(metric["full"])
-    known = " (95 % interval over the seeds)" if metric["full"]["low"] is not None else ""
-    return f"Shapley values for {said}: {listed(told)}; all together {whole}{known}."
-
-
-def _figure_text(figure: Mapping[str, Any]) -> str:
-    return with_interval(figure["estimate"], figure["low"], figure["high"], sign=True)
-
-
-def _recommended_text(metric: Mapping[str, Any], said: str) -> list[str]:
-    chosen = metric["recommended"]
-    if chosen is None:
-        return []
-    members, best = " + ".join(chosen["players"]) or "no player", _members_text(chosen["best"]["players"])
-    text = f"Recommended: {members}, mean {said} {brief(chosen['mean'])}"
-    if chosen["players"] != chosen["best"]["players"]:
-        text += f"; the best mean is that of {best}, {brief(chosen['best']['mean'])}"
-    return [f"{text}. It is {chosen['why']}."]
-
-
-def _members_text(players: Sequence[str]) -> str:
-    return " + ".join(players) or "no player" if len(players) <= _FEW + 1 else f"{len(players)} players together"
-
-
-def _other_metric(metric: Mapping[str, Any], name: str) -> str:
-    return f"By {metric_name(name)}: {metric['verdict']}."
-
-
-def _agreement(metric: Mapping[str, Any]) -> list[str]:
-    found = metric.get("agreement")
-    if found is None:
-        return []
-    tau, pearson = found["of_means"]["kendall_tau"], found["of_means"]["pearson"]
-    if tau is None:
-        return ["How far the map is to be believed is not known: no retrained coalition is done."]
-    many = counted(found["num_retrained"], "retrained coalition")
-    return [f"Against {many}, the map agrees with Kendall’s τ {tau:.2f} and correlation {pearson:.2f}."]
+    return {"%": "points ", "nats": "nats "}.get(found.unit(found.metric or ""), "")
 
 
 # Controls and searches
@@ -378,7 +292,7 @@ def _controls(found: Findings) -> list[str]:
         within = {True: f"within {margin}", False: f"not within {margin}", None: f"whether it is within {margin} is not known"}
         percent = with_interval(row["percent"], *ends)
         told.append(
-            f"{_capital(best.label)} falls short of {words.get(row['against'], row['against'])} by {percent} %: "
+            f"{capital(best.label)} falls short of {words.get(row['against'], row['against'])} by {percent} %: "
             f"{within[row['within_margin']]}."
         )
     return told
@@ -398,9 +312,3 @@ def _search(found: Findings) -> list[str]:
         f"{metric_name(search['objective'])} {brief(one['objective'])}. It was chosen on {search['chosen_on']}, the split "
         "that it is scored on: expect less of it on other data."
     ]
-
-
-def _capital(text: str) -> str:
-    """With a capital at its start, unless that is a sign or a name such as r, lr or ``query.L0``."""
-    first = text.partition(" ")[0].rstrip(",;")
-    return text[:1].upper() + text[1:] if len(first) > 2 and first.replace("-", "").isalpha() else text

@@ -153,6 +153,22 @@ Block = Table | Figures | Notes | Code | Pairs
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The sentence at the head of the page, and what it rests on.
+
+    Attributes:
+        is_clear: whether the study can tell what it was asked.
+        evidence: sentences with figures.
+        cautions: what keeps the evidence from being more.
+    """
+
+    headline: str
+    is_clear: bool
+    evidence: Sequence[str] = field(default_factory=list)
+    cautions: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page under one title."""
 

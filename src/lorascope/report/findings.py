@@ -9,19 +9,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from statistics import mean
 from typing import Any
 
 from lorascope.compare import Interval, read_ratios, score_interval, seeds_interval
 from lorascope.config import Study, configuration_of
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.report.words import clean, configuration_labels
+from lorascope.report.words import clean, configuration_labels, metric_unit
 from lorascope.store import Store
 from lorascope.store.results import merged_rows
 
 # Intervals over examples are computed for so many trials; each takes a bootstrap.
 MOST_INTERVALS = 200
 CURVE_POINTS = 50
+# What times depend on, of a machine's description.
+_MACHINE = ("processor", "cores", "torch_threads", "cuda")
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss against the steps done; each point is the mean over a run of steps."""
+    """A loss against the steps done; each point is the mean over a run of steps.
+
+    Attributes:
+        num_steps: at which it ends; its last point lies before, in the middle of the last run.
+    """
 
     steps: list[float]
     losses: list[float]
+    num_steps: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Configuration:
         seconds: of an epoch, alone.
         memory_bytes: at the peak of training, alone.
         curve: training loss, mean over the seeds that are done, or that of the one that came furthest.
-        validation: (step, loss), where it was measured: at rungs, and at the end.
+        validation: (step, loss), where it was measured: at rungs, and at the end; of the same trials as ``curve``.
     """
 
     name: str
@@ -112,6 +120,16 @@ class Findings:
     def higher(self) -> bool:
         """The direction of the metric."""
         return HIGHER_IS_BETTER[self.metric] if self.metric else True
+
+    def unit(self, metric: str) -> str:
+        """Of a metric, as this study's task measures it."""
+        return metric_unit(metric, self.study.task.name)
+
+    @property
+    def num_machines(self) -> int:
+        """Kinds of machines that the shards ran on, as far as they are recorded."""
+        found = [store.info("hardware") for store in self.stores]
+        return len({tuple(str(one.get(key)) for key in _MACHINE) for one in found if one})
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -186,9 +204,10 @@ def _configuration(name: str, label: str, members: Sequence[Mapping[str, Any]], 
         if finite:
             low, high = seeds_interval(list(finite.values())) or (None, None)
             scores[metric] = Score(mean(finite.values()), low, high, finite)
-    curves = {trial["trial"]: curve for trial in members if (curve := _curve(places[trial["trial"]], trial["trial"]))}
-    finished = [curves[trial["trial"]] for trial in done if trial["trial"] in curves]
-    curve = _mean_curve(finished or sorted(curves.values(), key=lambda one: one.steps[-1])[-1:])
+    losses = {trial["trial"]: known for trial in members if (known := _losses(places[trial["trial"]], trial["trial"]))}
+    furthest = sorted((trial for trial in members if trial["trial"] in losses), key=lambda one: losses[one["trial"]][-1][0])
+    drawn = [trial for trial in done if trial["trial"] in losses] or furthest[-1:]
+    curve = _curve([losses[trial["trial"]] for trial in drawn])
     return Configuration(
         name,
         label,
@@ -200,7 +219,7 @@ def _configuration(name: str, label: str, members: Sequence[Mapping[str, Any]], 
         _mean(trial["solo_train_seconds_per_epoch"] for trial in members),
         _mean(trial["solo_peak_memory_bytes"] for trial in members),
         curve,
-        _validation(members, scores, curve),
+        _validation(drawn, scores, curve),
     )
 
 
@@ -209,38 +228,39 @@ def _mean(values: Any) -> float | None:
     return mean(known) if known else None
 
 
-def _curve(store: Store, trial: str) -> Curve | None:
-    """Steps are counted from 1; a step whose loss was no number is left out."""
+def _losses(store: Store, trial: str) -> list[tuple[int, float]]:
+    """(step, loss): steps are counted from 1; one whose loss was no number is left out."""
     known = [(step["step"] + 1, step["loss"]) for step in store.steps(trial) if step["loss"] is not None]
-    known = [(step, loss) for step, loss in known if math.isfinite(loss)]
-    if not known:
-        return None
-    num_points = min(len(known), CURVE_POINTS)
-    parts = [known[len(known) * i // num_points : len(known) * (i + 1) // num_points] for i in range(num_points)]
-    return Curve([mean(step for step, _ in part) for part in parts], [mean(loss for _, loss in part) for part in parts])
+    return [(step, loss) for step, loss in known if math.isfinite(loss)]
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
-    """The mean over curves of one length."""
-    if not curves:
+def _curve(trials: Sequence[Sequence[tuple[int, float]]]) -> Curve | None:
+    """The mean over trials, each of which counts alike in a run of steps, of as many of them as it has."""
+    steps = sorted({step for its in trials for step, _ in its})
+    if not steps:
         return None
-    longest = max(curves, key=lambda one: len(one.steps))
-    alike = [one for one in curves if len(one.steps) == len(longest.steps)]
-    return Curve(longest.steps, [mean(losses) for losses in zip(*(one.losses for one in alike), strict=True)])
+    num_points = min(len(steps), CURVE_POINTS)
+    runs = [steps[len(steps) * i // num_points : len(steps) * (i + 1) // num_points] for i in range(num_points)]
+    place = {step: index for index, run in enumerate(runs) for step in run}
+    means: list[list[float]] = [[] for _ in runs]
+    for its in trials:
+        for index, part in groupby(its, key=lambda one: place[one[0]]):
+            means[index].append(mean(loss for _, loss in part))
+    return Curve([mean(run) for run in runs], [mean(each) for each in means], steps[-1])
 
 
 def _validation(
-    members: Sequence[Mapping[str, Any]], scores: Mapping[str, Score], curve: Curve | None
+    drawn: Sequence[Mapping[str, Any]], scores: Mapping[str, Score], curve: Curve | None
 ) -> list[tuple[float, float]]:
-    """Means over seeds."""
+    """Means over the seeds that the curve is of; at the last step what counts is the score on the whole split."""
     by_step: dict[float, list[float]] = {}
-    for trial in members:
+    for trial in drawn:
         for rung in trial["rungs"]:
             loss = rung["metrics"].get("eval_loss")
             if loss is not None:
                 by_step.setdefault(rung["step"], []).append(loss)
     if "eval_loss" in scores and curve is not None:
-        by_step[curve.steps[-1]] = [scores["eval_loss"].mean]
+        by_step[curve.num_steps] = [scores["eval_loss"].mean]
     return [(step, mean(losses)) for step, losses in sorted(by_step.items())]
 
 

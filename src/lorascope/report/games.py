@@ -13,7 +13,7 @@ from lorascope.config import split_layers
 from lorascope.report import charts
 from lorascope.report.blocks import Block, Figure, Figures, Notes, Section, Table, numbers, scores, useful, words
 from lorascope.report.findings import Findings
-from lorascope.report.words import brief, decimals_for, listed, metric_name, metric_unit, number
+from lorascope.report.words import brief, capital, decimals_for, listed, metric_name, named_in_words, number, span_text
 
 _MOST_BARS = 24
 _MOST_PAIRED = 24
@@ -28,11 +28,12 @@ def players_section(found: Findings) -> Section | None:
         return None
     blocks: list[Block] = []
     for name, metric in game["metrics"].items():
-        blocks += _metric_blocks(name, metric) if "values" in metric else [_without_values(name, metric)]
+        unit = found.unit(name)
+        blocks += _metric_blocks(name, metric, unit) if "values" in metric else [_without_values(name, metric)]
     blocks += _cost_notes(game.get("cost"))
     named = [player if its == [player] else f"{player} ({' + '.join(its)})" for player, its in game["players"].items()]
     trials = listed([f"{count} {status}" for status, count in game["trials"].items()]) or "none"
-    what = f"{game['what'][:1].upper()}{game['what'][1:]}"
+    what = capital(game["what"])
     lead = (
         f"Players: {listed(named)}. {what}. Trials that are coalitions: {trials}. A Shapley value is what a player adds to "
         "the others, on average over all orders in which they could have joined."
@@ -44,17 +45,17 @@ def _without_values(name: str, metric: Mapping[str, Any]) -> Notes:
     return Notes([f"No values for {metric_name(name)}: {metric['reason']}."], kind="caution")
 
 
-def _metric_blocks(name: str, metric: Mapping[str, Any]) -> list[Block]:
+def _metric_blocks(name: str, metric: Mapping[str, Any], unit: str) -> list[Block]:
     order = [player for group in metric["ranking"] for player in group]
-    figures = [_value_bars(name, metric, order)]
+    figures = [_value_bars(name, metric, order, unit)]
     layers = _layer_map(name, metric)
     figures += [layers] if layers is not None else []
     pairs = _interaction_map(name, metric, order)
     figures += [pairs] if pairs is not None else []
-    return [Figures(figures), _values_table(name, metric, order), Notes(_said(name, metric), title=metric_name(name))]
+    return [Figures(figures), _values_table(name, metric, order, unit), Notes(_said(name, metric), title=metric_name(name))]
 
 
-def _value_bars(name: str, metric: Mapping[str, Any], order: Sequence[str]) -> Figure:
+def _value_bars(name: str, metric: Mapping[str, Any], order: Sequence[str], unit: str) -> Figure:
     values = metric["values"]
     shown = order[:_MOST_BARS]
     decimals = _decimals([values[player] for player in shown])
@@ -73,11 +74,10 @@ def _value_bars(name: str, metric: Mapping[str, Any], order: Sequence[str]) -> F
         for row in rows
     )
     helps = "A value to the right helps" if metric["higher_is_better"] else "A value to the left helps: it lowers the loss"
-    known = metric["full"]["low"] is not None
-    span = f", 95 % interval over {counted(metric['num_seeds'], 'seed')}" if known else "; one seed gives no interval"
+    known = any(row.low is not None for row in rows)
+    span = f"{',' if known else ';'} {span_text(metric)}"
     faint = ". Faint: not told from zero" if known and any(row.kind == "quiet" for row in rows) else ""
     left_out = f" The first {len(shown)} of {len(order)} are drawn." if len(shown) < len(order) else ""
-    unit = metric_unit(name, [metric["full"]["estimate"]])
     axis = f"Shapley value for {told}{f' ({unit})' if unit else ''}"
     return Figure(charts.bars(rows, axis, says), f"Values for {told}", f"{helps}{span}{faint}.{left_out}")
 
@@ -97,7 +97,7 @@ def _layer_map(name: str, metric: Mapping[str, Any]) -> Figure | None:
     by_place = {place: metric["values"][player]["estimate"] for player, place in places.items()}
     grid = [[by_place.get((module, run)) for module in modules] for run in runs]
     names = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
-    title = f"{_capital(metric_name(name))}: values by layer and module"
+    title = f"{capital(metric_name(name))}: values by layer and module"
     heat = _signed(names, modules, grid, metric["higher_is_better"], "layer")
     caption = "Blue: helps, orange: hurts; the deeper, the more."
     return Figure(charts.heat_map(heat, charts.heat_says(title, heat)), title, caption)
@@ -113,7 +113,7 @@ def _interaction_map(name: str, metric: Mapping[str, Any], order: Sequence[str])
     ][1:]
     clear = [pair for pair in pairs.values() if pair["low"] is not None and (pair["low"] > 0 or pair["high"] < 0)]
     known = sum(pair["low"] is not None for pair in pairs.values())
-    title = f"{_capital(metric_name(name))}: interactions"
+    title = f"{capital(metric_name(name))}: interactions"
     heat = _signed(order[1:], order[:-1], grid, metric["higher_is_better"])
     caption = (
         "How much more two players add together than one by one. Blue: more, orange: less, as where one makes up for another."
@@ -133,11 +133,7 @@ def _signed(
     return charts.Heat(list(rows), list(columns), grid, span, write, row_title=row_title, is_flipped=not higher)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str]) -> Table:
+def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str], unit: str) -> Table:
     values = [metric["values"][player] for player in order]
     groups = {player: index + 1 for index, group in enumerate(metric["ranking"]) for player in group}
     calibrated = metric.get("calibrated", {}).get("values")
@@ -145,7 +141,7 @@ def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str]) ->
         words("player", order),
         numbers("rank", [groups[player] for player in order], decimals=0, hint="players of one rank are not distinguishable"),
         scores(f"value for {metric_name(name)}", [(one["estimate"], one["low"], one["high"]) for one in values],
-               plus_minus=False, sign=True, unit=metric_unit(name)),
+               plus_minus=False, sign=True, unit=unit),
         numbers("per million", [one["per_million_parameters"] for one in values], sign=True, unit="parameters"),
         numbers("per second", [one["per_second"] for one in values], sign=True, unit="of an epoch"),
     ]  # fmt: skip
@@ -160,7 +156,7 @@ def _values_table(name: str, metric: Mapping[str, Any], order: Sequence[str]) ->
 def _said(name: str, metric: Mapping[str, Any]) -> list[str]:
     full = metric["full"]
     lines = [f"Ranking: {metric['verdict']}."]
-    lines.append(f"All players together: {_with_ends(full)}.")
+    lines.append(f"All players together: {_with_ends(full)}{_seeds_alone(metric)}.")
     clear = [p for p in metric["interactions"] if p["low"] is not None and (p["low"] > 0 or p["high"] < 0)]
     if clear:
         largest = sorted(clear, key=lambda pair: -abs(pair["estimate"]))[:3]
@@ -168,9 +164,15 @@ def _said(name: str, metric: Mapping[str, Any]) -> list[str]:
     if metric["recommended"] is not None:
         chosen = metric["recommended"]
         members = " + ".join(chosen["players"]) or "no player"
-        lines.append(f"Recommended: {members}, mean {metric_name(name)} {brief(chosen['mean'])}. It is {chosen['why']}.")
-    lines += [f"{note[:1].upper()}{note[1:]}." for note in metric["notes"]]
+        why = named_in_words(chosen["why"], name)
+        lines.append(f"Recommended: {members}, mean {metric_name(name)} {brief(chosen['mean'])}. It is {why}.")
+    lines += [f"{capital(named_in_words(note, name))}." for note in metric["notes"]]
     return [*lines, *_agreement(metric)]
+
+
+def _seeds_alone(metric: Mapping[str, Any]) -> str:
+    """All together was valued itself, so no sampling adds to its chance."""
+    return " (over the seeds alone)" if metric["full"]["low"] is not None and not metric["exact"] else ""
 
 
 def _with_ends(figure: Mapping[str, Any]) -> str:

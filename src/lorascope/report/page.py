@@ -158,7 +158,9 @@ def _render(found: Findings, sections: Sequence[Section]) -> str:
 
 def _facts(found: Findings) -> dict[str, str]:
     """What the study is, for the head of the page."""
-    study, info = found.study, found.stores[0].info("data") or {}
+    study = found.study
+    # The first shard that has begun.
+    info: dict[str, Any] = next((data for store in found.stores if (data := store.info("data"))), {})
     sizes = [f"{info[key]:,} {word}" for key, word in (("num_train", "train"), ("num_eval", "evaluation")) if info.get(key)]
     base = _base_name(study.base.model)
     held = study.base.quantization or study.base.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import yaml
 
 from lorascope.amounts import counted
-from lorascope.config import configuration_of
+from lorascope.config import Study, configuration_of
+from lorascope.embedded import is_embedded
 from lorascope.model_card.privacy import Privacy, is_local, public_name
 from lorascope.model_card.recorded import study_places
 from lorascope.report.blocks import (
@@ -30,7 +32,8 @@ from lorascope.report.blocks import (
 )
 from lorascope.report.findings import Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import brief, clean, mebibytes, metric_name, metric_unit, shortened
+from lorascope.report.words import NONE, brief, clean, decimals_of_measured, mebibytes, metric_name, shortened
+from lorascope.store import Store
 
 _STATUS_KINDS = {"done": "quiet", "diverged": "bad", "failed": "bad", "pruned": "warn", "interrupted": "warn"}
 _CERTIFICATE = "merge-certificate.json"
@@ -43,6 +46,7 @@ def trials_section(found: Findings) -> Section:
     """One row per trial."""
     trials = found.trials
     metric = found.metric
+    times, speeds = (_figures(trials, f"solo_{key}") for key in ("train_seconds_per_epoch", "examples_per_second"))
     columns = [
         words("trial", [trial["trial"] for trial in trials], kind="code"),
         words("configuration", [found.by_name[configuration_of(trial["trial"])].label for trial in trials]),
@@ -50,8 +54,8 @@ def trials_section(found: Findings) -> Section:
         words("status", [trial["status"] for trial in trials], kinds=[_STATUS_KINDS.get(t["status"], "") for t in trials]),
         *(_metric_column(found, name, trials) for name in found.metrics),
         parameters(_figures(trials, "trainable_params"), _figures(trials, "trainable_percent")),
-        numbers("time alone", _figures(trials, "solo_train_seconds_per_epoch"), decimals=1, unit="s / epoch"),
-        numbers("speed alone", _figures(trials, "solo_examples_per_second"), decimals=1, unit="examples / s"),
+        numbers("time alone", times, decimals=decimals_of_measured(times), unit="s / epoch"),
+        numbers("speed alone", speeds, decimals=decimals_of_measured(speeds), unit="examples / s"),
         numbers("memory alone", _mebibytes(trials, "solo_peak_memory_bytes"), decimals=0, unit="MiB, peak"),
     ]
     notes = []
@@ -64,7 +68,7 @@ def trials_section(found: Findings) -> Section:
 
 def _metric_column(found: Findings, name: str, trials: Sequence[Mapping[str, Any]]) -> Column:
     values = [trial["metrics"].get(name) for trial in trials]
-    title, unit = metric_name(name) + arrow(name), metric_unit(name, values)
+    title, unit = metric_name(name) + arrow(name), found.unit(name)
     if name != found.metric or not found.intervals:
         return numbers(title, values, unit=unit, hint=name)
     ends = [found.intervals.get(trial["trial"]) for trial in trials]
@@ -157,20 +161,46 @@ def _warnings(found: Findings, privacy: Privacy) -> Table | None:
 
 def merge_section(found: Findings) -> Section | None:
     """Certificates of merged models that lie in the study's directory, or beside it and name one of its trials."""
-    known = {trial["trial"] for trial in found.trials}
     privacy = privacy_of(found)
     blocks: list[Block] = []
     for path in _certificate_files(found):
         place, document = clean(path.parent.name), _read_certificate(path)
         is_inside = any(path.is_relative_to(store.directory.resolve()) for store in found.stores)
-        if document is None:
-            blocks += [Notes([f"The certificate in {place} could not be read."], kind="caution")] if is_inside else []
+        if document is None or not document["checks"]:
+            why = "could not be read" if document is None else "names no check, so it says nothing of the merge"
+            blocks += [Notes([f"The certificate in {place} {why}."], kind="caution")] if is_inside else []
             continue
-        parts = Path(str(document["adapter"].get("directory", ""))).parts
-        trial = next((part for part in parts if part in known), None)
+        trial = _merged_trial(found, document["adapter"])
         if (trial is not None or is_inside) and len(blocks) < _MOST_BLOCKS:
             blocks += _certificate_blocks(clean(document), place, trial, privacy)
     return Section("merge", "Merge certificate", "", blocks) if blocks else None
+
+
+def _merged_trial(found: Findings, adapter: Mapping[str, Any]) -> str | None:
+    """The trial whose adapter was merged: by its files' checksum, or where there is none to compare, by its place.
+
+    A trial's name alone does not tell: it is that of a configuration and a seed, whatever the task and the data.
+    """
+    parts = Path(str(adapter.get("directory", ""))).parts
+    trial = next((part for part in parts if part in found.places), None)
+    if trial is None:
+        return None
+    directory = found.places[trial].directory.resolve()
+    checksum = _adapter_checksum(directory / "trials" / trial / "adapter")
+    if checksum is not None and adapter.get("checksum") is not None:
+        return trial if checksum == adapter["checksum"] else None
+    return trial if parts[: parts.index(trial)][-2:] == (directory.name, "trials") else None
+
+
+def _adapter_checksum(directory: Path) -> str | None:
+    """As certificates have it: SHA-256 of PEFT's two files, one after the other."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            digest.update((directory / name).read_bytes())
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def _certificate_files(found: Findings) -> list[Path]:
@@ -247,17 +277,7 @@ def privacy_of(found: Findings) -> Privacy:
 
 def reproduce_section(found: Findings) -> Section:
     """Commands, versions, checksums and the study file."""
-    study, store, privacy = found.study, found.stores[0], privacy_of(found)
-    facts = {
-        **{f"{name} version": version for name, version in (store.info("versions") or {}).items()},
-        **{name.replace("_", " "): value for name, value in (store.info("hardware") or {}).items()},
-        "base checksum": store.info("base_checksum"),
-        "data checksum": (store.info("data") or {}).get("checksum"),
-        "study hash": study.hash,
-    }
-    if isinstance(facts.get("memory bytes"), int):
-        facts["memory"] = f"{facts.pop('memory bytes') / 2**30:.1f} GiB"
-    shown = {name: str(value) for name, value in facts.items() if value is not None}
+    study, privacy = found.study, privacy_of(found)
     blocks: list[Block] = [
         Code(
             f"lorascope run study.yaml --out runs/{study.name}\n"
@@ -266,17 +286,66 @@ def reproduce_section(found: Findings) -> Section:
             "The study again, the figures of this page, and the page",
         )
     ]
-    local = [place for place in study_places(study) if is_local(place)]
     notes = [
         "study.yaml lies in the study’s directory and below, with every default spelt out. The same seeds on the same machine "
         "and versions give the same figures; another processor may differ by rounding."
     ]
+    local = _local_places(study)
     if local:
-        keys, names = "--set base.model=DIR --set task.data=DIR", ", ".join(map(public_name, local))
-        notes.append(f"Local places are shown by their last part alone ({names}): give yours, {keys}.")
-    blocks.append(Notes(clean(notes)))
-    values = words("value", clean([privacy.clean(value) for value in shown.values()]), kind="code")
-    blocks.append(Table([words("fact", shown), values], "Versions, hardware and checksums"))
+        names = ", ".join(dict.fromkeys(map(public_name, local.values())))
+        flags = " ".join(f"--set {key}=DIR" for key in local)
+        notes.append(f"Local places are shown by their last part alone ({names}): give yours, {flags}.")
+    blocks.append(Notes(clean([privacy.clean(note) for note in notes])))
+    blocks += _facts(found, privacy)
     document = yaml.safe_dump(study.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
     blocks.append(Code(clean(privacy.clean(document)), "study.yaml", is_folded=True))
     return Section("reproduce", "How to reproduce it", "", blocks)
+
+
+def _local_places(study: Study) -> dict[str, str]:
+    """By the key of the study file, what lies on this machine and does not come with Lorascope."""
+    judge = study.evaluate.judge
+    given: dict[str, Any] = {"base.model": study.base.model, "task.data": study.task.data}
+    if judge is not None:
+        given |= {"evaluate.judge.model": judge.model, "evaluate.judge.adapter": judge.adapter}
+        given["evaluate.judge.check.data"] = None if judge.check is None else judge.check.data
+    places = {}
+    for key, place in given.items():
+        splits = place if isinstance(place, Mapping) else {"": place}
+        places.update({f"{key}.{split}".rstrip("."): each for split, each in splits.items() if each is not None})
+    return {key: place for key, place in places.items() if is_local(place) and not is_embedded(place)}
+
+
+def _facts(found: Findings, privacy: Privacy) -> list[Block]:
+    """Versions, machine and checksums: of all shards in one column, or of those that differ in one each."""
+    columns: list[dict[str, str]] = []
+    shards: list[list[str]] = []
+    for store in [one for one in found.stores if one.info("versions")] or found.stores[:1]:
+        facts = _facts_of(store)
+        if facts not in columns:
+            columns.append(facts)
+            shards.append([])
+        shards[columns.index(facts)].append(privacy.clean(store.directory.resolve().name))
+    if len(columns) == 1:
+        shards = [[""]]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    cells = [[privacy.clean(facts.get(name, NONE)) for name in names] for facts in columns]
+    table = [words(", ".join(its), clean(values), kind="code") for its, values in zip(clean(shards), cells, strict=True)]
+    blocks: list[Block] = []
+    if found.num_machines > 1:
+        text = f"The shards ran on {found.num_machines} different machines: their times and memory are no fair comparison."
+        blocks.append(Notes([text], kind="caution"))
+    return [*blocks, Table([words("fact", clean(names)), *table], "Versions, hardware and checksums")]
+
+
+def _facts_of(store: Store) -> dict[str, str]:
+    facts = {
+        **{f"{name} version": version for name, version in (store.info("versions") or {}).items()},
+        **{name.replace("_", " "): value for name, value in (store.info("hardware") or {}).items()},
+        "base checksum": store.info("base_checksum"),
+        "data checksum": (store.info("data") or {}).get("checksum"),
+        "study hash": store.study.hash,
+    }
+    if isinstance(facts.get("memory bytes"), int):
+        facts["memory"] = f"{facts.pop('memory bytes') / 2**30:.1f} GiB"
+    return {name: str(value) for name, value in facts.items() if value is not None}

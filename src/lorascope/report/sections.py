@@ -31,10 +31,10 @@ from lorascope.report.findings import Configuration, Findings
 from lorascope.report.words import (
     brief,
     decimals_for,
+    decimals_of_measured,
     listed,
     mebibytes,
     metric_name,
-    metric_unit,
     number,
     setting_text,
 )
@@ -96,7 +96,7 @@ def _differences(found: Findings, rows: Sequence[Mapping[str, Any]]) -> Figure:
         f"Difference of {name} to the baseline{baseline}, 95 % interval; {helps}. Filled: told from chance after correction "
         f"({compared['correction']}). Intervals are each for itself.{left_out}"
     )
-    unit = metric_unit(found.metric or "", [one.scores[found.metric or ""].mean for one in found.ranked])
+    unit = found.unit(found.metric or "")
     axis = f"difference of {name}{f' ({unit})' if unit else ''}"
     says = f"Differences of {name} to the baseline: {'; '.join(told)}"
     return Figure(charts.differences(drawn, axis, says), f"{name[:1].upper()}{name[1:]} against the baseline", caption)
@@ -107,12 +107,13 @@ def configurations_table(found: Findings) -> Table:
     scored = {one.name for one in found.ranked}
     ones = [*found.ranked, *(one for one in found.configurations if one.name not in scored)]
     compared = {row["configuration"]: row for row in found.results["comparisons"]["rows"] if row["metric"] == found.metric}
+    times = [one.seconds for one in ones]
     columns = [_names(found, ones), *_score(found, ones, found.metrics[:1])]
     columns += _against_baseline(found, ones, compared) if compared else []
     columns += [
         _seeds(ones),
         parameters([one.parameters for one in ones], [one.percent for one in ones]),
-        numbers("time alone", [one.seconds for one in ones], decimals=1, unit="s / epoch"),
+        numbers("time alone", times, decimals=decimals_of_measured(times), unit="s / epoch"),
         numbers("memory alone", [mebibytes(one.memory_bytes) for one in ones], decimals=0, unit="MiB, peak"),
         *_score(found, ones, found.metrics[1:]),
     ]
@@ -134,9 +135,8 @@ def _score(found: Findings, ones: Sequence[Configuration], metrics: Sequence[str
     for metric in metrics:
         known = [one.scores.get(metric) for one in ones]
         triples = [(None, None, None) if one is None else (one.mean, one.low, one.high) for one in known]
-        unit = metric_unit(metric, [value for value, _, _ in triples])
         title = metric_name(metric) + arrow(metric)
-        columns.append(scores(title, triples, unit=unit, hint=f"{metric}, mean over seeds; {direction(metric)}"))
+        columns.append(scores(title, triples, unit=found.unit(metric), hint=f"{metric}, mean over seeds; {direction(metric)}"))
     return columns
 
 
@@ -178,7 +178,7 @@ def ablation_section(found: Findings) -> Section | None:
     columns = [
         words("factor", [row["factor"] for row in rows]),
         words("value", values),
-        scores(metric_name(metric) + arrow(metric), means, unit=metric_unit(metric, [value for value, _, _ in means])),
+        scores(metric_name(metric) + arrow(metric), means, unit=found.unit(metric)),
         scores("Δ to the baseline", deltas, sign=True),
         words("seeds", [_of(row["num_seeds"], row["num_trials"]) for row in rows]),
     ]
@@ -264,7 +264,7 @@ def search_section(found: Findings) -> Section | None:
         words("name", [row["configuration"] for row in rows], kind="code"),
         numbers("proposed as", [row["number"] + 1 for row in rows], decimals=0),
         *(words(key, [_value_text(key, row["values"][key]) for row in rows]) for key in keys),
-        numbers(name + arrow(objective), [row["objective"] for row in rows], unit=metric_unit(objective)),
+        numbers(name + arrow(objective), [row["objective"] for row in rows], unit=found.unit(objective)),
         words("status", [_search_status(row) for row in rows]),
     ]
     blocks.append(Table(columns, "Configurations proposed", is_sortable=True))
@@ -300,8 +300,8 @@ def decodings_section(found: Findings) -> Section | None:
     ]
     for metric in metrics:
         values = [_mean([record["metrics"].get(metric) for record in records]) for _, _, records in rows]
-        columns.append(numbers(metric_name(metric) + arrow(metric), values, decimals=_decimals(values),
-                               unit=metric_unit(metric, values)))  # fmt: skip
+        title = metric_name(metric) + arrow(metric)
+        columns.append(numbers(title, values, decimals=_decimals(values), unit=found.unit(metric)))
     lengths = [_mean([record["tokens_per_answer"] for record in records]) for _, _, records in rows]
     speeds = [_mean([record["answers_per_second"] for record in records]) for _, _, records in rows]
     cut = [sum(record["unfinished"] for record in records) for _, _, records in rows]

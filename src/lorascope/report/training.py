@@ -13,7 +13,7 @@ from lorascope.report import charts, scatter
 from lorascope.report.blocks import Block, Figure, Figures, Section
 from lorascope.report.findings import Configuration, Findings
 from lorascope.report.sections import arrow
-from lorascope.report.words import compact, listed, mebibytes, metric_name, metric_unit, number
+from lorascope.report.words import compact, listed, mebibytes, metric_name, number
 
 # Small curves, lines of the large picture, and names in a caption.
 _MOST_CURVES = 24
@@ -69,7 +69,7 @@ def _against(found: Findings, cost: _Cost) -> Figure | None:
     told = listed([f"{point.label} ({compact(point.cost)}, {point.score:.3g})" for point in best])
     on_front = f"on the Pareto front: {told}" if best else "no configuration finished every seed, so there is no Pareto front"
     says = f"{name} against {cost.axis} of {counted(len(points), 'configuration')}; {on_front}"
-    unit = metric_unit(metric, [point.score for point in points])
+    unit = found.unit(metric)
     title = f"{name}{arrow(metric)}{f' ({unit})' if unit else ''}"
     drawn = scatter.against_cost(points, best, cost.axis, title, says)
     caption = f"On the front: {told}." if best else f"{on_front[:1].upper()}{on_front[1:]}."
@@ -129,6 +129,9 @@ def curves_section(found: Findings) -> Section | None:
     signs |= {"measured": f"loss on {found.study.evaluate.split}"} if any(one.measured and one.kind for one in series) else {}
     caption = "Means over seeds that finished; each point is the mean over a run of steps."
     caption += f" The best {len(ones)} of {len(every)} configurations are drawn." if len(ones) < len(every) else ""
+    unfinished = sum(not one.num_done for one in ones)
+    lost = f" Of {counted(unfinished, 'configuration')} no seed finished: the one that came furthest is drawn."
+    caption += lost if unfinished else ""
     drawn = charts.curves(series, "optimiser step", f"{title} (nats)", says)
     figure = Figure(drawn, "Training loss", caption, charts.legend(signs))
     blocks: list[Block] = [Figures([figure])]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from lorascope.config import AdapterConfig
+from lorascope.amounts import counted
+from lorascope.config import AdapterConfig, in_layers, split_layers
 
 MINUS = "−"
 NONE = "–"
 # Characters that change the direction of the text around them.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _MOST_DECIMALS = 6
+# Of a list that is told in a sentence.
+FEW = 4
 
 # By metric: what people call it, and its unit.
 _METRICS = {
@@ -78,6 +82,17 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
+def capital(text: str) -> str:
+    """With a capital at its start, unless that is a sign or a name such as r, lr or ``query.L0``."""
+    first = text.partition(" ")[0].rstrip(",;:.")
+    return text[:1].upper() + text[1:] if len(first) > 2 and first.replace("-", "").isalpha() else text
+
+
+def few(words: Sequence[str]) -> list[str]:
+    """The first of many, and how many more there are."""
+    return [*words] if len(words) <= FEW + 1 else [*words[:FEW], f"{len(words) - FEW} more"]
+
+
 def listed(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
@@ -92,6 +107,12 @@ def decimals_for(values: Iterable[float | None], halves: Iterable[float | None] 
         sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
         wanted = 3 - math.floor(math.log10(max(sizes))) if sizes else 3
     return min(max(wanted, 0), _MOST_DECIMALS)
+
+
+def decimals_of_measured(values: Iterable[float | None]) -> int:
+    """Decimals of a column of measured times and speeds: two significant digits of a typical one, and one at least."""
+    sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
+    return min(max(1 - math.floor(math.log10(median(sizes))), 1), _MOST_DECIMALS) if sizes else 1
 
 
 def number(value: float | None, decimals: int, sign: bool = False) -> str:
@@ -124,6 +145,7 @@ def with_interval(value: float, low: float | None, high: float | None, sign: boo
 
 def compact(value: float) -> str:
     """A mark of an axis: ``770``, ``38k``, ``1.2M``, ``0.05``."""
+    value = float(f"{value:.3g}")  # rounded first: 999,700 is 1M, not 1e+03k
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}".replace("-", MINUS)
@@ -140,11 +162,29 @@ def metric_name(metric: str) -> str:
     return _METRICS.get(metric, (metric.replace("_", " "), ""))[0]
 
 
-def metric_unit(metric: str, values: Iterable[float | None] = ()) -> str:
-    """Its unit; F1 of a class is a share, SQuAD's a percentage."""
+def metric_unit(metric: str, task: str) -> str:
+    """Its unit; F1 of a class is a share, SQuAD's a percentage, however small."""
     if metric == "f1":
-        return "%" if any(value is not None and value > 1 for value in values) else "0–1"
+        return "%" if task == "squad" else "0–1"
     return _METRICS.get(metric, ("", ""))[1]
+
+
+def span_text(metric: Mapping[str, Any]) -> str:
+    """Of a game's metric, what the intervals of its values are over; or why there is none."""
+    seeds, has_intervals = metric["num_seeds"], any(value["low"] is not None for value in metric["values"].values())
+    if metric["exact"]:
+        none = "one seed gives no interval" if seeds == 1 else "no interval: the seeds agree to the last digit"
+        return f"95 % interval over {counted(seeds, 'seed')}" if has_intervals else none
+    if not has_intervals:
+        return "too few coalitions for an interval"
+    if seeds == 1:
+        return "95 % interval over the coalitions that were sampled, of one seed"
+    return f"95 % interval over {counted(seeds, 'seed')} and the coalitions that were sampled"
+
+
+def named_in_words(text: str, metric: str) -> str:
+    """A sentence of a document with the metric's key as people call it."""
+    return re.sub(rf"\b{re.escape(metric)}\b", lambda _: metric_name(metric), text)
 
 
 def configuration_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -154,7 +194,9 @@ def configuration_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         configs: by the configuration's name its flat settings.
     """
     keys = _telling_keys(list(configs.values()))
-    labels = {name: _label(config, keys) for name, config in configs.items()}
+    lists = [targets for config in configs.values() if isinstance(targets := config.get("targets"), list)]
+    every = list(dict.fromkeys(target for targets in lists for target in targets))
+    labels = {name: _label(config, keys, every) for name, config in configs.items()}
     twice = {label for label in labels.values() if sum(other == label for other in labels.values()) > 1}
     return {name: f"{label} ({name})" if label in twice else label for name, label in labels.items()}
 
@@ -175,10 +217,11 @@ def _effective(config: Mapping[str, Any], key: str) -> Any:
     return "idle" if key in _ADAPTER_KEYS and config.get("method", "lora") != "lora" else config.get(key)
 
 
-def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+def _label(config: Mapping[str, Any], keys: Sequence[str], every_target: Sequence[str]) -> str:
     method = config.get("method", "lora")
     parts = [_METHODS.get(method, str(method))] if method != "lora" else []
-    parts += [setting_text(key, value) for key in keys if key != "method" and (value := _effective(config, key)) != "idle"]
+    told = [(key, value) for key in keys if key != "method" and (value := _effective(config, key)) != "idle"]
+    parts += [targets_text(value, every_target) if key == "targets" else setting_text(key, value) for key, value in told]
     return " · ".join(part for part in parts if part) or "as the study has it"
 
 
@@ -198,10 +241,42 @@ def setting_text(key: str, value: Any) -> str:
     return _SHORT[key].format(text) if key in _SHORT else f"{key} {text}"
 
 
-def targets_text(targets: Any) -> str:
-    """What an adapter adapts: ``query + value``, ``7 targets``, ``no module``."""
+def targets_text(targets: Any, every: Sequence[str] = ()) -> str:
+    """What an adapter adapts: ``query + value``, ``query.L0-3 + key.L2``, ``all but key.L0``, ``7 targets``, ``no module``.
+
+    Args:
+        every: all targets that configurations of the study have; many are told by those that lack.
+    """
     if not isinstance(targets, list):
         return str(targets)
-    if len(targets) > _TARGETS_IN_FULL:
-        return f"{len(targets)} targets"
-    return " + ".join(map(str, targets)) or "no module"
+    if len(targets) <= _TARGETS_IN_FULL:
+        return " + ".join(map(str, targets)) or "no module"
+    left_out = [target for target in every if target not in targets]
+    present, missing = _joined(targets), _joined(left_out)
+    if not left_out and len(every) > _TARGETS_IN_FULL and len(present) > 1:
+        return f"all {len(targets)} targets"
+    if missing and len(missing) <= _TARGETS_IN_FULL and len(missing) < len(present):
+        return f"all but {', '.join(missing)}"
+    return " + ".join(present) if len(present) <= _TARGETS_IN_FULL + 1 else f"{len(targets)} targets"
+
+
+def _joined(targets: Sequence[str]) -> list[str]:
+    """Targets with runs of layers that follow each other as one: ``query.L0-1`` and ``query.L2-3`` are ``query.L0-3``."""
+    runs: dict[str, list[tuple[int, int]]] = {}
+    whole = []
+    for target in map(str, targets):
+        name, layers = split_layers(target)
+        if layers is None:
+            whole.append(target)
+        else:
+            runs.setdefault(name, []).append(layers)
+    parts = []
+    for name, places in runs.items():
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(places):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        parts += [in_layers(name, *place) for place in merged]
+    return [*whole, *parts]
