@@ -6,8 +6,8 @@ training would have come out; that is ``study``'s question.
 
 Examples that are right or wrong are compared as paired shares (``proportions``). Scores with more values than two have
 Student's interval of their differences, where ten groups at least differ, with the degrees of freedom of those that do: what
-is nearly always zero has its spread from the few others. Simulated (``benchmarks/score_intervals.py``), it holds the truth in
-SHARES. Floor: ``compare``.
+is nearly always zero has its spread from the few others. Simulated, it holds the truth in 93 to 98 % where differences go both
+ways, and in 84 to 97 % where all go one way and few of them are large (``benchmarks/score_intervals.py``). Floor: ``compare``.
 
 Legend: E examples, G groups.
 """
