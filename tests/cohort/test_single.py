@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lorascope.adapter import agreed_base
 from lorascope.cohort import single
-from lorascope.cohort.single import adapter_trial, evaluate_adapter, evaluate_together, prepare
+from lorascope.cohort.single import OnBase, adapter_trial, evaluate_adapter, evaluate_together, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, DataError, UsageError
 from lorascope.lora.peft_io import read_adapter
@@ -32,7 +32,7 @@ def texts_of(path):
 
 def score(adapter, task, **options):
     settings = EvaluateConfig(decoding=[{"max_new_tokens": 4}])
-    return evaluate_adapter(adapter, task, settings, **{"base_model": None, "dtype": "float32", **options})
+    return evaluate_adapter(adapter, task, settings, OnBase(**options))
 
 
 @pytest.fixture
@@ -155,23 +155,23 @@ def test_an_adapter_that_names_no_base_needs_one(broken, file_task, model_direct
     directory = broken(lambda config, _: config.pop("base_model_name_or_path"))
     with pytest.raises(UsageError, match="give it with --base"):
         score(directory, file_task)
-    evaluation, _ = score(directory, file_task, base_model=str(model_directory("bert")))
+    evaluation, _ = score(directory, file_task, model=str(model_directory("bert")))
     assert len(evaluation.predictions) == 8
 
 
 def test_an_adapter_of_another_base_is_refused(bert_run, rows_of, file_task, model_directory):
     with pytest.raises(AdapterError, match="no linear layer"):
-        score(bert_run / rows_of(bert_run)[0].adapter, file_task, base_model=str(model_directory("gpt2")))
+        score(bert_run / rows_of(bert_run)[0].adapter, file_task, model=str(model_directory("gpt2")))
 
 
 def test_a_base_with_other_weights_than_the_adapters_is_told(bert_run, rows_of, file_task, model_directory, tmp_path):
     copy = shutil.copytree(model_directory("bert"), tmp_path / "copy")
     adapter = bert_run / rows_of(bert_run)[0].adapter
-    assert not any("trained on" in warning for warning in score(adapter, file_task, base_model=str(copy))[1]["warnings"])
+    assert not any("trained on" in warning for warning in score(adapter, file_task, model=str(copy))[1]["warnings"])
     weights = load_file(copy / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"] += 1.0
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    warnings = score(adapter, file_task, base_model=str(copy))[1]["warnings"]
+    warnings = score(adapter, file_task, model=str(copy))[1]["warnings"]
     assert f"{adapter} was trained on other weights than those of {copy} here" in warnings
     halved = score(adapter, file_task, dtype="bfloat16")[1]["warnings"]
     assert f"{adapter} was trained on a base in float32, and runs on one in bfloat16" in halved

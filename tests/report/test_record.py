@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+import yaml
+
 from lorascope.report.record import merge_section, reproduce_section
 from lorascope.store import Store
 
@@ -142,3 +144,12 @@ def test_shards_that_differ_are_told_in_a_column_each(study_of, written, finding
     cores = next(row for row in table.rows if row[0][1].text == "cores")
     assert [cell.text for _, cell in cores] == ["cores", "2", "64"]
     assert "ran on 2 different machines" in notes_of(section)
+
+
+def test_the_study_shown_keeps_classes_that_look_like_places_and_loses_places(study_of, written, findings_of):
+    task = {"name": "file", "data": "/home/someone/posts", "labels": ["/r/books", "/r/film/new"]}
+    study = study_of(task=task, base={"model": "/srv/models/tiny"})
+    shown = reproduce_section(findings_of(written(study))).blocks[-1].text
+    document = yaml.safe_load(shown)
+    assert (document["task"]["data"], document["base"]["model"]) == ("posts", "tiny")
+    assert document["task"]["labels"] == ["/r/books", "/r/film/new"]

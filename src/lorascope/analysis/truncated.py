@@ -26,13 +26,15 @@ from pathlib import Path
 
 import torch
 
-from lorascope.base_model import BaseModel
+from lorascope.amounts import counted
+from lorascope.base_model import TOKENIZER_FILES, BaseModel
 from lorascope.cohort.single import Prepared, evaluate_together
 from lorascope.errors import AdapterError, CheckFailed, UsageError, did_you_mean
 from lorascope.evaluate import Evaluation
 from lorascope.lora.diagnostics import Decomposition
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.truncate import directions_of, num_computed, truncated, write_truncated
+from lorascope.merged_model import copy_files
 from lorascope.metrics import HIGHER_IS_BETTER
 
 # Slots that are evaluated together.
@@ -114,17 +116,24 @@ class Found:
     notes: tuple[str, ...]
 
 
-def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None = None) -> Line:
+def line_up(
+    saved: SavedAdapter,
+    where: str,
+    sizes: Mapping[str, float] | None = None,
+    *,
+    directions: Mapping[str, Decomposition] | None = None,
+) -> Line:
     """Put an adapter's directions in line; those that the rounding of a computation in float32 explains are left out.
 
     Args:
         where: the adapter came from, for messages.
         sizes: by module, what its singular values are measured against (``weight_norms``); nothing by default.
+        directions: ``directions_of`` its updates, where somebody has taken them apart.
 
     Raises:
-        AdapterError: every update is zero.
+        AdapterError: every update is zero, or none is above the rounding of the numbers that it is stored in.
     """
-    directions = directions_of(saved.weights)
+    directions = directions_of(saved.weights) if directions is None else directions
     strengths = []
     for placement in saved.slot.placements:
         key = placement.target.key
@@ -132,8 +141,11 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
         values = update.values_S[: num_computed(saved.weights, placement, update)].tolist()
         strengths += [(index < update.numerical_rank, value / size, key, value**2) for index, value in enumerate(values)]
     num_clear = sum(is_clear for is_clear, *_ in strengths)
-    if not num_clear:
+    if not strengths:
         raise AdapterError("the adapter changes nothing: every update is zero", where=where, fix="use the base model alone")
+    if not num_clear:
+        what = f"the adapter's {counted(len(strengths), 'direction')} are all within the rounding of its stored numbers"
+        raise AdapterError(what, where=where, fix="use the base model alone, or save the adapter in a wider dtype")
     strengths.sort(key=lambda one: one[:2], reverse=True)
     held = {
         placement.target.key
@@ -225,6 +237,12 @@ def search(
     raise _nothing_holds(tried, metric, epsilon, where)
 
 
+def write_cut(source: Path, directory: Path, cut: SavedAdapter) -> None:
+    """Write ``cut`` into an existing directory, with the tokenizer and chat template that lie beside what it was cut from."""
+    write_truncated(source, directory, cut)
+    copy_files(source, directory, TOKENIZER_FILES)
+
+
 def write_and_verify(
     prepared: Prepared, line: Line, found: Found, source: Path, directory: Path
 ) -> tuple[Evaluation, Evaluation]:
@@ -236,7 +254,7 @@ def write_and_verify(
     Raises:
         CheckFailed: what was read back does not keep the score.
     """
-    write_truncated(source, directory, line.cut(found.smallest.num_directions))
+    write_cut(source, directory, line.cut(found.smallest.num_directions))
     again = read_adapter(directory, "truncated")
     whole, written = evaluate_together(prepared, {str(source): line.saved, str(directory): again})
     loss = loss_of(whole, written, found.metric)

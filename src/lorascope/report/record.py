@@ -14,7 +14,7 @@ from lorascope.amounts import counted
 from lorascope.config import Study, configuration_of
 from lorascope.embedded import is_embedded
 from lorascope.model_card.privacy import Privacy, is_local, public_name
-from lorascope.model_card.recorded import study_places
+from lorascope.model_card.recorded import public_study, study_places
 from lorascope.report.blocks import (
     Block,
     Cell,
@@ -297,8 +297,9 @@ def reproduce_section(found: Findings) -> Section:
         notes.append(f"Local places are shown by their last part alone ({names}): give yours, {flags}.")
     blocks.append(Notes(clean([privacy.clean(note) for note in notes])))
     blocks += _facts(found, privacy)
-    document = yaml.safe_dump(study.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    blocks.append(Code(clean(privacy.clean(document)), "study.yaml", is_folded=True))
+    document = public_study(study.model_dump(mode="json", by_alias=True), study, privacy)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    blocks.append(Code(clean(privacy.without_secrets(text)), "study.yaml", is_folded=True))
     return Section("reproduce", "How to reproduce it", "", blocks)
 
 
