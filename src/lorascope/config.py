@@ -59,6 +59,18 @@ class BaseModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     quantization: Literal["nf4"] | None = None
     revision: str | None = None
+    _tokenizer_beside: Path | None = PrivateAttr(default=None)
+
+    @property
+    def tokenizer_beside(self) -> Path | None:
+        """The directory of an adapter whose tokenizer goes before the model's own; no part of a study file."""
+        return self._tokenizer_beside
+
+    def with_tokenizer(self, directory: Path | None) -> BaseModelConfig:
+        """The same model, read with the tokenizer that lies in this directory; None for its own."""
+        changed = self.model_copy()
+        changed._tokenizer_beside = directory
+        return changed
 
     @property
     def place(self) -> str:

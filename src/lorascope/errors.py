@@ -59,6 +59,10 @@ class AdapterError(LorascopeError):
     exit_code = 2
 
 
+class DamagedAdapter(AdapterError):
+    """An adapter whose files do not hold together: keys that match nothing, another rank than it says, NaN."""
+
+
 class StoreError(LorascopeError):
     """The study's directory cannot be written, is in use, or belongs to another study."""
 

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base
-from lorascope.certify import certify, examine, refuse_unfinite, refused
+from lorascope.certify import certify, examine, read_to_merge, refused
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import CheckFailed, DataError, UsageError
+from lorascope.errors import AdapterError, CheckFailed, DataError, UsageError
 from lorascope.lora.peft_io import write_record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,14 +50,34 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
     )
 
 
-def test_an_adapter_of_nan_is_refused_and_one_that_cannot_be_read_is_left_to_its_reader(scene, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda name, value: {name: value * float("nan")}, "NaN or infinite numbers"),
+        (lambda name, value: {name.replace(".weight", ".default.weight"): value}, "is no key of PEFT's: it matches nothing"),
+        (lambda name, value: {name: value[:2] if "lora_A" in name else value}, "has rank 2 and 4 in the weights and 4 in"),
+        (lambda name, value: {} if "lora_B" in name else {name: value}, "lacks lora_A or lora_B"),
+    ],
+    ids=["nan", "keys", "rank", "half"],
+)
+def test_files_that_do_not_hold_together_are_a_merge_that_does_not_hold(damage, says, scene):
     made = scene("llama")
-    refuse_unfinite(made.adapter)
-    change(made, lambda tensors: {name: value * float("nan") for name, value in tensors.items()})
-    with pytest.raises(CheckFailed, match="holds NaN or infinite numbers") as caught:
-        refuse_unfinite(made.adapter)
+    assert read_to_merge(made.adapter).directory == made.adapter
+    change(made, lambda tensors: {key: new for name, value in tensors.items() for key, new in damage(name, value).items()})
+    with pytest.raises(CheckFailed, match=says) as caught:
+        read_to_merge(made.adapter)
     assert caught.value.exit_code == 3
-    refuse_unfinite(tmp_path)
+
+
+def test_what_is_no_adapter_is_wrong_usage_and_no_failed_merge(scene, tmp_path):
+    with pytest.raises(AdapterError, match="no PEFT adapter here") as caught:
+        read_to_merge(tmp_path)
+    assert caught.value.exit_code == 2
+    made = scene("llama")
+    config = json.loads((made.adapter / "adapter_config.json").read_text())
+    (made.adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(AdapterError, match="uses use_dora"):
+        read_to_merge(made.adapter)
 
 
 @pytest.mark.parametrize(("moved", "verdict"), [(False, "holds"), (True, "fails")])

@@ -112,6 +112,7 @@ def test_a_cut_that_does_not_hold_ends_with_three_and_leaves_nothing(cli, small_
 def test_wrong_options_and_bases_are_refused_and_nothing_is_written(cli, small_adapter, data, tmp_path, model_directory):
     source, out = small_adapter(), tmp_path / "cut"
     (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
     cases = [
         (("--truncate", 0.1), "give a new directory with --out"),
         (("--out", out), "--out: it belongs to --truncate"),
@@ -120,7 +121,7 @@ def test_wrong_options_and_bases_are_refused_and_nothing_is_written(cli, small_a
         (("--slots", 2), "--slots: the adapter's files are read alone, without a base"),
         (("--truncate", 0.1, "--out", out, "--metric", "accuracy"), "--metric: it says how to score, which needs a task"),
         (("--truncate", 1, "--out", out), "without a task it is the share of energy"),
-        (("--truncate", 0.1, "--out", tmp_path / "full"), "it exists already; give --out a new directory"),
+        (("--truncate", 0.1, "--out", tmp_path / "full"), "something is there already; give a new directory"),
         (("--truncate", 0.1, "--out", out, *scored(data), "--metric", "acuracy"), "gives no acuracy; did you mean 'accuracy'"),
     ]
     for options, message in cases:

@@ -7,7 +7,7 @@ together.
 Floor: above ``evaluate``. The code that merges is not used here, so that an error in it cannot cancel out.
 """
 
-from lorascope.certify.beforehand import Beforehand, examine, refuse_unfinite
+from lorascope.certify.beforehand import Beforehand, examine, read_to_merge
 from lorascope.certify.certificate import CERTIFICATE_FILE, Certificate, certificate_text, certify, refused
 from lorascope.certify.claim import MergeClaim, why_tensors_only
 
@@ -19,7 +19,7 @@ __all__ = [
     "certificate_text",
     "certify",
     "examine",
-    "refuse_unfinite",
+    "read_to_merge",
     "refused",
     "why_tensors_only",
 ]

@@ -23,7 +23,9 @@ from lorascope.certify.layout import Layout, base_weights_checksum, place
 from lorascope.certify.tensors import is_base_s
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import AdapterError, CheckFailed, UsageError
+from lorascope.errors import CheckFailed, DamagedAdapter, UsageError
+from lorascope.lora.beside import grown_vocabulary
+from lorascope.lora.peft_io import SavedAdapter, read_adapter
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     layout = Layout.of(claim.model)
     wanted = ["the task's score" if task is not None else "", "the comparison in four bits" if claim.quantise else ""]
     asked = " and ".join(filter(None, wanted)) or None
-    found = [*_adapter_checks(adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
+    found = [*_adapter_checks(claim, adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
     why = why_no_outputs(claim)
     if why is not None and asked is not None:
         found.append(judged.tensors_only_check(why, asked))
@@ -75,19 +77,18 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     return Beforehand(adapter, base, layout, tuple(found), asked, settings, inputs)
 
 
-def refuse_unfinite(adapter: Path) -> None:
-    """Raise where an adapter holds numbers that are none. One that cannot be read at all is left to its reader.
+def read_to_merge(adapter: Path) -> SavedAdapter:
+    """The adapter that is to be merged; what does not hold together in its files is a merge that does not hold.
 
     Raises:
-        CheckFailed: NaN or infinite numbers, named by their tensor.
+        CheckFailed: NaN or infinite numbers, a key that matches nothing, or another rank in the weights than in the
+            configuration.
+        AdapterError: there is none, or one of a kind that is not supported.
     """
     try:
-        found = read_updates(adapter)
-    except AdapterError:
-        return
-    if found.nonfinite:
-        what = f"the adapter's {judged.few(found.nonfinite)} holds NaN or infinite numbers"
-        raise CheckFailed(f"the merge does not hold: {what}", where=str(adapter), fix="train or export it again")
+        return read_adapter(adapter, str(adapter))
+    except DamagedAdapter as error:
+        raise CheckFailed(f"the merge does not hold: {error.what}", where=error.where, fix=error.fix) from None
 
 
 def why_no_outputs(claim: MergeClaim) -> str | None:
@@ -99,7 +100,7 @@ def why_no_outputs(claim: MergeClaim) -> str | None:
     return None
 
 
-def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
+def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
     """That the adapter is whole, that all of it has a place, and that its copies of the base's weights are the base's."""
     shapes = layout.shapes
     homeless = [module for module in adapter.updates if f"{module}.weight" not in shapes]
@@ -113,6 +114,8 @@ def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> 
     for name, value in adapter.replaced.items():
         if shapes.get(name, tuple(value.shape)) != tuple(value.shape):
             misfits.append(f"{name} is {list(shapes[name])} in the base, {list(value.shape)} in the adapter")
+    grown = grown_vocabulary(adapter.replaced, claim.model)
+    misfits = misfits if grown is None else ["; ".join(grown)]
     num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
     found = judged.adapter_checks(adapter.problems, sorted(homeless), misfits, num_placed)
     placed = place(layout, base) if adapter.copies else None
@@ -144,7 +147,7 @@ def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> In
     """The task's examples, read before hours are spent on weights."""
     assert claim.task_type is not None
     task_type = task_type_of(claim.model.config, claim.task_type)
-    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base))
+    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base.with_tokenizer(claim.tokenizer_beside)))
     assert inputs.task is not None
     if len(inputs.task.labels) != len(claim.labels):
         counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import own_part, stack_saved
 from lorascope.base_model import BaseModel, head_modules, load_base, load_tokenizer, num_positions
 from lorascope.certify.claim import MergeClaim, trained_in, why_tensors_only
 from lorascope.certify.inputs import Inputs, compared_positions, drawn_inputs, limited
@@ -34,7 +34,6 @@ from lorascope.config import BaseModelConfig, EvaluateConfig, TaskType
 from lorascope.errors import LorascopeError, ModelError
 from lorascope.evaluate import evaluate, run_to_end
 from lorascope.lora.frozen import install, slow_bfloat16
-from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.losses import is_out_of_memory, model_inputs
@@ -105,7 +104,7 @@ def compare_outputs(claim: MergeClaim, given: Inputs | None, settings: EvaluateC
     """
     saved = read_adapter(claim.adapter)
     base = _load(claim, claim.base.model, "float32", claim.base.revision)
-    saved = _without_copies(saved, base.model)
+    saved = own_part(saved, base.model)  # of the base in full: in a narrower dtype a copy is no longer to be told
     num_parameters = sum(one.numel() for one in base.model.parameters())
     inputs = drawn_inputs(base.tokenizer, base.task_type, num_parameters) if given is None else given
     inputs = limited(inputs, _num_logits(base), num_positions(base.model.config))
@@ -327,15 +326,6 @@ def _hasten(model: nn.Module, heads: Sequence[str]) -> None:
         install(model, "float32", heads)
 
 
-def _without_copies(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
-    """The adapter less what is the base's own: embeddings that PEFT saved along, which no stack has a place for."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    heads = without_copies(
-        saved.weights.heads, lambda name, value: name in own and torch.equal(own[name].to("cpu", value.dtype), value)
-    )
-    return replace(saved, weights=replace(saved.weights, heads=heads))
-
-
 def _without_update(saved: SavedAdapter) -> SavedAdapter:
     """The adapter's heads and no more: a head that the base lacks would otherwise be a random one."""
     zeros = {key: torch.zeros_like(value) for key, value in saved.weights.lora_B.items()}
@@ -346,6 +336,9 @@ def _load(claim: MergeClaim, model: str, dtype: str, revision: str | None, quant
     # Copied, not validated: a merged model may be in float16, in which nothing is trained.
     values = {"model": model, "dtype": dtype, "revision": revision, "quantization": quantization}
     assert claim.task_type is not None
-    base = load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels)
+    config = claim.base.model_copy(update=values)
+    if model == claim.base.model:  # a merged model has its own
+        config = config.with_tokenizer(claim.tokenizer_beside)
+    base = load_base(config, claim.task_type, claim.labels)
     _hasten(base.model, base.heads)
     return base

@@ -11,6 +11,7 @@ from lorascope.cli.certificate import print_certificate
 from lorascope.cli.console import AsJson, print_json, stdout, tell
 from lorascope.cli.merge import merge_dtype
 from lorascope.errors import UsageError
+from lorascope.store import check_new
 
 if TYPE_CHECKING:
     from lorascope.export import Source, Wishes
@@ -52,8 +53,7 @@ def export(
         raise UsageError(f"{idle} has no effect with --script", where="export", fix="leave it out")
     if dtype != "as-base" and not merged:
         raise UsageError("--dtype has no effect without --merged", where="export", fix="add --merged, or leave it out")
-    if out.exists() or out.is_symlink():
-        raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
+    check_new(out)
     from lorascope.export import find_source
 
     source = find_source(place, best=best, trial=trial)
@@ -101,15 +101,13 @@ def _adapter(source: Source, out: Path, wishes: Wishes) -> dict[str, Any]:
 def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool) -> dict[str, Any]:
     """Write the merged model; the command's document. Where the certificate does not hold it is all that there is to show."""
     from lorascope.certified_merge import MergeRefused
-    from lorascope.certify import refuse_unfinite
+    from lorascope.certify import read_to_merge
     from lorascope.export.merged import write_merged_directory
-    from lorascope.lora.peft_io import read_adapter
 
-    chosen = merge_dtype(dtype)
-    refuse_unfinite(source.adapter)
+    chosen, saved = merge_dtype(dtype), read_to_merge(source.adapter)
     tell("merging, and comparing the result with base and adapter")
     try:
-        written = write_merged_directory(source, read_adapter(source.adapter), out, wishes, chosen)
+        written = write_merged_directory(source, saved, out, wishes, chosen)
     except MergeRefused as refused:
         certificate = refused.merge.certificate.document
         if as_json:

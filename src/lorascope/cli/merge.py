@@ -12,6 +12,7 @@ from lorascope.cli.certificate import print_certificate
 from lorascope.cli.console import AsJson, print_json, stdout, tell
 from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
+from lorascope.store import check_new
 
 if TYPE_CHECKING:
     from lorascope.certified_merge import CertifiedMerge, MergeOrder
@@ -48,19 +49,17 @@ def merge(
         what = "outputs cannot be compared where no model may be run"
         raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
     settings = validate(EvaluateConfig, {"split": split}, "merge")
-    _refuse_existing(out)
+    check_new(out)
     from lorascope.adapter import adapter_directory
     from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
-    from lorascope.certify import refuse_unfinite
-    from lorascope.lora.peft_io import read_adapter
+    from lorascope.certify import read_to_merge
     from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base
 
     chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
     if quantization == "nf4":
         check_installed()
-    refuse_unfinite(adapter)
-    saved = _labelled(read_adapter(adapter, str(adapter)), labels)
+    saved = _labelled(read_to_merge(adapter), labels)
     values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
     task_config = None if task is None else validate(TaskConfig, values, "merge")
     found = open_merge_base(saved, str(adapter), base)
@@ -116,11 +115,6 @@ def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_j
     for warning in done.warnings:
         tell(f"warning: {warning}")
     print_certificate(stdout(), done.certificate.document)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
 def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:

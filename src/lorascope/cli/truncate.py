@@ -16,7 +16,7 @@ from lorascope.cli.console import tell
 from lorascope.cli.inspection import print_map
 from lorascope.config import EvaluateConfig, Study, TaskConfig
 from lorascope.errors import UsageError, did_you_mean
-from lorascope.store import strict_json
+from lorascope.store import check_new, strict_json
 
 if TYPE_CHECKING:
     from lorascope.analysis.truncated import Line, Tried
@@ -51,8 +51,7 @@ def truncate_adapter(
         scored: None without a task.
         num_slots: cuts evaluated in one stack; None for the usual number.
     """
-    if out.exists():
-        raise UsageError("it exists already", where=str(out), fix="give --out a new directory")
+    check_new(out)
     if scored is None and epsilon >= 1.0:
         fix = "give less than 1, or a task with --task and --data for a loss of its score"
         raise UsageError("without a task it is the share of energy that may be lost", where="--truncate", fix=fix)
