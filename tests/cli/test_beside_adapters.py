@@ -1,4 +1,4 @@
-"""What lies beside an adapter counts alike for every command: a tokenizer, embeddings that PEFT saved, a vocabulary that grew."""
+"""What was saved along with an adapter counts alike in every command: its tokenizer, embeddings, a vocabulary that grew."""
 
 import io
 import json
@@ -15,6 +15,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
 )
 ASK = ("--prompt", "the river", "--max-new-tokens", 6, "--json")
+SHORT = ("--max-length", 64)
 QUICK = ("--prompt-tokens", 6, "--max-new-tokens", 1, "--repeats", 1)
 
 
@@ -45,7 +46,7 @@ def with_template(causal_adapter, model_directory):
 
 @pytest.fixture
 def with_embeddings(causal_adapter, model_directory):
-    """``with_embeddings(name, rows=0, more=0.0)``: embeddings as PEFT saves them along, with rows or numbers that were added."""
+    """``with_embeddings(name, rows=0, more=0.0)``: embeddings as PEFT saves them along, with more rows or other numbers."""
 
     def make(name, rows=0, more=0.0):
         path = causal_adapter(name, 1, "llama", "q_proj") / "adapter_model.safetensors"
@@ -88,7 +89,7 @@ def test_an_adapter_and_its_merged_model_have_one_score_where_the_adapter_has_a_
     chats = [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
              for row in rows]  # fmt: skip
     (texts / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
-    task = ("--task", "file", "--data", texts)
+    task = ("--task", "file", "--data", texts, *SHORT)
     scored = cli("evaluate", path, *task, "--json")
     assert scored.code == 0, scored.err
     assert any("saved with the adapter" in warning for warning in json.loads(scored.out)["warnings"])
@@ -115,8 +116,8 @@ def test_embeddings_that_peft_saved_along_change_no_answer_and_stop_no_command(c
     path = with_embeddings("copies")
     assert answer_of(cli("generate", "--adapter", path, *ASK))[:3] == plain[:3]
     for command in (
-        ("evaluate", path, "--task", "file", "--data", texts),
-        ("inspect", path, "--task", "file", "--data", texts),
+        ("evaluate", path, "--task", "file", "--data", texts, *SHORT),
+        ("inspect", path, "--task", "file", "--data", texts, *SHORT),
         ("inspect", path, "--speed", *QUICK),
     ):
         ended = cli(*command, "--json")
@@ -127,7 +128,7 @@ def test_embeddings_that_were_trained_are_refused_before_they_could_be_left_out(
     path = with_embeddings("trained", more=0.25)
     for command in (
         ("generate", "--adapter", path, *ASK),
-        ("evaluate", path, "--task", "file", "--data", texts),
+        ("evaluate", path, "--task", "file", "--data", texts, *SHORT),
         ("inspect", path, "--speed", *QUICK),
     ):
         ended = cli(*command)
@@ -140,8 +141,8 @@ def test_a_vocabulary_that_grew_has_one_error_in_every_command(cli, with_embeddi
     path = with_embeddings("grown", rows=2)
     for command, code in {
         ("generate", "--adapter", path, *ASK): 2,
-        ("evaluate", path, "--task", "file", "--data", texts): 2,
-        ("inspect", path, "--task", "file", "--data", texts): 2,
+        ("evaluate", path, "--task", "file", "--data", texts, *SHORT): 2,
+        ("inspect", path, "--task", "file", "--data", texts, *SHORT): 2,
         ("inspect", path, "--speed", *QUICK): 2,
         ("merge", path, "--out", tmp_path / "merged"): 3,
     }.items():
