@@ -445,6 +445,14 @@ def configuration_names_another_dtype(scene: Scene) -> None:
     edit_json(scene.base / "config.json", {"dtype": "float16"})
 
 
+def configuration_as_on_the_hub(scene: Scene) -> None:
+    """Keys that published models have and ``from_config`` does not write: code of their own, and what older versions left."""
+    own = {"AutoConfig": "configuration_mine.MyConfig", "AutoModelForCausalLM": "modeling_mine.MyModel"}
+    left = {"_name_or_path": "lab/model", "_num_labels": 5, "dtype": None, "torch_dtype": "float32", "output_past": True}
+    more = {"transformers.js_config": {"dtype": "q4"}, "finetuning_task": "sst2", "task_specific_params": {"a": {"b": 1}}}
+    edit_json(scene.base / "config.json", {"auto_map": own, **left, **more})
+
+
 def head_in_float32(scene: Scene) -> None:
     """A body in 16 bits below a head of the base's own in 32."""
     path = scene.base / "model.safetensors"
@@ -499,6 +507,8 @@ def good_merges() -> list[Good]:
         Good("phi3", "small", "float32", lora={"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"qkv_proj": 3}}),
         Good("llama", "small", "bfloat16", "float32"),
         Good("llama", "large", prepare=configuration_names_another_dtype, as_base=True, quick=True),
+        Good("phi3", "large", prepare=configuration_as_on_the_hub, as_base=True, quick=True),
+        Good("bert", "small", prepare=configuration_as_on_the_hub, as_base=True),
         Good("bert", "large", "bfloat16", prepare=head_in_float32, as_base=True, quick=True),
         Good("qwen2", "large", prepare=embeddings_saved_along, as_base=True, quick=True),
         Good("gpt2-classifier", "large", prepare=head_in_the_tokenizer_s_padding, quick=True),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lorascope import certified_merge as orchestration
 from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
@@ -77,7 +78,11 @@ def test_what_came_to_be_at_the_place_meanwhile_is_kept(order, tmp_path):
 def test_paths_leave_configurations_before_they_are_certified(order, tmp_path, monkeypatch):
     def edit(base):
         for name, values in {
-            "config.json": {"id2label": {"0": "/r/books/new", "1": "a"}, "label2id": {"/r/books/new": 0, "a": 1}},
+            "config.json": {
+                "id2label": {"0": "/r/books/new", "1": "a"},
+                "label2id": {"/r/books/new": 0, "a": 1},
+                "data_dir": "/home/someone/corpora/films",
+            },
             "tokenizer_config.json": {"name_or_path": "/home/someone/llama", "chat_template": "{{ '</a/b/c>' }}/x/y"},
         }.items():
             content = json.loads((base / name).read_text())
@@ -97,7 +102,7 @@ def test_paths_leave_configurations_before_they_are_certified(order, tmp_path, m
     assert {name: (out / name).read_bytes() for name in seen} == seen
     tokenizer, config = (json.loads(seen[name]) for name in ("tokenizer_config.json", "config.json"))
     assert (tokenizer["name_or_path"], tokenizer["chat_template"]) == ("llama", "{{ '</a/b/c>' }}/x/y")
-    assert config["id2label"]["0"] == "/r/books/new"
+    assert (config["id2label"]["0"], config["data_dir"]) == ("/r/books/new", "films")
     assert str(tmp_path) not in (out / CERTIFICATE_FILE).read_text()
     assert done.certificate.document["merged"]["directory"] == "merged"
 
@@ -122,5 +127,30 @@ def test_an_adapter_of_another_base_is_refused_before_a_weight_is_written(order,
 
 
 def test_a_base_without_room_is_certified_by_its_tensors(order, monkeypatch):
-    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda: 1000)
-    assert "GB are free" in replace(order(), tensors_only=False).why_tensors_only
+    free = iter([1000, 10**12])
+    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda device: next(free))
+    made = replace(order(), tensors_only=False, device="cpu")
+    assert "GB are free" in made.why_tensors_only
+    # What was announced is what is done, whatever came free meanwhile.
+    assert made.claim(Path("here"), Path("there")).tensors_only == made.why_tensors_only
+
+
+@pytest.mark.parametrize(("room", "device"), [(10**12, "cuda"), (1000, "cpu")])
+def test_a_gpu_that_nobody_chose_is_taken_where_the_base_has_room_on_it(room, device, order, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("lorascope.certify.claim.free_bytes", {"cuda": room, "cpu": 10**12}.get)
+    assert order().claim(Path("here"), Path("there")).device == device
+
+
+def test_a_number_that_cannot_be_written_leaves_a_certificate_and_no_directory(order, tmp_path):
+    def edit(base):
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.norm.weight"][3] = float("nan")
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    refused = pytest.raises(MergeRefused, match=r"tensors-finite: model\.norm\.weight: the base holds NaN")
+    with refused as caught, certified_merge(order(edit), tmp_path / "merged"):
+        pytest.fail("nothing may be added")
+    document = caught.value.merge.certificate.document
+    assert (document["holds"], document["level"], caught.value.merge.merged) == (False, "beforehand", None)
+    assert not (tmp_path / "merged").exists()

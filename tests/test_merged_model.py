@@ -103,6 +103,7 @@ def test_a_tokenizer_that_was_saved_with_the_adapter_goes_first(peft_adapter, me
     tokenizer.save_pretrained(adapter)
     with pytest.raises(ModelError, match=r"the tokenizer has id .*, the model 160 embeddings"):
         merge(adapter)
+    assert not list(out.glob("model*"))  # it is known before a weight is written
 
 
 @pytest.mark.parametrize("name", ["source.spm", "sentencepiece.bpe.model", "qwen.tiktoken", "vocab-src.json"])
@@ -257,7 +258,12 @@ def test_a_hub_id_is_found_in_the_cache(peft_adapter, merge, model_directory, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     adapter, _ = peft_adapter("llama", "CAUSAL_LM")
     _, merged = merge(adapter, "someone/tiny")
-    assert merged.base.commit == commit
+    assert (merged.base.commit, merged.base.revision) == (commit, None)
+    path = adapter / "adapter_config.json"
+    named = {"base_model_name_or_path": "someone/tiny", "revision": commit}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    _, merged = merge(adapter, "someone/tiny")
+    assert (merged.base.commit, merged.base.revision) == (commit, commit)
     with pytest.raises(ModelError, match=r"someone/other: cannot load|someone/other: cannot get"):
         merge(adapter, "someone/other")
 

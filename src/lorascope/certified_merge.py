@@ -14,7 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from lorascope.base_model import label_names
 from lorascope.certify import (
@@ -53,6 +56,7 @@ class MergeOrder:
         task: whose examples are the inputs and whose score is compared; None for drawn texts.
         settings: how the task is evaluated.
         privacy: what takes paths of this machine out of the files and of the certificate; None for what stays here.
+        device: where models are run; None for a GPU that has room for the base in float32, else the processor.
     """
 
     saved: SavedAdapter
@@ -65,11 +69,19 @@ class MergeOrder:
     task: TaskConfig | None = None
     settings: EvaluateConfig = field(default_factory=EvaluateConfig)
     privacy: Privacy | None = None
+    device: str | None = None
 
-    @property
+    @cached_property
+    def runs_on(self) -> str:
+        """The device that models are run on."""
+        if self.device is not None:
+            return self.device
+        return "cuda" if torch.cuda.is_available() and why_tensors_only(self.base.model, "cuda") is None else "cpu"
+
+    @cached_property
     def why_tensors_only(self) -> str | None:
-        """Why no model will be run; None where all will be."""
-        return "only the tensors were asked for" if self.tensors_only else why_tensors_only(self.base.model)
+        """Why no model will be run, as far as the memory that was free when this was first asked; None where all will be."""
+        return "only the tensors were asked for" if self.tensors_only else why_tensors_only(self.base.model, self.runs_on)
 
     def claim(self, directory: Path, shown_as: Path) -> MergeClaim:
         """What the merge says of the directory that it wrote.
@@ -90,6 +102,9 @@ class MergeOrder:
             in_memory=lambda: merged_in_memory(self.saved, base, self.dtype),
             quantise=self.quantization == "nf4",
             trained_in=self.saved.origin.get("quantization"),
+            commit=base.commit,
+            device=self.runs_on,
+            cleaned=None if self.privacy is None else self.privacy.clean_places,
             tensors_only=self.why_tensors_only,
             shown_as=shown_as,
         )
@@ -101,7 +116,7 @@ class CertifiedMerge:
 
     Attributes:
         directory: where it lies, under a temporary name while the order's block runs.
-        merged: what was written; None where something spoke against it beforehand.
+        merged: what was written; None where something spoke against it beforehand, or while it was written.
         certificate: what was found of it.
     """
 
@@ -152,15 +167,18 @@ def _made(order: MergeOrder, directory: Path, out: Path) -> CertifiedMerge:
     """Look, write unless something speaks against it, clean what was written, look again."""
     privacy, merged = order.privacy, None
     claim = order.claim(directory, out if privacy is None else Path(out.name))
-    before = examine(claim, order.task, order.settings)
+    before, unwritten = examine(claim, order.task, order.settings), None
     if before.holds:
-        merged = write_merged(
-            order.saved, order.adapter, order.base, directory, dtype=order.dtype, max_shard_bytes=order.max_shard_bytes
-        )
-        if privacy is not None:  # before it is certified: what ships is what was looked at
-            for path in (directory / name for name in _CONFIGURATIONS if (directory / name).is_file()):
-                privacy.clean_json(path)
-    certificate = refused(claim, before) if merged is None else certify(claim, before=before)
+        try:
+            merged = write_merged(
+                order.saved, order.adapter, order.base, directory, dtype=order.dtype, max_shard_bytes=order.max_shard_bytes
+            )
+        except CheckFailed as error:
+            unwritten = error
+    if merged is not None and privacy is not None:  # before it is certified: what ships is what was looked at
+        for path in (directory / name for name in _CONFIGURATIONS if (directory / name).is_file()):
+            privacy.clean_json(path)
+    certificate = refused(claim, before, unwritten) if merged is None else certify(claim, before=before)
     if privacy is not None:
         certificate = replace(certificate, document=privacy.clean_values(certificate.document))
     return CertifiedMerge(directory, merged, certificate)

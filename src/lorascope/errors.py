@@ -59,16 +59,16 @@ class AdapterError(LorascopeError):
     exit_code = 2
 
 
-class DamagedAdapter(AdapterError):
-    """An adapter whose files do not hold together: keys that match nothing, another rank than it says, NaN."""
-
-
 class StoreError(LorascopeError):
     """The study's directory cannot be written, is in use, or belongs to another study."""
 
 
 class RunError(LorascopeError):
     """A study that could not be carried out."""
+
+
+class OutOfMemory(RunError):
+    """Memory ran out, on whatever device, where nothing smaller was left to try."""
 
 
 class CheckFailed(LorascopeError):

@@ -116,7 +116,7 @@ def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) ->
 
     Args:
         where: the adapter's directory, for messages.
-        base: instead of the base that the adapter names; then without the adapter's revision.
+        base: instead of the base that the adapter names; without the adapter's revision then, unless it is the same.
 
     Raises:
         UsageError: no base is named.
@@ -125,7 +125,7 @@ def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) ->
     name = base or saved.base_model
     if not name:
         raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
-    revision = None if base else saved.config.get("revision")
+    revision = saved.config.get("revision") if name == saved.base_model else None
     settings = validate(BaseModelConfig, {"model": name, "revision": revision}, "merge")
     config = read_config(settings)
     directory, commit = _files_of(settings)
@@ -161,23 +161,21 @@ def write_merged(
         ModelError: the base is damaged.
         CheckFailed: a merged number overflows ``dtype``, or the base holds NaN.
     """
-    plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    warnings = [*base.warnings, *_notes(plan)]
+    changes: dict[str, Any] = {"architectures": [type(base.model).__name__]}
+    # First what is found out in seconds: a tokenizer that does not fit is no matter for after hours of writing.
+    notes = _write_tokenizer(adapter, base, directory, changes)
     copy_files(base.directory, directory, _OTHER_FILES)
-    changes: dict[str, Any] = {
-        "architectures": [type(base.model).__name__],
-        "dtype": str(plan.dtype).removeprefix("torch."),
-    }
+    plan = merge_files(saved, base.directory, base.model, directory, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    changes["dtype"] = str(plan.dtype).removeprefix("torch.")
     if plan.tie_word_embeddings is not None:
         changes["tie_word_embeddings"] = plan.tie_word_embeddings
     if saved.task_type == "TOKEN_CLS" or base.task_type == "SEQ_CLS":
         labels = label_names(base.model.config)
         changes["id2label"] = {str(number): label for number, label in enumerate(labels)}
         changes["label2id"] = {label: number for number, label in enumerate(labels)}
-    warnings += _write_tokenizer(adapter, base, directory, changes)
     _write_config(base.directory / "config.json", directory / "config.json", changes)
     files = tuple(sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
-    return MergedModel(base, plan, dtype, files, tuple(warnings))
+    return MergedModel(base, plan, dtype, files, (*base.warnings, *_notes(plan), *notes))
 
 
 def merged_in_memory(saved: SavedAdapter, base: MergeBase, dtype: MergeDtype = "as-base") -> PreTrainedModel:

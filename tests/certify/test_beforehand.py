@@ -7,10 +7,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorascope.base_model import load_base
-from lorascope.certify import certify, examine, read_to_merge, refused
+from lorascope.certify import certify, examine, refused
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import AdapterError, CheckFailed, DataError, UsageError
-from lorascope.lora.peft_io import write_record
+from lorascope.errors import AdapterError, CheckFailed, DataError, ModelError, UsageError
+from lorascope.lora.peft_io import read_adapter, write_record
+from lorascope.lora.stored_tensors import StoredTensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_MODEL = "no model is needed"
@@ -50,34 +51,46 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
     )
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda name, value: {name: value * float("nan")}, "NaN or infinite numbers"),
-        (lambda name, value: {name.replace(".weight", ".default.weight"): value}, "is no key of PEFT's: it matches nothing"),
-        (lambda name, value: {name: value[:2] if "lora_A" in name else value}, "has rank 2 and 4 in the weights and 4 in"),
-        (lambda name, value: {} if "lora_B" in name else {name: value}, "lacks lora_A or lora_B"),
-    ],
-    ids=["nan", "keys", "rank", "half"],
-)
-def test_files_that_do_not_hold_together_are_a_merge_that_does_not_hold(damage, says, scene):
+DAMAGES = {
+    "nan": (lambda name, value: {name: value * float("nan")}, "holds NaN or infinite numbers"),
+    "keys": (
+        lambda name, value: {name.replace(".weight", ".default.weight"): value},
+        "is no key of PEFT's: it matches nothing",
+    ),
+    "rank": (lambda name, value: {name: value[:2] if "lora_A" in name else value}, "has rank 2 in the weights and 4 in"),
+    "half": (lambda name, value: {} if "q_proj.lora_B" in name else {name: value}, "with one factor alone"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_files_that_do_not_hold_together_are_refused_with_a_certificate_and_run_nowhere(kind, scene):
+    damage, says = DAMAGES[kind]
     made = scene("llama")
-    assert read_to_merge(made.adapter).directory == made.adapter
     change(made, lambda tensors: {key: new for name, value in tensors.items() for key, new in damage(name, value).items()})
-    with pytest.raises(CheckFailed, match=says) as caught:
-        read_to_merge(made.adapter)
-    assert caught.value.exit_code == 3
+    before = examine(made.claim())
+    assert verdicts(before)["adapter-whole"] == "fails"
+    certificate = refused(made.claim(), before)
+    assert says in certificate.failures[0]
+    assert certificate.document["level"] == "beforehand"
+    assert read_adapter(made.adapter, damaged=True).directory == made.adapter
+    with pytest.raises(AdapterError):
+        read_adapter(made.adapter)
 
 
-def test_what_is_no_adapter_is_wrong_usage_and_no_failed_merge(scene, tmp_path):
-    with pytest.raises(AdapterError, match="no PEFT adapter here") as caught:
-        read_to_merge(tmp_path)
-    assert caught.value.exit_code == 2
+def test_what_ended_the_writing_is_in_the_certificate(scene):
     made = scene("llama")
-    config = json.loads((made.adapter / "adapter_config.json").read_text())
-    (made.adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(AdapterError, match="uses use_dora"):
-        read_to_merge(made.adapter)
+    error = CheckFailed("3 merged numbers overflow float16", where="lm_head.weight", fix="merge with --dtype bfloat16")
+    certificate = refused(made.claim(), examine(made.claim()), error)
+    assert certificate.failures == [
+        "tensors-finite: lm_head.weight: 3 merged numbers overflow float16; merge with --dtype bfloat16"
+    ]
+
+
+def test_a_base_is_not_read_for_a_refusal(scene, monkeypatch):
+    made = scene("llama")
+    before = examine(made.claim())
+    monkeypatch.setattr(StoredTensor, "read", lambda *_: pytest.fail("read"))
+    assert refused(made.claim(), before).document["base"]["checksum"] is None
 
 
 @pytest.mark.parametrize(("moved", "verdict"), [(False, "holds"), (True, "fails")])
@@ -114,8 +127,10 @@ def test_a_task_is_read_before_anything_is_written(scene, tmp_path):
     with pytest.raises(DataError):
         examine(made.claim(), TaskConfig(name="file", data=str(tmp_path / "nowhere"), labels=labels))
     (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
-    task = TaskConfig(name="file", data=str(tmp_path), labels=labels)
+    task = TaskConfig(name="file", data=str(tmp_path), labels=labels, max_length=32)
     assert examine(made.claim(), task).inputs.num_offered == 1
+    with pytest.raises(ModelError, match="max_length 512 exceeds the model's 130 positions"):
+        examine(made.claim(), task.model_copy(update={"max_length": 512}))
     with pytest.raises(UsageError, match="3 classes in the data, 2 in the adapter"):
         examine(made.claim(labels=("a", "b")), task)
 

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from lorascope.base_model import load_base
 from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, outputs
+from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import CheckFailed, ModelError
+from lorascope.errors import CheckFailed, ModelError, OutOfMemory
 from lorascope.lora.peft_io import write_record
+from lorascope.lora.stored_tensors import StoredTensor
 
 # Warnings of libraries, when PEFT loads what a fault has left.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,6 +29,7 @@ GOOD = [
 SPECIAL = [
     "llama large float32 configuration names another dtype", "bert large bfloat16 head in float32",
     "qwen2 large float32 embeddings saved along", "gpt2-classifier large float32 head in the tokenizer s padding",
+    "phi3 large float32 configuration as on the hub", "bert small float32 configuration as on the hub",
     "bert large float32 with a task", "llama small bfloat16 from float32",
 ]  # fmt: skip
 
@@ -72,13 +76,57 @@ def test_an_adapter_that_cannot_be_run_fails_where_outputs_were_asked_for_and_el
     def fails(*_):
         raise ModelError("no room")
 
-    monkeypatch.setattr("lorascope.certify.certificate.compare_outputs", fails)
-    assert any("tensors alone were compared" in warning for warning in certify(made.claim()).document["warnings"])
+    monkeypatch.setattr("lorascope.certify.running.load_base", fails)
+    document = certify(made.claim()).document
+    assert (document["holds"], document["level"], document["inputs"]) == (True, "tensors", None)
+    assert any("tensors alone were compared" in warning for warning in document["warnings"])
     (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
     task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
     assert certify(made.claim(), task).failures == [
-        "outputs: the task's score was asked for, and no model was run: the adapter cannot be run unmerged (no room)"
+        "outputs: the task's score was asked for, and cannot be had: no room (while the adapter was run unmerged in float32)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("score", "doing"), [(0, "the adapter was run unmerged in float32"), (1, "the merged model was scored")]
+)
+def test_memory_that_runs_out_while_scoring_keeps_what_was_found_and_names_the_step(
+    score, doing, scene, monkeypatch, tmp_path
+):
+    made, scores, done = scene("bert"), outputs.Runner.scores, []
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
+    task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
+
+    def runs_out(self, base, stack=None):
+        done.append(None)
+        if len(done) > score:
+            raise OutOfMemory("memory ran out with batches of 64 tokens", where="evaluate")
+        return scores(self, base, stack)
+
+    monkeypatch.setattr(outputs.Runner, "scores", runs_out)
+    certificate = certify(made.claim(), task)
+    says = f"the task's score was asked for, and cannot be had: memory ran out (while {doing})"
+    assert certificate.failures == [f"outputs: {says}"]
+    verdicts = {check["name"]: check["verdict"] for check in certificate.document["checks"]}
+    assert verdicts["update-arrived"] == "holds"
+    assert certificate.document["level"] == ("outputs" if score else "tensors")
+    assert ("loads" in verdicts) == bool(score)
+    assert "score" not in verdicts
+
+
+def test_the_base_and_the_merged_model_are_read_once_for_tensors_and_checksums(scene, monkeypatch):
+    made, read, rows = scene("llama"), StoredTensor.read, {}
+
+    def counted(self, start=0, stop=None):
+        rows[self.file] = rows.get(self.file, 0) + self.num_bytes
+        return read(self, start, stop)
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
+    document = certify(made.claim(tensors_only="no model is needed")).document
+    for directory, part in ((made.base, "base"), (made.merged, "merged")):
+        path = directory / "model.safetensors"
+        assert rows[path] == sum(value.nbytes for value in load_file(path).values())
+        assert document[part]["checksum"] == open_checkpoint(directory).checksum()
 
 
 def test_a_task_s_examples_are_the_inputs_and_its_score_is_compared(scene, tmp_path):
@@ -109,11 +157,12 @@ def test_memory_that_runs_out_is_no_fault_of_the_merge(error, scene, monkeypatch
     def runs_out(self, reference):
         raise error
 
-    monkeypatch.setattr(outputs._Run, "merged", runs_out)
+    monkeypatch.setattr(outputs._Comparison, "merged", runs_out)
     certificate = certify(scene("gpt2").claim())
     assert certificate.holds
     assert certificate.document["level"] == "tensors"
-    assert "memory ran out while the models were run" in certificate.document["why_level"]
+    assert certificate.document["why_level"] == "memory ran out (while the merged model was run)"
+    assert [row["name"] for row in certificate.document["comparisons"]] == ["base alone, float32", "adapter, float32"]
     assert any("tensors alone were compared: memory ran out" in warning for warning in certificate.document["warnings"])
 
 

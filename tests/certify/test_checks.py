@@ -1,5 +1,8 @@
 """Verdicts follow the figures: tolerances that scale with the adapter, and what is no fault is none."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from lorascope.certify import checks
@@ -109,9 +112,11 @@ def test_divergence_is_measured_by_that_of_the_unmerged_adapter(merged, unmerged
     assert by_itself == ("warning" if verdict == "fails" else verdict)
 
 
-def test_four_bits_that_nobody_asked_for_and_cannot_be_tried_are_not_judged():
+def test_four_bits_that_cannot_be_tried_fail_where_they_were_asked_for_and_are_not_judged_else():
     found = checks.output_checks(outputs(row(RELOADED), not_packed="bitsandbytes is not installed"), "float32")
     assert verdicts(found)[f"kl ({QUANTISED})"] == "not judged"
+    asked = outputs(row(RELOADED), not_packed="no kernel image is available", packing_asked=True)
+    assert verdicts(checks.output_checks(asked, "float32"))[f"kl ({QUANTISED})"] == "fails"
     broken = outputs(row(RELOADED), row(QUANTISED, nonfinite=3))
     assert "fails" not in verdicts(checks.output_checks(broken, "float32")).values()
 
@@ -175,13 +180,41 @@ def test_a_copy_of_the_base_that_is_not_the_base_fails():
     assert checks.copies_check(["h.0.q.weight"], 1).verdict == "fails"
 
 
-def test_another_revision_and_another_checksum_fail():
-    adapter = {"revision": "abc", "base_model_name_or_path": "lab/model"}
+def test_another_revision_fails():
+    adapter = {"revision": "abcdef1", "base_model_name_or_path": "lab/model"}
     assert checks.revision_check(adapter, "lab/model", None, False).verdict == "fails"
-    assert checks.revision_check(adapter, "lab/model", "abc", False).verdict == "holds"
+    assert checks.revision_check(adapter, "lab/model", "abcdef1", False).verdict == "holds"
     assert checks.revision_check(adapter, "lab/model", None, True).verdict == "not judged"
     assert checks.revision_check(adapter, "lab/mirror", None, False).verdict == "not judged"
     assert checks.revision_check({}, "lab/model", None, False).verdict == "not judged"
+
+
+@pytest.mark.parametrize(
+    ("trained", "revision", "commit", "verdict"),
+    [
+        ("abcdef1", "abcdef1", "abcdef1" + 33 * "0", "holds"),
+        ("abcdef1", None, "abcdef2" + 33 * "0", "fails"),
+        ("abcdef1", "main", "abcdef2" + 33 * "0", "fails"),
+        ("main", "main", "abcdef1" + 33 * "0", "not judged"),
+        ("v1.0", "v1.0", None, "not judged"),
+        ("v1.0", None, "abcdef1" + 33 * "0", "fails"),
+    ],
+)
+def test_a_commit_tells_the_base_and_a_branch_does_not(trained, revision, commit, verdict):
+    adapter = {"revision": trained, "base_model_name_or_path": "lab/model"}
+    assert checks.revision_check(adapter, "lab/model", revision, False, commit).verdict == verdict
+
+
+def test_another_checksum_fails():
     assert checks.base_check("a", "b", "").verdict == "fails"
     assert checks.base_check("a", "a", "").verdict == "holds"
     assert checks.base_check(None, "a", "not told").verdict == "not judged"
+
+
+def test_a_merged_model_without_a_score_has_not_the_same_one():
+    task = SimpleNamespace(eval=[None] * 8, metric_names=("accuracy",))
+    inputs = Inputs([], "SEQ_CLS", "task", 8, task=task)
+    for scores, verdict in (({"accuracy": 0.75}, "holds"), ({"accuracy": 0.5}, "warning"), ({}, "warning")):
+        found = Outputs(inputs, [row(BASE, 0.5, 0.1), row(RELOADED, scores=scores)], {"accuracy": 0.75})
+        assert verdicts(checks.output_checks(found, "bfloat16"))["score"] == verdict
+    assert "score" not in verdicts(checks.output_checks(replace(found, stopped="memory ran out"), "bfloat16"))

@@ -25,6 +25,13 @@ def test_only_what_a_merge_may_change_may_differ_in_the_configuration():
     assert configuration(MERGED | {"decoder_start_token_id": 3}).verdict == "fails"
 
 
+def test_code_of_the_base_s_own_may_go_and_none_may_come():
+    own, other = {"AutoConfig": "configuration_mine.Mine"}, {"AutoConfig": "configuration_other.Other"}
+    for merged, verdict in (({}, "holds"), ({"auto_map": own}, "holds"), ({"auto_map": other}, "fails")):
+        found = directory.configuration_check(BASE | {"auto_map": own}, MERGED | merged, "bfloat16", "LlamaForCausalLM")
+        assert found.verdict == verdict
+
+
 @pytest.mark.parametrize("named", [None, ["LlamaForSequenceClassification"]])
 def test_another_class_than_the_merge_s_fails(named):
     assert "architectures" in configuration(MERGED | {"architectures": named}).says

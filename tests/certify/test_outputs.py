@@ -14,10 +14,8 @@ from lorascope.certify.outputs import (
     UNMERGED,
     UNMERGED_FLOAT64,
     UNMERGED_QUANTISED,
-    _Run,
+    _Comparison,
     compare_outputs,
-    load_untouched,
-    state_digests,
 )
 from lorascope.config import EvaluateConfig
 
@@ -42,20 +40,6 @@ def test_a_model_that_is_the_adapter_in_peft_does_not_differ_from_the_reference(
     adapted = PeftModel.from_pretrained(made.load(), str(made.adapter)).eval()
     outputs = compare_outputs(made.claim(in_memory=lambda: adapted), None, EvaluateConfig())
     assert outputs.find("merged in memory").difference.relative_difference < 1e-6
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
-def test_the_disk_gives_back_the_bits_that_were_in_memory(family, merge_faults, scene):
-    made = scene(family, "large", "float16")
-    document = merge_faults.merge_with_lorascope(made).document
-    verdicts = {check["name"]: check["verdict"] for check in document["checks"]}
-    assert verdicts["reloaded-equals-memory"] == "holds"
-    model, new = load_untouched(made.merged, made.task_type)
-    digests = state_digests(model)
-    assert new == ()
-    assert state_digests(model.float()) == digests
-    next(model.parameters()).data[0, 0] += 1e-3
-    assert state_digests(model) != digests
 
 
 def test_nothing_is_repaired_for_the_merged_model(scene):
@@ -108,7 +92,7 @@ def test_what_float32_costs_is_measured_where_either_merge_is_far_off_or_it_is_s
         outputs.find(RELOADED).difference.relative_difference < 1e-5 < outputs.find(IN_MEMORY).difference.relative_difference
     )
     assert outputs.find(UNMERGED_FLOAT64) is not None
-    monkeypatch.setattr("lorascope.certify.outputs.why_tensors_only", lambda model, copies: "1 GB is free")
+    monkeypatch.setattr("lorascope.certify.outputs.why_tensors_only", lambda model, device, copies: "1 GB is free")
     outputs = compare_outputs(claim, None, EvaluateConfig())
     assert (outputs.find(UNMERGED_FLOAT64), outputs.no_float64) == (None, "1 GB is free")
 
@@ -116,14 +100,14 @@ def test_what_float32_costs_is_measured_where_either_merge_is_far_off_or_it_is_s
 def test_a_model_that_does_not_run_in_float64_is_judged_without_and_that_is_told(scene, monkeypatch):
     made = scene("mixtral")  # whose experts have no such kernel in torch 2.13
     made.reweigh(lambda name: 1.01)
-    unmerged = _Run.unmerged
+    unmerged = _Comparison.unmerged
 
     def runs_in_float32(self, saved, reference, kind, name):
         if kind == "float64":
             raise RuntimeError("Expected mat_a to be Float32, got Double")
         return unmerged(self, saved, reference, kind, name)
 
-    monkeypatch.setattr(_Run, "unmerged", runs_in_float32)
+    monkeypatch.setattr(_Comparison, "unmerged", runs_in_float32)
     outputs = compare_outputs(made.claim(), None, EvaluateConfig())
     assert outputs.find(RELOADED).difference.relative_difference > 1e-5
     assert outputs.no_float64 == "the model does not run in float64 (Expected mat_a to be Float32, got Double)"
@@ -135,3 +119,36 @@ def test_a_merged_model_that_cannot_be_loaded_is_a_result_and_no_error(scene):
     outputs = compare_outputs(made.claim(), None, EvaluateConfig())
     assert outputs.unloadable is not None
     assert outputs.find(RELOADED) is None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel image is available"), ImportError("no bitsandbytes"), MemoryError()]
+)
+def test_four_bits_that_cannot_be_run_leave_what_was_measured(asked, error, scene, monkeypatch):
+    unmerged = _Comparison.unmerged
+
+    def fails(self, saved, reference, kind, name):
+        if kind == "nf4":
+            raise error
+        return unmerged(self, saved, reference, kind, name)
+
+    monkeypatch.setattr(_Comparison, "unmerged", fails)
+    monkeypatch.setattr("lorascope.certify.outputs.find_spec", lambda name: name)
+    claim = scene("llama").claim(quantise=True) if asked else scene("llama").claim(trained_in="nf4")
+    outputs = compare_outputs(claim, None, EvaluateConfig())
+    assert (outputs.stopped, outputs.find(RELOADED) is not None) == (None, True)
+    reason = "memory ran out" if isinstance(error, MemoryError) else str(error)
+    assert outputs.not_packed.startswith("four bits were asked for" if asked else "the adapter was trained in four bits")
+    assert outputs.not_packed.endswith(f"cannot be run here: {reason}")
+
+
+def test_a_step_that_fails_is_named_and_what_came_before_it_is_kept(scene, monkeypatch):
+    def fails(self, saved, reference, kind, name):
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(_Comparison, "unmerged", fails)
+    outputs = compare_outputs(scene("bert", "large", "bfloat16").claim(), None, EvaluateConfig())
+    assert outputs.stopped == "no such kernel (while the adapter was run unmerged in bfloat16)"
+    assert [row.name for row in outputs.rows] == [BASE]
+    assert not outputs.reached_the_disk

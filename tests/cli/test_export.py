@@ -95,6 +95,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(cli, finished, tmp_path):
         (trial, "--merged", "--script", "--out", tmp_path / "x"): "--merged and --script exclude each other",
         (trial, "--script", "--licence", "MIT", "--out", tmp_path / "x"): "--licence has no effect with --script",
         (trial, "--dtype", "float16", "--out", tmp_path / "x"): "--dtype has no effect without --merged; add --merged",
+        (trial, "--device", "cpu", "--out", tmp_path / "x"): "--device has no effect without --merged; add --merged",
         (trial, "--merged", "--dtype", "half", "--out", tmp_path / "x"): "--dtype: there is no dtype 'half'",
         (trial, "--licence", "apache2.0", "--out", tmp_path / "x"): "did you mean 'apache-2.0'",
         (trial / "adapter", "--trial", "y", "--out", tmp_path / "x"): "--trial chooses among the trials",

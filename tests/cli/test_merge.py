@@ -43,6 +43,11 @@ def test_a_directory_that_holds_something_is_left_as_it_is(cli, adapter, tmp_pat
         (["--max-shard-size", "much"], "--max-shard-size: 'much' is no amount of memory"),
         (["--base", "/nowhere"], "/nowhere: no such model directory"),
         (["--task", "sst2"], "a task needs data, and data a task; give both --task and --data, or neither"),
+        (["--max-eval", 3], "--max-eval: it says on what to compare and how to score, which needs a task"),
+        (["--speaker", "teacher"], "--speaker: it says on what to compare and how to score, which needs a task"),
+        (["--task", "sst2", "--data", "x", "--decode", "greedy", "--decode", "top_k"], "--decode: a merge is scored with one"),
+        (["--tensors-only", "--device", "cpu"], "--device: no model is run with --tensors-only"),
+        (["--device", "cuda:99"], "--device: no device 'cuda:99' here"),
         (["--quantization", "int8"], "--quantization: there is no quantization 'int8'"),
         (["--quantization", "nf4", "--tensors-only"], "--tensors-only: outputs cannot be compared where no model may be run"),
     ],
@@ -60,9 +65,11 @@ def test_an_overflow_ends_with_three_and_no_directory_remains(cli, adapter, tmp_
     path = adapter / "adapter_model.safetensors"
     save_file({name: value * (1e6 if "lora_B" in name else 1) for name, value in load_file(path).items()}, path)
     before = set(tmp_path.iterdir())
-    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "float16")
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--dtype", "float16", "--json")
     assert ended.code == 3
     assert "overflow float16; merge with --dtype bfloat16 or float32" in ended.err
+    document = json.loads(ended.out, parse_constant=pytest.fail)
+    assert (document["files"], document["certificate"]["holds"]) == ([], False)
     assert set(tmp_path.iterdir()) == before
 
 
@@ -80,9 +87,11 @@ def test_an_adapter_that_is_none_of_this_base_ends_with_three_and_nothing_is_mer
     broken = {key: new for name, value in load_file(path).items() for key, new in break_it(name, value).items()}
     save_file(broken, path)
     before = set(tmp_path.iterdir())
-    ended = cli("merge", adapter, "--out", tmp_path / "merged")
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
     assert ended.code == 3
     assert message in ended.err
+    certificate = json.loads(ended.out, parse_constant=pytest.fail)["certificate"]
+    assert any(message in check["says"] for check in certificate["checks"] if check["verdict"] == "fails")
     assert set(tmp_path.iterdir()) == before
 
 
@@ -102,6 +111,7 @@ def test_a_base_of_nan_ends_with_three(cli, adapter, model_directory, tmp_path):
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--base", base)
     assert ended.code == 3
     assert "the base holds NaN or infinite numbers" in ended.err
+    assert "THE MERGE DOES NOT HOLD" in ended.out
     assert not (tmp_path / "merged").exists()
 
 
@@ -170,11 +180,12 @@ def test_a_merge_that_does_nothing_ends_with_three_and_no_directory_remains(opti
     assert "the update is not in the weights" in ended.err
     assert set(tmp_path.iterdir()) == before
     if "--json" in options:
-        assert json.loads(ended.out)["certificate"]["holds"] is False
+        document = json.loads(ended.out)
+        assert (document["certificate"]["holds"], document["files"]) == (False, [])
 
 
 def test_a_base_beyond_memory_gets_a_certificate_of_its_tensors(cli, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda: 1000)
+    monkeypatch.setattr("lorascope.certify.claim.free_bytes", lambda device: 1000)
     ended = cli("merge", adapter, "--out", tmp_path / "merged", "--json")
     assert ended.code == 0, ended.err
     certificate = json.loads(ended.out)["certificate"]
@@ -188,7 +199,7 @@ def test_a_task_gives_inputs_and_scores(cli, peft_adapter, data, tmp_path):
     adapter = peft_adapter("bert", modules_to_save=["classifier"])[0]
     rows = [{"text": f"the film is {word}", "label": label} for word, label in (("warm", "a"), ("slow", "b"), ("long", "c"))]
     (data / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    given = ["--task", "file", "--data", data, "--labels", "a,b,c"]
+    given = ["--task", "file", "--data", data, "--labels", "a,b,c", "--max-length", 32]
     ended = cli("merge", adapter, "--out", tmp_path / "merged", *given, "--json")
     assert ended.code == 0, ended.err
     certificate = json.loads(ended.out)["certificate"]
@@ -200,3 +211,24 @@ def test_a_task_gives_inputs_and_scores(cli, peft_adapter, data, tmp_path):
     ended = cli("merge", adapter, "--out", tmp_path / "other", "--task", "file")
     assert ended.code == 2
     assert "give both --task and --data" in ended.err
+
+
+def test_a_dialogue_is_scored_with_the_speaker_and_the_decoding_that_are_asked_for(cli, adapter, tmp_path, monkeypatch):
+    from lorascope.certify import certificate
+
+    row = {"question": "where", "conversation": "Teacher: where|EOM|Student: the river|EOM|Teacher: too slow"}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    seen, compare = {}, certificate.compare_outputs
+
+    def compared(claim, inputs, settings):
+        seen.update(device=claim.device, decoding=settings.decoding[0].label, tokens=settings.decoding[0].max_new_tokens)
+        return compare(claim, inputs, settings)
+
+    monkeypatch.setattr(certificate, "compare_outputs", compared)
+    given = ["--task", "teacher_student", "--data", tmp_path / "validation.jsonl", "--max-length", 96, "--max-new-tokens", 3]
+    given += ["--speaker", "student", "--decode", "top_k,top_k=2", "--device", "cpu"]
+    ended = cli("merge", adapter, "--out", tmp_path / "merged", *given, "--json")
+    assert ended.code == 0, ended.err
+    assert (seen["device"], seen["tokens"]) == ("cpu", 3)
+    assert seen["decoding"].startswith("top_k")
+    assert json.loads(ended.out)["certificate"]["made_with"]["device"] == "cpu"

@@ -84,6 +84,28 @@ def test_class_names_with_slashes_are_those_that_were_certified(peft_adapter, mo
     assert written.certificate["holds"]
 
 
+def test_a_place_in_the_configuration_is_hidden_and_the_merge_holds(peft_adapter, chat_base, tmp_path):
+    path = chat_base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_dir": "/home/someone/corpora/films"}))
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=chat_base)
+    written = export(adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["data_dir"] == "films"
+    assert written.certificate["holds"]
+
+
+def test_models_are_compared_on_the_device_that_is_asked_for(peft_adapter, tmp_path, monkeypatch):
+    from lorascope import certified_merge
+
+    adapter, _ = peft_adapter("bert")
+    source = find_source(adapter)
+    seen = []
+    examine = certified_merge.examine
+    monkeypatch.setattr(certified_merge, "examine", lambda claim, *rest: seen.append(claim.device) or examine(claim, *rest))
+    wishes = Wishes("out", "merged")
+    write_merged_directory(source, read_adapter(adapter), tmp_path / "out", wishes, device="cpu")
+    assert seen == ["cpu"]
+
+
 def test_the_dtype_is_the_one_that_is_asked_for(peft_adapter, tmp_path):
     adapter, _ = peft_adapter("bert")
     source = find_source(adapter)

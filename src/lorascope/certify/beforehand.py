@@ -1,6 +1,7 @@
 """What can be known of a merge before anything is written: the adapter's files, its base's identity, the task's data.
 
-A 70B checkpoint takes an hour to write; that the adapter belongs to another base is known in minutes.
+That the adapter belongs to another base is known by one reading of the base, where the adapter tells a checksum, and at once
+where it does not.
 
 Knows the adapter's and the base's files. Does not look at the merged directory (``certificate``). Floor: ``certify``.
 """
@@ -23,9 +24,9 @@ from lorascope.certify.layout import Layout, base_weights_checksum, place
 from lorascope.certify.tensors import is_base_s
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import CheckFailed, DamagedAdapter, UsageError
+from lorascope.errors import UsageError
 from lorascope.lora.beside import grown_vocabulary
-from lorascope.lora.peft_io import SavedAdapter, read_adapter
+from lorascope.plan import check_lengths
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,6 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     return Beforehand(adapter, base, layout, tuple(found), asked, settings, inputs)
 
 
-def read_to_merge(adapter: Path) -> SavedAdapter:
-    """The adapter that is to be merged; what does not hold together in its files is a merge that does not hold.
-
-    Raises:
-        CheckFailed: NaN or infinite numbers, a key that matches nothing, or another rank in the weights than in the
-            configuration.
-        AdapterError: there is none, or one of a kind that is not supported.
-    """
-    try:
-        return read_adapter(adapter, str(adapter))
-    except DamagedAdapter as error:
-        raise CheckFailed(f"the merge does not hold: {error.what}", where=error.where, fix=error.fix) from None
-
-
 def why_no_outputs(claim: MergeClaim) -> str | None:
     """Why no model can be run, whatever the merge turns out to be; None where all can."""
     if claim.tensors_only is not None:
@@ -139,7 +126,7 @@ def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, b
         why_not = "transformers joins tensors of this base when it loads them, which changes the checksum"
     return [
         judged.base_check(trained, found, why_not),
-        judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local),
+        judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local, claim.commit),
     ]
 
 
@@ -149,6 +136,7 @@ def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> In
     task_type = task_type_of(claim.model.config, claim.task_type)
     inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base.with_tokenizer(claim.tokenizer_beside)))
     assert inputs.task is not None
+    check_lengths(task, settings, claim.base, generates=inputs.task.generates)
     if len(inputs.task.labels) != len(claim.labels):
         counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
         raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")

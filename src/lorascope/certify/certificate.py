@@ -32,8 +32,7 @@ from lorascope.certify.outputs import BASE, Outputs, compare_outputs
 from lorascope.certify.tensors import TensorFigures, compare_tensors
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import AdapterError, CheckFailed, ModelError
-from lorascope.losses import is_out_of_memory
+from lorascope.errors import CheckFailed, ModelError
 from lorascope.store import strict_json
 
 CERTIFICATE_FILE = "merge-certificate.json"
@@ -107,21 +106,27 @@ def certify(
     outputs, why = _outputs(replace(claim, dtype=dtype), found, before)
     if outputs is not None:
         effect = outputs.find(BASE)
-        assert effect is not None
-        found += [judged.effect_check(outputs, effect), *judged.output_checks(outputs, dtype)]
-    elif claim.tensors_only is None and not _fails(found):
-        assert why is not None
+        found += [] if effect is None else [judged.effect_check(outputs, effect)]
+        found += judged.output_checks(outputs, dtype) if outputs.reached_the_disk else []
+    if why is not None and claim.tensors_only is None and not _fails(found):
         found.append(judged.tensors_only_check(why, before.asked))
     return Certificate(_document(claim, before, found, merged=merged, figures=figures, outputs=outputs, why=why))
 
 
-def refused(claim: MergeClaim, before: Beforehand) -> Certificate:
-    """The certificate of a merge that was not made, for what speaks against it beforehand."""
-    return Certificate(_document(claim, before, before.checks, why="nothing was merged"))
+def refused(claim: MergeClaim, before: Beforehand, unwritten: CheckFailed | None = None) -> Certificate:
+    """The certificate of a merge that was not made, for what speaks against it beforehand.
+
+    Args:
+        unwritten: what ended the writing: a sum that the dtype cannot hold, or NaN in the base.
+    """
+    if unwritten is None:
+        return Certificate(_document(claim, before, before.checks, why="nothing was merged"))
+    found = [*before.checks, Check("tensors-finite", "fails", str(unwritten))]
+    return Certificate(_document(claim, before, found, why="the merge ended at a number that cannot be written"))
 
 
 def _outputs(claim: MergeClaim, found: Sequence[Check], before: Beforehand) -> tuple[Outputs | None, str | None]:
-    """What the models answer; or why they were not asked."""
+    """What the models answer, and why they were not asked, or not all of them; None for none that were, or for no reason."""
     why = why_no_outputs(claim)
     if why is not None:
         return None, why
@@ -129,14 +134,8 @@ def _outputs(claim: MergeClaim, found: Sequence[Check], before: Beforehand) -> t
         return None, "the tensors do not hold, and no model was run"
     if any(check.name == "tokenizer" and check.verdict == "not judged" for check in found):
         return None, "there is no tokenizer"
-    try:
-        return compare_outputs(claim, before.inputs, before.settings), None
-    except (AdapterError, ModelError) as error:
-        return None, f"the adapter cannot be run unmerged ({error.what})"
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None, "memory ran out while the models were run"
+    outputs = compare_outputs(claim, before.inputs, before.settings)
+    return outputs, outputs.stopped
 
 
 def _fails(found: Sequence[Check]) -> bool:
@@ -156,12 +155,12 @@ def _document(
     document = {
         "certificate": _VERSION,
         "holds": not _fails(found),
-        "level": "outputs" if outputs is not None else "beforehand" if figures is None else "tensors",
+        "level": _level(figures, outputs),
         "why_level": why,
-        "base": _base_record(claim, before.adapter, before.base),
+        "base": _base_record(claim, before.adapter, before.base, compared=figures is not None),
         "adapter": _adapter_record(before.adapter),
         "merged": _merged_record(claim, merged, figures),
-        "inputs": None if outputs is None else outputs.inputs.record(),
+        "inputs": None if outputs is None or outputs.inputs is None else outputs.inputs.record(),
         "effect": _effect(figures, outputs),
         "comparisons": [] if outputs is None else _comparisons(outputs),
         "modules": [] if figures is None else [asdict(one) for one in figures.modules],
@@ -170,12 +169,25 @@ def _document(
             *([] if outputs is None else outputs.warnings),
             *(f"{check.name}: {check.says}" for check in found if check.verdict == "warning"),
         ],
-        "made_with": {"lorascope": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "made_with": {
+            "lorascope": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": None if outputs is None else claim.device,
+        },
     }
     return dict(strict_json(document))
 
 
-def _base_record(claim: MergeClaim, adapter: AdapterFiles, base: Checkpoint) -> dict[str, Any]:
+def _level(figures: TensorFigures | None, outputs: Outputs | None) -> str:
+    """How far the merged model was compared."""
+    if outputs is not None and outputs.reached_the_disk:
+        return "outputs"
+    return "beforehand" if figures is None else "tensors"
+
+
+def _base_record(claim: MergeClaim, adapter: AdapterFiles, base: Checkpoint, *, compared: bool) -> dict[str, Any]:
+    """The base, with its checksum where its tensors were ``compared``: for that alone it is not read."""
     held = sorted({dtype_name(tensor.dtype) for tensor in base.tensors.values()})
     packed = trained_in(claim, adapter.record.get("base") or {}) or ("nf4" if claim.quantise else None)
     into = f"the weights of {claim.base.model} as its files hold them ({', '.join(held)})"
@@ -185,8 +197,9 @@ def _base_record(claim: MergeClaim, adapter: AdapterFiles, base: Checkpoint) -> 
         "model": claim.base.model,
         "named_by_adapter": adapter.config.get("base_model_name_or_path"),
         "revision": claim.base.revision,
+        "commit": claim.commit,
         "dtypes": held,
-        "checksum": base.checksum(),
+        "checksum": base.checksum() if compared else None,
         "merged_into": into,
     }
 

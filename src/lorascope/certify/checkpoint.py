@@ -1,8 +1,8 @@
 """What a model directory holds: its tensors by their names in the files, and what does not hold together among the files.
 
 Knows which files a loader takes, and what loaders pass over in silence. Bytes are read by ``lora.stored_tensors``, a few rows
-at a time, so that a checkpoint of any size is looked at in a few megabytes. Does not know models or adapters. Floor:
-``certify``.
+at a time, so that a checkpoint of any size is looked at in a few megabytes; they are hashed as they are read, so that a
+checksum costs no reading of its own. Does not know models or adapters. Floor: ``certify``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lorascope.errors import ModelError
 from lorascope.lora.stored_tensors import (
@@ -25,7 +27,42 @@ from lorascope.lora.stored_tensors import (
     read_header,
     read_index,
     read_torch_file,
+    shape_of_rows,
 )
+
+
+class _Digest:
+    """A hash of rows that come in order; what is read again, or out of order, is passed over."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.hash = hashlib.sha256()
+
+    def take(self, start: int, stop: int, rows: Tensor) -> None:
+        if start == self.num_rows < stop:
+            self.hash.update(rows.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self.num_rows = stop
+
+
+@dataclass(frozen=True)
+class HashedTensor(StoredTensor):
+    """A tensor in a file, whose bytes are hashed when they are first read."""
+
+    digest: _Digest = field(default_factory=_Digest, repr=False, compare=False)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """As a ``StoredTensor``'s."""
+        rows = super().read(start, stop)
+        last = shape_of_rows(self.shape)[0]
+        self.digest.take(start, last if stop is None else min(stop, last), rows)
+        return rows
+
+    def checksum(self) -> str:
+        """SHA-256 of its bytes; reads what nobody has read yet."""
+        for start, stop in self.chunks():
+            if stop > self.digest.num_rows:
+                self.read(max(start, self.digest.num_rows), stop)
+        return self.digest.hash.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -38,7 +75,7 @@ class Checkpoint:
     """
 
     directory: Path
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, HashedTensor]
     files: tuple[str, ...]
     problems: tuple[str, ...] = ()
 
@@ -57,13 +94,13 @@ class Checkpoint:
         return counts.most_common(1)[0][0] if counts else "float32"
 
     def checksum(self) -> str:
-        """SHA-256 over name, dtype, shape and bytes of every tensor, by name; how they are cut into files does not matter."""
+        """SHA-256 over name, dtype, shape and SHA-256 of the bytes of every tensor, by name.
+
+        How they are cut into files does not matter. What was read in order before is not read again.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            for first, stop in tensor.chunks():
-                part = tensor.read(first, stop).contiguous()
-                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.checksum()}\n".encode())
         return digest.hexdigest()
 
 
@@ -81,11 +118,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
     if single.is_file():
         problems = ["shards lie beside model.safetensors, and loaders differ in which they take"] if index.is_file() else []
-        return Checkpoint(directory, read_header(single), (WEIGHTS_FILE,), tuple(problems))
+        return Checkpoint(directory, _hashed(read_header(single)), (WEIGHTS_FILE,), tuple(problems))
     if index.is_file():
         return _sharded(directory, index, ".safetensors")
     if (directory / TORCH_FILE).is_file():
-        return Checkpoint(directory, read_torch_file(directory / TORCH_FILE), (TORCH_FILE,))
+        return Checkpoint(directory, _hashed(read_torch_file(directory / TORCH_FILE)), (TORCH_FILE,))
     if (directory / TORCH_INDEX_FILE).is_file():
         return _sharded(directory, directory / TORCH_INDEX_FILE, ".bin")
     raise ModelError(
@@ -113,4 +150,8 @@ def _sharded(directory: Path, index: Path, suffix: str) -> Checkpoint:
     beside = sorted(path.name for path in directory.glob(f"*{suffix}") if path.name not in files)
     if beside:
         problems.append(f"{beside[0]} lies beside the shards and is not in {index.name}")
-    return Checkpoint(directory, tensors, files, tuple(problems))
+    return Checkpoint(directory, _hashed(tensors), files, tuple(problems))
+
+
+def _hashed(tensors: Mapping[str, StoredTensor]) -> dict[str, HashedTensor]:
+    return {name: HashedTensor(one.file, one.dtype, one.shape, one.offset, one.mapped) for name, one in tensors.items()}

@@ -9,6 +9,7 @@ Floor: ``certify``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,6 +37,8 @@ KL_FACTOR, KL_SLACK = 2.0, 1e-6
 # Where float32 itself costs more than MOST_RELATIVE_FLOAT32, so many times what it costs the unmerged adapter.
 FLOAT32_FACTOR = 4.0
 _FIRST_FEW = 3
+# A commit, whole or as it is abbreviated.
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,10 @@ def output_checks(outputs: Outputs, dtype: str) -> list[Check]:
 def _packed_checks(outputs: Outputs) -> list[Check]:
     """Four bits: what was asked for has to hold; what is looked at because the adapter was trained so is a figure."""
     packed, name = outputs.find(QUANTISED), f"kl ({QUANTISED})"
+    if outputs.not_packed is not None:
+        return [Check(name, "fails" if outputs.packing_asked else "not judged", outputs.not_packed)]
     if packed is None:
-        return [] if outputs.not_packed is None else [Check(name, "not judged", outputs.not_packed)]
+        return []
     found = _kl_check(packed, outputs.find(UNMERGED_QUANTISED))
     if found.verdict == "fails" and not outputs.packing_asked:
         says = f"{found.says}: packed in four bits again it is another model than was trained; run it in full"
@@ -243,9 +248,12 @@ def _kl_check(row: Compared, unmerged: Compared | None) -> Check:
 
 def _score_checks(outputs: Outputs) -> list[Check]:
     """A score that moves by more than one example, and more than it does unmerged: worth a look, no proof of a fault."""
-    task, row, unmerged = outputs.inputs.task, outputs.find(RELOADED), outputs.find(UNMERGED)
-    if task is None or row is None or not outputs.scores:
+    row, unmerged = outputs.find(RELOADED), outputs.find(UNMERGED)
+    task = None if outputs.inputs is None else outputs.inputs.task
+    if task is None or row is None or not outputs.scores or (not row.scores and outputs.stopped is not None):
         return []
+    if not row.scores:
+        return [Check("score", "warning", "the merged model has none: in its answers are NaN or infinite numbers")]
     one_example = 1.0 / max(1, len(task.eval))
     moved = []
     for name in task.metric_names:
@@ -258,14 +266,14 @@ def _score_checks(outputs: Outputs) -> list[Check]:
 
 
 def tensors_only_check(why: str, asked: str | None) -> Check:
-    """That no model was run: a failure where a comparison was asked for that needs one.
+    """That models were not run, or not all: a failure where a comparison was asked for that needs them.
 
     Args:
         asked: what was asked for; None where nothing was.
     """
     if asked is None:
         return Check("outputs", "warning", f"tensors alone were compared: {why}")
-    return Check("outputs", "fails", f"{asked} was asked for, and no model was run: {why}")
+    return Check("outputs", "fails", f"{asked} was asked for, and cannot be had: {why}")
 
 
 def effect_check(outputs: Outputs, effect: Compared) -> Check:
@@ -285,8 +293,17 @@ def effect_check(outputs: Outputs, effect: Compared) -> Check:
     return Check("adapter-has-effect", "warning", says, relative)
 
 
-def revision_check(adapter: Mapping[str, Any], model: str, revision: str | None, local: bool) -> Check:
-    """The revision of the base that the adapter was trained on, against the one it was merged into."""
+def revision_check(
+    adapter: Mapping[str, Any], model: str, revision: str | None, local: bool, commit: str | None = None
+) -> Check:
+    """The revision of the base that the adapter was trained on, against the one it was merged into.
+
+    A commit tells one set of weights for ever; a branch or a tag is a name that may have moved since.
+
+    Args:
+        adapter: PEFT's configuration.
+        commit: of the snapshot that was merged into; None where that is not known.
+    """
     trained = adapter.get("revision")
     if trained is None:
         return Check("base-revision", "not judged", "the adapter names no revision of its base")
@@ -294,9 +311,15 @@ def revision_check(adapter: Mapping[str, Any], model: str, revision: str | None,
     if local or named != model:
         what = "a directory does not tell its own" if local else f"that is of {named}, and {model} was given"
         return Check("base-revision", "not judged", f"the adapter names revision {trained}; {what}")
-    if str(trained) == str(revision):
-        return Check("base-revision", "holds", f"{model} at {revision}")
-    return Check("base-revision", "fails", f"trained on {model} at {trained}, merged into {revision or 'the newest'}")
+    here = commit or revision
+    if _COMMIT.fullmatch(str(trained)) is not None:
+        if here is not None and here.startswith(str(trained)):
+            return Check("base-revision", "holds", f"{model} at {here}")
+    elif str(trained) == str(revision):
+        now = "" if commit is None else f" (now {commit[:12]})"
+        says = f"trained on {model} at {trained}{now}, a name that may have moved since: the adapter tells no commit"
+        return Check("base-revision", "not judged", says)
+    return Check("base-revision", "fails", f"trained on {model} at {trained}, merged into {here or 'the newest'}")
 
 
 def base_check(recorded: str | None, found: str | None, why_not: str) -> Check:

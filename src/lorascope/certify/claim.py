@@ -34,6 +34,9 @@ class MergeClaim:
         quantise: compare in four bits (NF4) too, and have that hold. An adapter that was trained on a base in four bits is
             compared so without being asked, as far as that can be done here, and never fails by it.
         trained_in: ``nf4`` where the adapter was trained so and its own files do not say it.
+        commit: of the hub's snapshot that was merged into; None for a directory.
+        device: where models are run.
+        cleaned: what was done to the configuration files before they were certified, given their content; None for nothing.
         tensors_only: why no model may be loaded; None to run them all.
         shown_as: where the merged directory will be; None where it is there already.
     """
@@ -49,6 +52,9 @@ class MergeClaim:
     in_memory: Callable[[], nn.Module] | None = None
     quantise: bool = False
     trained_in: str | None = None
+    commit: str | None = None
+    device: str = "cpu"
+    cleaned: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     tensors_only: str | None = None
     shown_as: Path | None = None
 
@@ -72,16 +78,21 @@ def trained_in(claim: MergeClaim, origin: Mapping[str, Any]) -> str | None:
 _ROOM = 1.3
 
 
-def why_tensors_only(model: PreTrainedModel, limit_bytes: int | None = None, copies: float = 1.0) -> str | None:
+def why_tensors_only(
+    model: PreTrainedModel, device: str = "cpu", *, limit_bytes: int | None = None, copies: float = 1.0
+) -> str | None:
     """Why outputs should not be compared: the model in float32, as the adapter's reference needs it, has no room.
 
     Args:
         model: on the meta device.
+        device: where it would be run; on its way to a GPU it passes through the machine's memory, which needs the room too.
         copies: of the model that are in memory at once.
         limit_bytes: what there is; by default the memory that is free.
     """
     needed = int(copies * _ROOM * 4 * sum(parameter.numel() for parameter in model.parameters()))
-    free = free_bytes() if limit_bytes is None else limit_bytes
-    if needed <= free:
-        return None
-    return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free"
+    for place in dict.fromkeys([device, "cpu"]):
+        free = free_bytes(place) if limit_bytes is None else limit_bytes
+        if needed > free:
+            where = "" if device == "cpu" else f" on {place}"
+            return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free{where}"
+    return None

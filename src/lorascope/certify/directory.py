@@ -25,8 +25,8 @@ from lorascope.lora.beside import has_tokenizer
 GENERATION_FILE = "generation_config.json"
 # Keys of config.json that may differ from the base's, or that are judged by something else than the base's.
 _MAY_DIFFER = {
-    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "pad_token_id", "problem_type",
-    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+    "_name_or_path", "_num_labels", "architectures", "auto_map", "dtype", "id2label", "label2id", "num_labels",
+    "pad_token_id", "problem_type", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 # What PEFT's own training leaves of a classifier's.
 _PROBLEM_TYPES = (None, "single_label_classification")
@@ -45,6 +45,7 @@ def directory_checks(claim: MergeClaim, adapter: AdapterFiles, merged: Pretraine
         ModelError: the base's own cannot be read.
     """
     own, config = AutoConfig.from_pretrained(claim.base_directory), merged.to_dict()
+    expected = own.to_dict() if claim.cleaned is None else claim.cleaned(own.to_dict())
     whose, source = _tokenizer_source(claim)
     try:
         theirs, problem = load_tokenizer(BaseModelConfig(model=str(source))), ""
@@ -52,7 +53,7 @@ def directory_checks(claim: MergeClaim, adapter: AdapterFiles, merged: Pretraine
         theirs, problem = None, f"the {whose} has none that can be used: {error.what}"
     labels = [str(label) for label in adapter.record.get("labels") or claim.labels]
     checks = [
-        configuration_check(own.to_dict(), config, dtype, type(claim.model).__name__, _pad_ids(claim, own, theirs)),
+        configuration_check(expected, config, dtype, type(claim.model).__name__, _pad_ids(claim, own, theirs)),
         labels_check(labels, config),
         generation_check(claim, own.to_dict()),
         Check("tokenizer", "not judged", problem) if theirs is None else tokenizer_check(claim, whose, theirs),
@@ -84,6 +85,8 @@ def configuration_check(
     pads, allowed = merged.get("pad_token_id"), (base.get("pad_token_id"),) if pad_ids is None else pad_ids
     if pads not in allowed:
         differing.append(f"pad_token_id is {pads}, and should be {' or '.join(map(str, allowed))}")
+    if merged.get("auto_map") not in (None, base.get("auto_map")):  # code of the base's own, which the merged class needs not
+        differing.append(f"auto_map is {_short(merged.get('auto_map'))}, {_short(base.get('auto_map'))} in the base")
     if merged.get("problem_type") not in (base.get("problem_type"), *_PROBLEM_TYPES):
         differing.append(f"problem_type is {merged.get('problem_type')}, {base.get('problem_type')} in the base")
     declared = str(merged.get("dtype") or merged.get("torch_dtype") or "").removeprefix("torch.")

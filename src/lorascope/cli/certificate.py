@@ -37,7 +37,7 @@ def _print_facts(console: Console, document: Mapping[str, Any]) -> None:
         "merged": f"{merged['directory']}: {merged['class']}, {merged['dtype']}{size}",
         "effect": _effect_text(document["effect"]),
     }
-    if inputs is None:
+    if document["level"] != "outputs":
         looked_at = "adapter and base" if document["level"] == "beforehand" else "tensors alone"
         facts["compared"] = f"{looked_at}: {document['why_level']}"
     else:

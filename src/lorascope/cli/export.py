@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, print_json, stdout, tell
+from lorascope.cli.console import AsJson, Device, print_json, stdout, tell
 from lorascope.cli.merge import merge_dtype
+from lorascope.cli.planning import chosen_device
 from lorascope.errors import UsageError
 from lorascope.store import check_new
 
@@ -42,6 +43,7 @@ def export(
     base_name: Annotated[
         str | None, typer.Option(metavar="ID", help="What others know the base by, e.g. its hub id, where yours is a copy.")
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Hand a trained adapter to other tools: for PEFT with a model card, merged, or as a script."""
@@ -53,6 +55,9 @@ def export(
         raise UsageError(f"{idle} has no effect with --script", where="export", fix="leave it out")
     if dtype != "as-base" and not merged:
         raise UsageError("--dtype has no effect without --merged", where="export", fix="add --merged, or leave it out")
+    if device is not None and not merged:
+        what = "--device has no effect without --merged"
+        raise UsageError(what, where="export", fix="add --merged, whose result is run, or leave it out")
     check_new(out)
     from lorascope.export import find_source
 
@@ -63,7 +68,7 @@ def export(
         document = _script(source, place, out)
     else:
         wishes = _wishes(out, merged, licence, base, base_name)
-        document = _merged(source, out, wishes, dtype, as_json) if merged else _adapter(source, out, wishes)
+        document = _merged(source, out, wishes, dtype, device, as_json) if merged else _adapter(source, out, wishes)
     if as_json:
         print_json(document)
     else:
@@ -98,16 +103,17 @@ def _adapter(source: Source, out: Path, wishes: Wishes) -> dict[str, Any]:
     return _described(source, out, facts, None, ())
 
 
-def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, as_json: bool) -> dict[str, Any]:
+def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, device: str | None, as_json: bool) -> dict[str, Any]:
     """Write the merged model; the command's document. Where the certificate does not hold it is all that there is to show."""
     from lorascope.certified_merge import MergeRefused
-    from lorascope.certify import read_to_merge
     from lorascope.export.merged import write_merged_directory
+    from lorascope.lora.peft_io import read_adapter
 
-    chosen, saved = merge_dtype(dtype), read_to_merge(source.adapter)
+    chosen, place = merge_dtype(dtype), None if device is None else chosen_device(device)
     tell("merging, and comparing the result with base and adapter")
     try:
-        written = write_merged_directory(source, saved, out, wishes, chosen)
+        saved = read_adapter(source.adapter, damaged=True)  # what does not hold together is the certificate's to tell
+        written = write_merged_directory(source, saved, out, wishes, chosen, place)
     except MergeRefused as refused:
         certificate = refused.merge.certificate.document
         if as_json:

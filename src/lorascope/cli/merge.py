@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, print_json, stdout, tell
+from lorascope.cli.console import AsJson, Device, decoding_of, print_json, stdout, tell
+from lorascope.cli.planning import chosen_device
+from lorascope.cli.records import given, with_records
 from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.store import check_new
@@ -21,50 +23,73 @@ if TYPE_CHECKING:
     from lorascope.merged_model import MergeBase
 
 
+@dataclass(frozen=True)
+class OnTask:
+    """A task on whose examples outputs are compared and scored."""
+
+    task: Annotated[str | None, typer.Option(help="Compare outputs and score on this task's examples.")] = None
+    data: Annotated[str | None, typer.Option(help="The task's data: a file, a directory or a hub id.")] = None
+    split: Annotated[str | None, typer.Option(help="train, validation or test; validation.")] = None
+    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None
+    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer; 32.")] = None
+    decode: Annotated[
+        list[str] | None, typer.Option(metavar="STRATEGY[,K=V…]", help="How answers are decoded, e.g. nucleus,top_p=0.9.")
+    ] = None
+    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """How far the merged model is compared."""
+
+    quantization: Annotated[str | None, typer.Option(help="nf4: compare the merged model in 4 bits too.")] = None
+    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Certify the tensors; run no model.")] = False
+    device: Device = None
+
+
+@with_records
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
     out: Annotated[Path, typer.Option(help="A new directory for the merged model.")],
+    on_task: OnTask,
+    comparing: Comparing,
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or as-base: each tensor as it is.")] = "as-base",
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Where a file of weights ends.")] = "5GB",
-    task: Annotated[str | None, typer.Option(help="Compare outputs and score on this task's examples.")] = None,
-    data: Annotated[str | None, typer.Option(help="The task's data: a file, a directory or a hub id.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     labels: Annotated[
         str | None, typer.Option(help="The classes in the adapter's order, where it does not name them.")
     ] = None,
-    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
-    max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
-    quantization: Annotated[str | None, typer.Option(help="nf4: compare the merged model in 4 bits too.")] = None,
-    tensors_only: Annotated[bool, typer.Option("--tensors-only", help="Certify the tensors; run no model.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base: a directory that transformers loads as it is, with a certificate that it is the same."""
     max_shard_bytes = parse_memory(max_shard_size, "--max-shard-size")
-    if (task is None) != (data is None):
-        raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
-    if quantization not in (None, "nf4"):
-        raise UsageError(f"there is no quantization {quantization!r}", where="--quantization", fix="give nf4")
-    if tensors_only and (task is not None or quantization is not None):
-        what = "outputs cannot be compared where no model may be run"
-        raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
-    settings = validate(EvaluateConfig, {"split": split}, "merge")
+    _check(on_task, comparing)
+    settings = _settings(on_task)
     check_new(out)
     from lorascope.adapter import adapter_directory
     from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
-    from lorascope.certify import read_to_merge
+    from lorascope.lora.peft_io import read_adapter
     from lorascope.lora.quantised import check_installed
     from lorascope.merged_model import open_merge_base
 
     chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
-    if quantization == "nf4":
+    if comparing.quantization == "nf4":
         check_installed()
-    saved = _labelled(read_to_merge(adapter), labels)
-    values = {"name": task, "data": data, "max_eval": max_eval, "max_length": max_length, "labels": saved.labels or None}
-    task_config = None if task is None else validate(TaskConfig, values, "merge")
+    # What does not hold together is the certificate's to tell.
+    saved = _labelled(read_adapter(adapter, str(adapter), damaged=True), labels)
     found = open_merge_base(saved, str(adapter), base)
     order = MergeOrder(
-        saved, adapter, found, chosen, max_shard_bytes, quantization, tensors_only, task=task_config, settings=settings
+        saved,
+        adapter,
+        found,
+        chosen,
+        max_shard_bytes,
+        comparing.quantization,
+        comparing.tensors_only,
+        task=_task(on_task, saved),
+        settings=settings,
+        device=None if comparing.device is None else chosen_device(comparing.device),
     )
     _announce(order)
     try:
@@ -74,6 +99,50 @@ def merge(
         _show(adapter, out, found, refused.merge, as_json)
         raise
     _show(adapter, out, found, done, as_json)
+
+
+def _check(on_task: OnTask, comparing: Comparing) -> None:
+    """What belongs to a task means nothing without, nor what belongs to models where none is run."""
+    if (on_task.task is None) != (on_task.data is None):
+        raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
+    for option in given(on_task) if on_task.task is None else ():
+        fix = "leave it out, or give --task and --data"
+        raise UsageError("it says on what to compare and how to score, which needs a task", where=option, fix=fix)
+    if len(on_task.decode or ()) > 1:
+        raise UsageError("a merge is scored with one way to decode", where="--decode", fix="give it once")
+    if comparing.quantization not in (None, "nf4"):
+        raise UsageError(f"there is no quantization {comparing.quantization!r}", where="--quantization", fix="give nf4")
+    if comparing.tensors_only and (on_task.task is not None or comparing.quantization is not None):
+        what = "outputs cannot be compared where no model may be run"
+        raise UsageError(what, where="--tensors-only", fix="leave it out, or leave out --task and --quantization")
+    if comparing.tensors_only and comparing.device is not None:
+        raise UsageError("no model is run with --tensors-only", where="--device", fix="leave one of them out")
+
+
+def _settings(on_task: OnTask) -> EvaluateConfig:
+    """How the task is evaluated: what is not given is as ``evaluate`` has it."""
+    length = {} if on_task.max_new_tokens is None else {"max_new_tokens": on_task.max_new_tokens}
+    decoding = {**length, **decoding_of(on_task.decode[0] if on_task.decode else "greedy")}
+    values = {"split": on_task.split or "validation", "decoding": [decoding]}
+    settings: EvaluateConfig = validate(EvaluateConfig, values, "merge")
+    return settings
+
+
+def _task(on_task: OnTask, saved: SavedAdapter) -> TaskConfig | None:
+    """The task that outputs are compared on, with the adapter's classes."""
+    if on_task.task is None:
+        return None
+    values: dict[str, Any] = {
+        "name": on_task.task,
+        "data": on_task.data,
+        "max_eval": on_task.max_eval,
+        "speaker": on_task.speaker,
+        "labels": saved.labels or None,
+    }
+    if on_task.max_length is not None:
+        values["max_length"] = on_task.max_length
+    config: TaskConfig = validate(TaskConfig, values, "merge")
+    return config
 
 
 def merge_dtype(text: str) -> MergeDtype:
@@ -130,6 +199,6 @@ def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) 
         },
         "class": type(found.model).__name__,
         "dtype": done.certificate.document["merged"]["dtype"] if merged is None else merged.dtype,
-        "files": [] if merged is None else sorted([*merged.files, "merge-certificate.json"]),
+        "files": sorted([*merged.files, "merge-certificate.json"]) if merged is not None and done.certificate.holds else [],
         "warnings": list(found.warnings if merged is None else merged.warnings),
     }

@@ -12,7 +12,7 @@ import torch
 from lorascope.base_model import BaseModel
 from lorascope.config import EvaluateConfig
 from lorascope.data.task import Task
-from lorascope.errors import RunError
+from lorascope.errors import OutOfMemory
 from lorascope.evaluate.answers import answer, rank
 from lorascope.evaluate.likelihood import batches, repeated, token_losses
 from lorascope.evaluate.result import Evaluation, EvaluationRun, EvaluationStep, group_of
@@ -37,6 +37,9 @@ def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig
     Returns:
         One evaluation per slot, predictions in the examples' order. ``eval_loss`` is the mean cross-entropy per example
         (SEQ_CLS) or per target token (the other types), and ``perplexity`` its exponential.
+
+    Raises:
+        OutOfMemory: there is too little for the smallest batches too.
     """
     stack.context.dropout = None
     while True:
@@ -52,7 +55,7 @@ def evaluate(stack: Stack, base: BaseModel, task: Task, settings: EvaluateConfig
         release_memory(base.device)
         if settings.batch_tokens <= _FEWEST_TOKENS:
             fix = "free some memory, or put fewer slots into a cohort (--slots)"
-            raise RunError(f"memory ran out with batches of {settings.batch_tokens} tokens", where="evaluate", fix=fix)
+            raise OutOfMemory(f"memory ran out with batches of {settings.batch_tokens} tokens", where="evaluate", fix=fix)
         settings = settings.model_copy(update={"batch_tokens": max(_FEWEST_TOKENS, settings.batch_tokens // 2)})
 
 

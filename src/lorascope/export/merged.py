@@ -35,7 +35,12 @@ class MergedExport:
 
 
 def write_merged_directory(
-    source: Source, saved: SavedAdapter, out: Path, wishes: Wishes, dtype: MergeDtype = "as-base"
+    source: Source,
+    saved: SavedAdapter,
+    out: Path,
+    wishes: Wishes,
+    dtype: MergeDtype = "as-base",
+    device: str | None = None,
 ) -> MergedExport:
     """Merge the adapter into its base, certify the result, and write both with a card.
 
@@ -43,6 +48,7 @@ def write_merged_directory(
         saved: what lies in ``source.adapter``.
         out: does not exist yet.
         dtype: of the merged weights; ``as-base`` keeps each tensor's own.
+        device: where models are compared; as of a ``MergeOrder``.
 
     Raises:
         MergeRefused: the certificate does not hold.
@@ -54,7 +60,8 @@ def write_merged_directory(
     base = open_merge_base(saved, str(source.adapter), place if place != saved.base_model else None)
     facts = described(source, saved, wishes)
     privacy = privacy_for(source, saved, wishes)
-    with certified_merge(MergeOrder(saved, source.adapter, base, dtype, privacy=privacy), out) as done:
+    order = MergeOrder(saved, source.adapter, base, dtype, privacy=privacy, device=device)
+    with certified_merge(order, out) as done:
         document = done.certificate.document
         warnings = tuple(map(privacy.clean, done.warnings))
         facts = replace(

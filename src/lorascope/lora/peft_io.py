@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorascope.config import TaskType
-from lorascope.errors import AdapterError, DamagedAdapter
+from lorascope.errors import AdapterError
 from lorascope.lora.beside import grown_vocabulary
 from lorascope.lora.linear import LinearLayer, features, is_transposed
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
@@ -140,18 +140,21 @@ def peft_parameters(model: nn.Module, slot: Slot) -> int:
     )
 
 
-def read_adapter(directory: Path | str, name: str = "adapter", *, factors_only: bool = False) -> SavedAdapter:
+def read_adapter(
+    directory: Path | str, name: str = "adapter", *, factors_only: bool = False, damaged: bool = False
+) -> SavedAdapter:
     """Read a PEFT LoRA adapter.
 
     Args:
         name: the slot's name.
         factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
             and embeddings, and files of before safetensors; ``left_out`` says what is missing.
+        damaged: what does not hold together is left to who looks at it next (``certify``): numbers that are not finite, another
+            rank in the weights than in the configuration; keys that are none of PEFT's and single factors are passed over.
 
     Raises:
-        AdapterError: no adapter there, a file that cannot be read, or a kind of LoRA that is not supported.
-        DamagedAdapter: a number that is not finite, a key that is none of PEFT's, or another rank in the weights than in the
-            configuration; names the file and the tensor or key.
+        AdapterError: no adapter there, a file that cannot be read, a kind of LoRA that is not supported, or files that do not
+            hold together; names the file and the tensor or key.
     """
     directory = Path(directory)
     config = _read_config(directory)
@@ -159,12 +162,13 @@ def read_adapter(directory: Path | str, name: str = "adapter", *, factors_only: 
     path = directory / WEIGHTS_FILE
     if factors_only and not path.exists() and (directory / _OLD_WEIGHTS_FILE).exists():
         path = directory / _OLD_WEIGHTS_FILE
-    tensors = _read_tensors(path)
+    tensors = _read_tensors(path, damaged=damaged)
     if factors_only:
         tensors, more = _linear_factors(tensors, path)
         left_out += more
-    lora_A, lora_B, biases, heads = _sort_tensors(tensors, path)
-    _check_ranks(config, lora_A, lora_B, path)
+    lora_A, lora_B, biases, heads = _sort_tensors(tensors, path, damaged=damaged)
+    if not damaged:
+        _check_ranks(config, lora_A, lora_B, path)
     placements = tuple(
         Placement(Target(module), lora_A[module].shape[0], _scaling(config, module, lora_A[module].shape[0]))
         for module in lora_A
@@ -386,7 +390,7 @@ def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(labels), origin
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, damaged: bool = False) -> dict[str, Tensor]:
     try:
         # A pickle is read as numbers alone: nothing in it is carried out.
         pickled = path.name == _OLD_WEIGHTS_FILE
@@ -399,9 +403,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         what = f"no file of tensors alone ({' '.join(str(error).split())[:200]})"
         raise AdapterError(what, where=str(path), fix="save it as safetensors") from None
     for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
+        if not damaged and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
-            raise DamagedAdapter(
+            raise AdapterError(
                 f"{name!r} holds {count} NaN or infinite numbers", where=str(path), fix="train or export it again"
             )
     return tensors
@@ -428,7 +432,7 @@ def _linear_factors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str
 
 
 def _sort_tensors(
-    tensors: Mapping[str, Tensor], path: Path
+    tensors: Mapping[str, Tensor], path: Path, *, damaged: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """PEFT's keys as (lora_A by module, lora_B by module, biases by name, head parameters by name)."""
     lora: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
@@ -442,16 +446,20 @@ def _sort_tensors(
         elif re.search(r"\.lora_(embedding_[AB]|magnitude_vector|[AB]\.bias)$", name):
             raise AdapterError(f"{key!r} is no adapter of a linear layer", where=str(path), fix="only those are supported")
         elif ".lora_" in name:
-            raise DamagedAdapter(f"{key!r} is no key of PEFT's: it matches nothing", where=str(path), fix="save it with PEFT")
+            if not damaged:
+                what = f"{key!r} is no key of PEFT's: it matches nothing"
+                raise AdapterError(what, where=str(path), fix="save it with PEFT")
         elif name.endswith(".base_layer.bias"):
             biases[name.replace(".base_layer.bias", ".bias")] = value
         # PEFT writes a copy of an adapted head's own, frozen weight: the base has it.
         elif ".original_module." not in name and not name.endswith(".base_layer.weight"):
             heads[re.sub(r"\.modules_to_save\.(default\.)?", ".", name)] = value
     unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])
-    if unpaired or not lora["lora_A"]:
+    if damaged:
+        lora = {kind: {name: value for name, value in one.items() if name not in unpaired} for kind, one in lora.items()}
+    elif unpaired or not lora["lora_A"]:
         what = f"{min(unpaired)!r} lacks lora_A or lora_B" if unpaired else "the file holds no LoRA weights"
-        raise DamagedAdapter(what, where=str(path), fix="save the adapter again")
+        raise AdapterError(what, where=str(path), fix="save the adapter again")
     # A key that ends in ".bias" and has no weight beside it belongs to the base, not to a head.
     for name in [name for name in heads if name.endswith(".bias")]:
         if name.removesuffix("bias") + "weight" not in heads:
@@ -473,7 +481,7 @@ def _check_ranks(config: Mapping[str, Any], lora_A: Mapping[str, Tensor], lora_B
         if lora_A[module].dim() == lora_B[module].dim() == 2 and held != (rank, rank):
             found = str(held[0]) if held[0] == held[1] else f"{held[0]} and {held[1]}"
             what = f"{module!r} has rank {found} in the weights and {rank} in {CONFIG_FILE}"
-            raise DamagedAdapter(what, where=str(path), fix="save the adapter again, both files together")
+            raise AdapterError(what, where=str(path), fix="save the adapter again, both files together")
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
