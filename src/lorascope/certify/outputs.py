@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorascope.adapter import own_part, stack_saved
 from lorascope.base_model import BaseModel, load_tokenizer, num_positions

@@ -149,7 +149,7 @@ def read_adapter(
         name: the slot's name.
         factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
             and embeddings, and files of before safetensors; ``left_out`` says what is missing.
-        damaged: what does not hold together is left to who looks at it next (``certify``): numbers that are not finite, another
+        damaged: what does not hold together is left to who looks next (``certify``): numbers that are not finite, another
             rank in the weights than in the configuration; keys that are none of PEFT's and single factors are passed over.
 
     Raises:
