@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lorascope.analysis import drift
 from lorascope.analysis.drift import drift_document
 from lorascope.analysis.updates import read_adapters
+from lorascope.cohort.single import OnBase
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import RunError, UsageError
 
@@ -49,7 +50,7 @@ def finished(run):
 
 def compare(directories, task, base=None, **options):
     settings = EvaluateConfig(split="validation")
-    return finished(drift_document(read_adapters(directories), task, settings, base_model=base, dtype="float32", **options))
+    return finished(drift_document(read_adapters(directories), task, settings, OnBase(base, **options)))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from lorascope.analysis.truncated import (
     search,
     weight_norms,
     write_and_verify,
+    write_cut,
 )
 from lorascope.base_model import BaseModel
 from lorascope.cohort.single import evaluate_together, prepare
@@ -26,6 +28,7 @@ from lorascope.evaluate import Evaluation, run_to_end
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
+from lorascope.lora.truncate import directions_of
 
 WORDS = ("charming", "wooden", "bright", "funny", "slow", "warm", "long", "little", "film", "plot", "heart", "journey")
 
@@ -229,6 +232,26 @@ def test_a_module_whose_bias_was_trained_with_it_keeps_a_direction(make_adapter)
 def test_an_adapter_that_changes_nothing_is_refused(make_adapter):
     with pytest.raises(AdapterError, match="a: the adapter changes nothing: every update is zero; use the base model alone"):
         line_up(read_adapter(make_adapter(zero=True)), "a")
+
+
+def test_an_adapter_of_which_rounding_explains_all_is_not_said_to_be_zero(make_adapter):
+    saved = read_adapter(make_adapter())
+    found = {key: replace(update, numerical_rank=0) for key, update in directions_of(saved.weights).items()}
+    with pytest.raises(AdapterError, match="12 directions are all within the rounding of its stored numbers"):
+        line_up(saved, "a", directions=found)
+
+
+def test_a_tokenizer_and_a_template_of_its_own_come_along(make_adapter, tmp_path):
+    source, out = make_adapter(), tmp_path / "cut"
+    (source / "tokenizer_config.json").write_text('{"chat_template": "mine"}')
+    (source / "source.spm").write_bytes(b"words")
+    (source / "optimizer.pt").write_bytes(b"x")
+    out.mkdir()
+    line = line_up(read_adapter(source), "a")
+    write_cut(source, out, line.cut(4))
+    assert (out / "tokenizer_config.json").read_text() == '{"chat_template": "mine"}'
+    assert (out / "source.spm").read_bytes() == b"words"
+    assert not (out / "optimizer.pt").exists()
 
 
 def test_the_cut_that_is_found_classifies_all_but_the_allowed_as_the_whole_adapter_does(prepared, tmp_path):

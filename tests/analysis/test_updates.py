@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lorascope.analysis.overlap import overlap_document
+from lorascope.analysis.truncated import line_up
 from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 from lorascope.errors import AdapterError, UsageError
+from lorascope.lora import diagnostics, truncate
 from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
@@ -232,3 +235,22 @@ REFUSED = {
 def test_kinds_whose_factors_are_no_update_are_refused_for_looking_at_too(key, adapter):
     with pytest.raises(AdapterError, match=f"the adapter uses {key}"):
         document_of(adapter("one", **{key: REFUSED[key]}))
+
+
+def test_every_update_is_taken_apart_once_however_many_look_at_it(adapter, random_factors, monkeypatch):
+    taken = []
+    own = truncate.decompose
+
+    def counting(*factors):
+        taken.append(factors)
+        return own(*factors)
+
+    for module in (truncate, diagnostics):
+        monkeypatch.setattr(module, "decompose", counting)
+    read = read_adapters([adapter("one"), adapter("two", random_factors(seed=1)), adapter("three", random_factors(seed=2))])
+    places = places_of(module for one in read for module in one.modules)
+    for one in read:
+        adapter_document(one, places)
+        line_up(one.saved, one.label, directions=one.directions)
+    assert overlap_document(read, places) is not None
+    assert len(taken) == sum(len(one.modules) for one in read)

@@ -19,6 +19,11 @@ class OnTask:
     label: Annotated[list[str] | None, typer.Option()] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needed(OnTask):
+    data: Annotated[str, typer.Option(help="Its data.")]
+
+
 @pytest.fixture
 def run():
     """``run(*arguments)``: what the command was given."""
@@ -43,6 +48,20 @@ def test_fields_of_a_record_are_options_of_the_command(run):
         ["here", "there"], OnTask(None, 3, True, ["a", "b"]), True
     )  # fmt: skip
     assert run("here") == (["here"], OnTask(), False)
+
+
+def test_a_field_without_a_default_has_to_be_given_wherever_its_record_stands():
+    app, seen = typer.Typer(rich_markup_mode=None), []
+
+    @app.command()
+    @with_records
+    def look(needed: Needed, place: str = "here") -> None:
+        seen.append((place, needed))
+
+    with pytest.raises(typer.BadParameter.__bases__[0], match="--data"):
+        app([], standalone_mode=False)
+    app(["--data", "x", "--task", "t"], standalone_mode=False)
+    assert seen == [("here", Needed(task="t", data="x"))]
 
 
 def test_what_typer_checks_of_options_it_checks_of_fields(run):

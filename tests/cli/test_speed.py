@@ -57,3 +57,14 @@ def test_adapters_of_different_bases_rows_too_long_and_idle_options_are_refused(
         ended = cli("inspect", *options)
         assert (ended.code, ended.out) == (2, ""), options
         assert message in ended.err
+
+
+def test_a_cut_is_timed_beside_the_adapter_that_it_was_made_of(cli, small_adapter, tmp_path):
+    ended = cli("inspect", small_adapter(), "--truncate", 1e-9, "--out", tmp_path / "cut", "--speed", *QUICK, "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    assert document["truncation"]["directions"] == 12
+    assert document["speed"]["adapters"] == {"adapter": str(tmp_path / "adapter"), "cut": str(tmp_path / "cut")}
+    named = {row["configuration"] for row in document["speed"]["configurations"]}
+    assert {"adapter, merged", "adapter, unmerged", "cut, merged", "cut, unmerged"} <= named
+    assert f"written to {tmp_path / 'cut'}" in ended.err

@@ -112,7 +112,7 @@ def test_a_cut_that_does_not_hold_ends_with_three_and_leaves_nothing(cli, small_
 def test_wrong_options_and_bases_are_refused_and_nothing_is_written(cli, small_adapter, data, tmp_path, model_directory):
     source, out = small_adapter(), tmp_path / "cut"
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "full" / "mine").write_text("x")
     cases = [
         (("--truncate", 0.1), "give a new directory with --out"),
         (("--out", out), "--out: it belongs to --truncate"),

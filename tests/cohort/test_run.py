@@ -16,7 +16,7 @@ from lorascope.base_model import load_base, weights_checksum
 from lorascope.cohort import export, run, training
 from lorascope.cohort.events import CohortStarted, StudyStarted, TrialEnded, Warned
 from lorascope.cohort.run import Limits, run_study
-from lorascope.cohort.single import evaluate_adapter
+from lorascope.cohort.single import OnBase, evaluate_adapter
 from lorascope.config import BaseModelConfig, Study
 from lorascope.data.task import read_task
 from lorascope.design import expand, shard
@@ -116,9 +116,7 @@ def test_a_squad_study_leaves_everything_behind(family, task_type, make_study, c
         config = json.loads((tmp_path / "run" / row.adapter / "adapter_config.json").read_text())
         assert config["task_type"] == task_type
         assert row.solo_examples_per_second > 0
-    evaluation, facts = evaluate_adapter(
-        tmp_path / "run" / rows[1].adapter, study.task, study.evaluate, base_model=None, dtype="float32"
-    )
+    evaluation, facts = evaluate_adapter(tmp_path / "run" / rows[1].adapter, study.task, study.evaluate, OnBase())
     assert facts["base_checksum"] == rows[1].base_checksum
     assert evaluation.metrics == pytest.approx(rows[1].metrics, rel=1e-4)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lorascope.adapter import agreed_base
 from lorascope.cohort import single
-from lorascope.cohort.single import adapter_trial, evaluate_adapter, evaluate_together, prepare
+from lorascope.cohort.single import OnBase, adapter_trial, evaluate_adapter, evaluate_together, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import AdapterError, DataError, UsageError
 from lorascope.lora.peft_io import read_adapter
@@ -32,7 +32,7 @@ def texts_of(path):
 
 def score(adapter, task, **options):
     settings = EvaluateConfig(decoding=[{"max_new_tokens": 4}])
-    return evaluate_adapter(adapter, task, settings, **{"base_model": None, "dtype": "float32", **options})
+    return evaluate_adapter(adapter, task, settings, OnBase(**options))
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_scores_of_any_size_have_the_paired_t_tests_interval(two_scores):
     assert found.p == pytest.approx(test.pvalue, rel=1e-6)
     groups = [f"g{index // 5}" for index in range(200)]
     found = difference_over_examples("rouge_l", texts(one, groups), texts(other, groups))
+    assert found.changed == 40
     ends = stats.ttest_1samp((one - other).reshape(40, 5).mean(axis=1), 0.0).confidence_interval(0.95)
     assert (found.groups, found.method) == (40, "Student, 40 groups of 200 examples")
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=1e-6)
@@ -117,6 +118,51 @@ def test_a_handful_of_scores_that_changed_has_no_interval_and_signs_bound_its_p(
     assert "5 of 200 examples score differently, which is too few" in found.method
     alike = difference_over_examples("rouge_l", texts(one), texts(one - 0.1))
     assert (alike.low, alike.method) == (None, "none: 200 examples differ by exactly as much")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_fewer_than_ten_groups_have_no_interval_and_nothing_is_promised_of_others(count):
+    """Of five differences of one sign the signs' p is 0.06, while Student's interval leaves zero out."""
+    one = np.linspace(0.5, 0.9, count)
+    other = one - np.linspace(0.09, 0.11, count)
+    found = difference_over_examples("rouge_l", texts(one), texts(other))
+    assert (found.low, found.high, found.changed) == (None, None, count)
+    assert found.p == 2.0 ** (1 - count)
+    assert found.method == f"none: {count} of {count} examples score differently, which is too few"
+    loss = loss_over_examples("rouge_l", 0.5, texts(one), texts(other))
+    assert loss["verdict"] == "it holds for these very examples; nothing tells how far others would differ"
+
+
+def test_an_interval_and_its_p_never_contradict_each_other():
+    draw = np.random.default_rng(5)
+    for count in (10, 11, 15, 40):
+        for shift in (0.0, 0.02, 0.05, 0.2):
+            one = draw.random(count)
+            found = difference_over_examples("rouge_l", texts(one), texts(one - shift + 0.05 * draw.normal(size=count)))
+            assert (found.p < 0.05) == (not found.low <= 0.0 <= found.high)
+
+
+def test_the_spread_of_scores_that_are_mostly_equal_is_known_from_those_that_differ():
+    draw = np.random.default_rng(6)
+    one = draw.random(200)
+    gained = np.where(np.arange(200) < 12, draw.normal(0.1, 0.05, 200), 0.0)
+    found = difference_over_examples("rouge_l", texts(one), texts(one - gained))
+    assert found.changed == 12
+    half = stats.sem(gained) * stats.t.ppf(0.975, 11)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "rate"), [(12, 1.0), (100, 0.15)])
+def test_where_few_scores_differ_intervals_hold_the_truth_nearly_as_often_as_they_say(count, rate):
+    """Three in four differ in one direction, by exponential sizes; studies drawn with a seed."""
+    draw, held, given = np.random.default_rng(8), 0, 0
+    for _ in range(400):
+        gained = (draw.random(count) < rate) * np.where(draw.random(count) < 0.75, 1.0, -1.0) * draw.exponential(1.0, count)
+        found = difference_over_examples("rouge_l", texts(gained), texts(np.zeros(count)))
+        given += found.low is not None
+        held += found.low is not None and found.low <= 0.5 * rate <= found.high
+    assert given > 300
+    assert held >= 0.93 * given
 
 
 def test_where_no_example_changed_there_is_no_difference_and_shares_still_have_room(two, two_scores):

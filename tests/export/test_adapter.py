@@ -223,3 +223,20 @@ def test_limits_follow_from_what_is_known(finished):
     assert "It is one of 4 trials" in " ".join(described(picked, saved, Wishes("x")).limitations)
     merged = " ".join(described(source, saved, Wishes("x", "merged")).limitations)
     assert "the certificate says how near" in merged
+
+
+def test_classes_that_look_like_places_keep_their_names_in_the_card_and_the_study(scored, finished, study, tmp_path):
+    """The card's code runs with them, and the study must fit its data."""
+    classes, data = ["/r/books", "/r/film/new"], study().task.data
+    task = {"name": "file", "data": data, "max_length": 32, "labels": classes}
+    directory = scored([{"hits": [1] * 12}], [{"r": 2, "targets": ["query"]}], [1], task=task)
+    with Store.open(directory) as store:
+        name = store.trials()[0].trial
+    adapter = directory / "trials" / name / "adapter"
+    shutil.copytree(find_source(finished, best=True).adapter, adapter)
+    write_record(adapter, classes)
+    export(directory, tmp_path / "out", best=True)
+    assert "id2label={0: '/r/books', 1: '/r/film/new'}" in code_of((tmp_path / "out" / "README.md").read_text())
+    document = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
+    assert document["task"]["labels"] == classes
+    assert document["task"]["data"] == Path(data).name

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from lorascope.model_card import UNKNOWN_LICENCE, BaseFacts, Licence, MetricFacts, SeedFacts, model_card
+from lorascope.model_card import (
+    UNKNOWN_LICENCE,
+    BaseFacts,
+    Licence,
+    MetricFacts,
+    Privacy,
+    SeedFacts,
+    model_card,
+    public_card,
+)
 
 CHECKSUM = "0123456789abcdef" * 4
 
@@ -123,3 +132,19 @@ def test_a_card_of_a_running_study_leaves_out_what_is_not_known_yet(facts):
     for later in ("## Licence", "## Parameters", "Wilson", "## Limitations"):
         assert later not in text
     assert read(text).data.license is None
+
+
+def test_a_public_card_keeps_classes_that_look_like_places_and_loses_places_and_secrets(facts):
+    labels = ("/r/books", "/r/film/new")
+    told = facts(
+        adapter=replace(facts().adapter, labels=labels),
+        warnings=("read /home/someone/data/train.jsonl twice",),
+        limitations=("the key 0123456789abcdef was in the data",),
+    )
+    privacy = Privacy(environment={"MY_API_KEY": "0123456789abcdef"})
+    text = public_card(told, privacy)
+    assert "id2label={0: '/r/books', 1: '/r/film/new'}" in text
+    assert "| classes, in order | /r/books, /r/film/new |" in text
+    assert "- read train.jsonl twice" in text
+    assert "- the key [removed] was in the data" in text
+    assert read(text).data.license == "mit"

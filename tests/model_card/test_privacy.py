@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorascope.model_card import Privacy, public_name
+from lorascope.model_card import BaseFacts, Privacy, public_name
 
 
 def test_a_directory_is_named_by_its_last_part_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
@@ -79,6 +79,16 @@ def test_secrets_go(tmp_path):
 def test_documents_are_cleaned_value_by_value():
     document = {"a/b": ["/home/me/x", 1, None, {"k": "/home/me/y"}], "n": 1.5}
     assert Privacy(environment={}).clean_values(document) == {"a/b": ["x", 1, None, {"k": "y"}], "n": 1.5}
+
+
+def test_records_are_cleaned_field_by_field(facts):
+    told = facts(warnings=("in /home/me/x",), base=BaseFacts("/srv/models/tiny"))
+    assert Privacy(environment={}).clean_values(told) == facts(warnings=("in x",), base=BaseFacts("tiny"))
+
+
+def test_text_that_is_no_prose_loses_secrets_alone():
+    privacy = Privacy(environment={"A_TOKEN": "a-secret-of-mine"})
+    assert privacy.without_secrets("a-secret-of-mine is [/r/books, /r/film/new]") == "[removed] is [/r/books, /r/film/new]"
 
 
 def test_of_a_configuration_the_places_alone_are_cleaned_and_clean_files_keep_their_bytes(tmp_path):

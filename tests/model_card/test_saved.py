@@ -6,21 +6,14 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lorascope.lora.peft_io import read_adapter
-from lorascope.model_card import adapter_facts, task_type_of_adapter, truncated_card
+from lorascope.model_card import CutFacts, ScoreFacts, adapter_facts, task_type_of_adapter, truncated_card
 
 
 def cut(adapter, base, scored=False):
-    """What ``inspect --truncate`` writes down, as far as the card reads it."""
-    document = {
-        "label": "adapter", "adapter": str(adapter), "out": str(adapter.parent / "smaller"), "directions": 4,
-        "directions_before": 8, "parameters": 100, "parameters_before": 200, "metric": None, "epsilon": 0.01,
-        "what": "at least 0.99 of the energy is kept, and no score was measured",
-    }  # fmt: skip
-    of_scores = {
-        "metric": "accuracy", "task": "sst2", "split": "validation", "num_examples": 40, "data_checksum": "c0ffee",
-        "base": str(base), "original": {"score": 0.9}, "truncated": {"score": 0.895, "metrics": {"accuracy": 0.895}},
-    }  # fmt: skip
-    return document | (of_scores if scored else {})
+    """What the card of an adapter that was cut reads."""
+    score = ScoreFacts("accuracy", 0.9, {"accuracy": 0.895}, 0.01, "sst2", "validation", 40, "c0ffee", str(base))
+    what = None if scored else "at least 0.99 of the energy is kept, and no score was measured"
+    return CutFacts("smaller", "adapter", adapter, (8, 4), (200, 100), "truncation.json", what, score if scored else None)
 
 
 def test_an_adapters_facts_are_those_of_its_files(peft_adapter):
@@ -39,7 +32,7 @@ def test_the_card_of_a_cut_adapter_is_the_hubs_and_names_no_path(scored, peft_ad
     adapter, _ = peft_adapter("bert")
     (adapter / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     base = model_directory("bert")
-    text = truncated_card(cut(adapter, base, scored), read_adapter(adapter), adapter, "truncation.json")
+    text = truncated_card(cut(adapter, base, scored), read_adapter(adapter), adapter)
     for place in (tmp_path, base.parent):
         assert str(place) not in text
     data = ModelCard(text, ignore_metadata_errors=False).data
@@ -59,6 +52,6 @@ def test_the_card_of_a_cut_adapter_is_the_hubs_and_names_no_path(scored, peft_ad
 
 def test_a_base_that_nobody_names_is_said_to_be_unknown(peft_adapter):
     adapter, _ = peft_adapter("gpt2", "CAUSAL_LM")
-    text = truncated_card(cut(adapter, None), replace(read_adapter(adapter), base_model=None), adapter, "truncation.json")
+    text = truncated_card(cut(adapter, None), replace(read_adapter(adapter), base_model=None), adapter)
     assert "The adapter names no base model." in text
     assert "Unknown: ask the base's authors" in text

@@ -62,6 +62,12 @@ def document(
 
 
 @pytest.fixture
+def results() -> Callable[..., dict[str, Any]]:
+    """``results({"aaaa": ({"r": 4}, [0.8, 0.9])})``: a results document of accuracies."""
+    return lambda configurations: document(configurations, {}, "accuracy", 0.005)
+
+
+@pytest.fixture
 def evidence() -> Callable[..., StudyEvidence]:
     """``evidence({"aaaa": ({"r": 4}, [0.8, 0.9])}, {("aaaa", "bbbb"): "worse"}, metric=…, model=…, more={…})``."""
 

@@ -2,6 +2,8 @@
 
 import json
 
+import yaml
+
 from lorascope.report.record import merge_section, reproduce_section
 from lorascope.store import Store
 
@@ -75,3 +77,12 @@ def test_a_study_can_be_repeated_from_its_page(study_of, written, findings_of):
     facts = {row[0][1].text: row[1][1].text for row in section.blocks[2].rows}
     assert facts["lorascope version"] == "0.1.0"
     assert facts["study hash"] == study.hash
+
+
+def test_the_study_shown_keeps_classes_that_look_like_places_and_loses_places(study_of, written, findings_of):
+    task = {"name": "file", "data": "/home/someone/posts", "labels": ["/r/books", "/r/film/new"]}
+    study = study_of(task=task, base={"model": "/srv/models/tiny"})
+    shown = reproduce_section(findings_of(written(study))).blocks[-1].text
+    document = yaml.safe_load(shown)
+    assert (document["task"]["data"], document["base"]["model"]) == ("posts", "tiny")
+    assert document["task"]["labels"] == ["/r/books", "/r/film/new"]

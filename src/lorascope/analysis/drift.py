@@ -9,9 +9,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorascope.adapter import agreed_base, stack_beside_base
+from lorascope.adapter import stack_beside_base
 from lorascope.analysis.updates import Inspected
-from lorascope.cohort.single import prepare
+from lorascope.cohort.single import OnBase, prepare
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import RunError
 from lorascope.evaluate.representations import LayerDrift, representation_drift
@@ -23,20 +23,8 @@ DriftDocument = Generator[EvaluationStep, None, dict[str, Any]]
 _TOKENS_PER_DIMENSION = 10
 
 
-def drift_document(
-    adapters: Sequence[Inspected],
-    task: TaskConfig,
-    settings: EvaluateConfig,
-    *,
-    base_model: str | None,
-    dtype: str,
-    quantization: str | None = None,
-    device: str = "cpu",
-) -> DriftDocument:
+def drift_document(adapters: Sequence[Inspected], task: TaskConfig, settings: EvaluateConfig, on: OnBase) -> DriftDocument:
     """Put all adapters on their base and compare its hidden states, with each and without any, on a split's examples.
-
-    Args:
-        base_model: the base to use; by default the one that the adapters name.
 
     Yields:
         Progress.
@@ -50,7 +38,7 @@ def drift_document(
         RunError: memory ran out.
     """
     saved = {str(one.directory): one.saved for one in adapters}
-    prepared = prepare(agreed_base(saved, base_model, dtype=dtype, quantization=quantization), task, settings, device)
+    prepared = prepare(on.config(saved), task, settings, on.device)
     stack = stack_beside_base(prepared.base, {one.label: one.saved for one in adapters})
     try:
         found = yield from representation_drift(stack, prepared.base, prepared.task, settings)
@@ -65,7 +53,7 @@ def drift_document(
     return {
         **facts,
         "warnings": [*facts["warnings"], *_few_tokens(found[0])],
-        "dtype": dtype,
+        "dtype": on.dtype,
         "adapters": [
             {"label": one.label, "layers": [asdict(drift) for drift in drifts]}
             for one, drifts in zip(adapters, found, strict=True)

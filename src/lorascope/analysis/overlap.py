@@ -16,7 +16,6 @@ from lorascope.lora.diagnostics import (
     Decomposition,
     SubspaceOverlap,
     compare_updates,
-    decompose,
     kept_energy,
     rank_keeping,
 )
@@ -49,10 +48,10 @@ def overlap_document(adapters: Sequence[Inspected], places: Mapping[str, Place])
     for module, place in places.items():
         having = [one for one in adapters if module in one.saved.weights.lora_A]
         _check_same_size(having, module)
-        found = {one.label: decompose(*one.factors(module)) for one in having} if len(having) > 1 else {}
         for one, other in combinations(having, 2):
             about = {"module": module, "layer": place.layer, "kind": place.kind}
-            rows[one.label, other.label].append(about | _module_record(found[one.label], found[other.label]))
+            found = _module_record(one.directions[module], other.directions[module])
+            rows[one.label, other.label].append(about | found)
     documents = [_pair_record(one, other, rows[one.label, other.label]) for one, other in pairs]
     return {"leading_share": LEADING_SHARE, "pairs": documents, "warnings": _warnings(adapters, documents)}
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from lorascope.amounts import counted
 from lorascope.base_model import BaseModel
 from lorascope.cohort.single import Prepared, evaluate_together
 from lorascope.errors import AdapterError, CheckFailed, UsageError, did_you_mean
@@ -114,17 +115,24 @@ class Found:
     notes: tuple[str, ...]
 
 
-def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None = None) -> Line:
+def line_up(
+    saved: SavedAdapter,
+    where: str,
+    sizes: Mapping[str, float] | None = None,
+    *,
+    directions: Mapping[str, Decomposition] | None = None,
+) -> Line:
     """Put an adapter's directions in line; those that the rounding of a computation in float32 explains are left out.
 
     Args:
         where: the adapter came from, for messages.
         sizes: by module, what its singular values are measured against (``weight_norms``); nothing by default.
+        directions: ``directions_of`` its updates, where somebody has taken them apart.
 
     Raises:
-        AdapterError: every update is zero.
+        AdapterError: every update is zero, or none is above the rounding of the numbers that it is stored in.
     """
-    directions = directions_of(saved.weights)
+    directions = directions_of(saved.weights) if directions is None else directions
     strengths = []
     for placement in saved.slot.placements:
         key = placement.target.key
@@ -132,8 +140,11 @@ def line_up(saved: SavedAdapter, where: str, sizes: Mapping[str, float] | None =
         values = update.values_S[: num_computed(saved.weights, placement, update)].tolist()
         strengths += [(index < update.numerical_rank, value / size, key, value**2) for index, value in enumerate(values)]
     num_clear = sum(is_clear for is_clear, *_ in strengths)
-    if not num_clear:
+    if not strengths:
         raise AdapterError("the adapter changes nothing: every update is zero", where=where, fix="use the base model alone")
+    if not num_clear:
+        what = f"the adapter's {counted(len(strengths), 'direction')} are all within the rounding of its stored numbers"
+        raise AdapterError(what, where=where, fix="use the base model alone, or save the adapter in a wider dtype")
     strengths.sort(key=lambda one: one[:2], reverse=True)
     held = {
         placement.target.key

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from lorascope.adapter import adapter_names
 from lorascope.errors import AdapterError
 from lorascope.lora.diagnostics import (
+    Decomposition,
     UpdateDiagnostics,
-    diagnose,
     diagnose_update,
     kept_energy,
     moments,
@@ -30,6 +31,7 @@ from lorascope.lora.diagnostics import (
 )
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.targets import layer_of
+from lorascope.lora.truncate import directions_of
 
 # A B that is zero outside of so small a part of its outputs was made for a slice of a fused projection.
 _SLICE_PART = 0.9
@@ -52,6 +54,11 @@ class Inspected:
     def modules(self) -> list[str]:
         """Full names of its modules, layer 2 before layer 10."""
         return sorted(self.saved.weights.lora_A, key=_natural)
+
+    @cached_property
+    def directions(self) -> dict[str, Decomposition]:
+        """Every update taken apart, once for all who look at it; twice the adapter's own size in float32."""
+        return directions_of(self.saved.weights)
 
     def factors(self, module: str) -> tuple[Tensor, Tensor, float]:
         """``lora_A [R, D]``, ``lora_B [O, R]`` and the scaling of a module."""
@@ -105,7 +112,7 @@ def adapter_document(one: Inspected, places: Mapping[str, Place]) -> dict[str, A
     """
     saved = one.saved
     config = saved.config
-    updates = diagnose(saved.weights)
+    updates = {module: diagnose_update(*one.factors(module), one.directions[module]) for module in one.modules}
     whole = overall([updates[module] for module in one.modules])
     assert whole is not None, "an adapter without modules is not read"
     rows = []

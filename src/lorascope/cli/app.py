@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import signal
@@ -25,8 +24,9 @@ import typer
 from lorascope import __version__
 from lorascope.cli import data as data_commands
 from lorascope.cli import tables
-from lorascope.cli.console import Allow, AsJson, Device, Override, decoding_of, print_json, stdout, tell
+from lorascope.cli.console import Allow, AsJson, Device, Override, print_json, stdout, tell
 from lorascope.cli.doctor import doctor
+from lorascope.cli.evaluate import evaluate
 from lorascope.cli.export import export
 from lorascope.cli.generate import chat, generate
 from lorascope.cli.inspect import inspect
@@ -35,15 +35,7 @@ from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, stud
 from lorascope.cli.recommend import recommend
 from lorascope.cli.report import report
 from lorascope.cli.study import interrupt, results_of, run_and_report
-from lorascope.config import (
-    EvaluateConfig,
-    TaskConfig,
-    TrackingConfig,
-    load_study,
-    parse_duration,
-    parse_memory,
-    validate,
-)
+from lorascope.config import TrackingConfig, load_study, parse_duration, parse_memory, validate
 from lorascope.errors import LorascopeError, UsageError
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
@@ -251,79 +243,7 @@ def results(
         tables.print_results(stdout(), document)
 
 
-@app.command()
-def evaluate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's directory, or a trial's.")],
-    task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
-    data: Annotated[str, typer.Option(help="A file, a directory or a hub id.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
-    dtype: Annotated[str, typer.Option(help="The base model's dtype.")] = "float32",
-    quantization: Annotated[str | None, typer.Option(help="nf4: score on the base in 4 bits, as it was trained.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")
-    ] = None,
-    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
-    max_length: Annotated[int, typer.Option(min=8, help="Most tokens of an example.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
-    decode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STRATEGY[,K=V…]", help="A way to decode, e.g. nucleus,top_p=0.9,samples=4; several are compared."
-        ),
-    ] = None,
-    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="An NLI model or adapter: gives replies to a persona their C-score.")
-    ] = None,
-    judge_data: Annotated[str | None, typer.Option(help="SICK, to measure the judge's own accuracy on.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Write one JSON line per example here.")] = None,
-    device: Device = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score an adapter, ours or PEFT's own, on a task."""
-    names = None if labels is None else [name.strip() for name in labels.split(",")]
-    task_config = validate(
-        TaskConfig,
-        {"name": task, "data": data, "labels": names, "max_eval": max_eval, "max_length": max_length, "speaker": speaker},
-        "evaluate",
-    )
-    decodings = [{"max_new_tokens": max_new_tokens, **decoding_of(text)} for text in decode or ["greedy"]]
-    if judge_data is not None and judge is None:
-        raise UsageError("there is no judge to measure", where="--judge-data", fix="give one with --judge")
-    check = None if judge_data is None else {"data": judge_data}
-    judge_values = None if judge is None else {"model": judge, "check": check}
-    settings = validate(EvaluateConfig, {"split": split, "decoding": decodings, "judge": judge_values}, "evaluate")
-    from lorascope.cohort.single import evaluate_adapter
-
-    evaluation, facts = evaluate_adapter(
-        adapter,
-        task_config,
-        settings,
-        base_model=base,
-        dtype=dtype,
-        quantization=quantization,
-        device=chosen_device(device),
-    )
-    if predictions is not None:
-        from lorascope.store import write_atomically
-
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.predictions)
-        write_atomically(predictions, "".join(lines))
-    document = {"adapter": str(adapter), **facts, "metrics": evaluation.metrics}
-    if as_json:
-        print_json(document)
-    else:
-        for warning in facts["warnings"]:
-            tell(f"warning: {warning}")
-        for name, value in evaluation.metrics.items():
-            typer.echo(f"{name} {value:.4f}")
-        row = {"trial": adapter.name, "decoding": facts["decoding"]}
-        tables.print_decodings(stdout(), {"study": str(adapter), "trials": [row]})
-        tables.print_judge(stdout(), facts["judge"])
-
-
-for command in (generate, chat, inspect, merge, export, recommend, report, doctor):
+for command in (evaluate, generate, chat, inspect, merge, export, recommend, report, doctor):
     app.command()(command)
 
 

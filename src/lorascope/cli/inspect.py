@@ -11,23 +11,23 @@ import typer
 
 from lorascope.analysis.figures import FIGURES
 from lorascope.cli import inspection
-from lorascope.cli.console import AsJson, Device, print_json, stderr, stdout, tell
-from lorascope.cli.planning import chosen_device
+from lorascope.cli.console import AsJson, print_json, stderr, stdout, tell
+from lorascope.cli.options import Base, Examples
 from lorascope.cli.progress import StudyProgress
 from lorascope.cli.records import given, with_records
-from lorascope.cli.speed import OnBase, print_speed, speed_of
-from lorascope.cli.truncate import Scored, print_truncation, truncate_adapter
-from lorascope.config import EvaluateConfig, TaskConfig, validate
+from lorascope.cli.speed import print_speed, speed_of
+from lorascope.cli.truncate import print_truncation, told
+from lorascope.config import EvaluateConfig, validate
 from lorascope.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from lorascope.analysis.updates import Inspected
+    from lorascope.smallest_adapter import Cut, Scoring
 
 _SHOWN = ("effective_rank", "norm")
 _SUFFIXES = (".svg", ".png")
 _ACTING = ("truncation", "speed")
 _PARTS = ("adapters", "overlap", "representations", *_ACTING)
-_DTYPE = "float32"
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,20 @@ class Looks:
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture too, FILE.svg or FILE.png.")] = None
 
 
-@dataclass(frozen=True)
-class OnTask:
+@dataclass(frozen=True, kw_only=True)
+class OnTask(Examples):
     """Examples that hidden states are compared on, or a cut is scored on."""
 
     task: Annotated[
         str | None, typer.Option(help="Compare hidden states with the base's on this task's examples: sst2, squad, file, …")
     ] = None
     data: Annotated[str | None, typer.Option(help="Its data: a file, a directory or a hub id.")] = None
-    split: Annotated[str | None, typer.Option(help="train, validation or test; validation.")] = None
-    labels: Annotated[str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")] = (
-        None
-    )
-    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None
-    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
-    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
 
 
 @dataclass(frozen=True)
-class Running:
+class Running(Base):
     """The base that adapters run on, with a task or for their speed."""
 
-    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None
-    dtype: Annotated[str | None, typer.Option(help=f"The base model's dtype; {_DTYPE}.")] = None
-    quantization: Annotated[str | None, typer.Option(help="nf4: the base in 4 bits.")] = None
-    device: Device = None
     slots: Annotated[
         int | None,
         typer.Option(min=1, help="Most at once on one base: with --truncate cuts that are scored, with --speed adapters; 4."),
@@ -126,7 +115,9 @@ def inspect(
     _check_task(on_task, running, cutting, timing)
     _check_truncation(cutting, on_task, adapters)
     _check_speed(timing, cutting, on_task)
-    document = _document(adapters, on_task, running, cutting, timing)
+    shows = bool(looks.figure) or (cutting.truncate is None and not timing.speed)
+    figures = shows or as_json or looks.plot is not None
+    document = _document(adapters, on_task, running, cutting, timing, with_figures=figures)
     if looks.plot is not None:
         _draw(document, wanted, looks.plot)
     if as_json:
@@ -136,7 +127,6 @@ def inspect(
         print_truncation(stdout(), document["truncation"])
     if "speed" in document:
         print_speed(stdout(), document["speed"])
-    shows = bool(looks.figure) or (cutting.truncate is None and not timing.speed)
     if shows:
         inspection.print_inspection(stdout(), document, wanted)
     # Of what is not shown, nothing is told.
@@ -145,9 +135,15 @@ def inspect(
 
 
 def _document(
-    directories: Sequence[Path], on_task: OnTask, running: Running, cutting: Cutting, timing: Timing
+    directories: Sequence[Path],
+    on_task: OnTask,
+    running: Running,
+    cutting: Cutting,
+    timing: Timing,
+    *,
+    with_figures: bool,
 ) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """What ``--json`` prints; without the updates' figures where nobody looks at them."""
     from lorascope.analysis.overlap import overlap_document
     from lorascope.analysis.updates import adapter_document, places_of, read_adapters
 
@@ -155,19 +151,33 @@ def _document(
     read = read_adapters(directories, factors_only=not runs)
     places = places_of(module for one in read for module in one.modules)
     document: dict[str, Any] = {
-        "adapters": [adapter_document(one, places) for one in read],
-        "overlap": overlap_document(read, places),
+        "adapters": [adapter_document(one, places) for one in read] if with_figures else [],
+        "overlap": overlap_document(read, places) if with_figures else None,
         "representations": None,
     }
-    scored = None if on_task.task is None else _scored(on_task, running, cutting)
+    timed = read
     if cutting.truncate is not None and cutting.out is not None:
-        document["truncation"] = truncate_adapter(read[0], cutting.truncate, cutting.out, scored, running.slots)
-    elif scored is not None:
-        document["representations"] = _drift(read, scored)
+        document["truncation"] = _cut(read[0], on_task, running, cutting).document()
+        if timing.speed:
+            tell(f"written to {cutting.out}")
+            # What was cut is what one wants to know the speed of, beside that of the whole.
+            timed = read_adapters([*directories, cutting.out], factors_only=False)
+    elif on_task.task is not None:
+        document["representations"] = _drift(read, _scoring(on_task, running, cutting))
     if timing.speed:
-        on = OnBase(running.base, running.dtype or _DTYPE, running.quantization, running.device)
-        document["speed"] = speed_of(read, on, _workload(timing, running))
+        document["speed"] = speed_of(timed, running.on_base(), _workload(timing, running))
     return document | {"warnings": _warnings(document)}
+
+
+def _cut(one: Inspected, on_task: OnTask, running: Running, cutting: Cutting) -> Cut:
+    """The smallest adapter inside this one, written."""
+    from lorascope.smallest_adapter import cut_by_energy, cut_by_score
+
+    assert cutting.truncate is not None
+    assert cutting.out is not None
+    if on_task.task is None:
+        return cut_by_energy(one, cutting.truncate, cutting.out)
+    return told(cut_by_score(one, cutting.truncate, cutting.out, _scoring(on_task, running, cutting)))
 
 
 def _workload(timing: Timing, running: Running) -> dict[str, int]:
@@ -177,22 +187,15 @@ def _workload(timing: Timing, running: Running) -> dict[str, int]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _scored(on_task: OnTask, running: Running, cutting: Cutting) -> Scored:
+def _scoring(on_task: OnTask, running: Running, cutting: Cutting) -> Scoring:
     """What the score is of, or hidden states are compared on."""
-    names = None if on_task.labels is None else [name.strip() for name in on_task.labels.split(",")]
-    values = {"name": on_task.task, "data": on_task.data, "labels": names, "max_eval": on_task.max_eval}
-    values |= {"speaker": on_task.speaker} | ({} if on_task.max_length is None else {"max_length": on_task.max_length})
+    from lorascope.smallest_adapter import Scoring
+
     decoding = {} if running.max_new_tokens is None else {"max_new_tokens": running.max_new_tokens}
-    settings = {"decoding": [decoding]} | ({} if on_task.split is None else {"split": on_task.split})
-    return Scored(
-        validate(TaskConfig, values, "inspect"),
-        validate(EvaluateConfig, settings, "inspect"),
-        cutting.metric,
-        running.base,
-        running.dtype or _DTYPE,
-        running.quantization,
-        chosen_device(running.device),
-    )
+    task = on_task.task_config(on_task.task, on_task.data, "inspect")
+    settings = validate(EvaluateConfig, {"decoding": [decoding], **on_task.evaluation()}, "inspect")
+    bound = {} if running.slots is None else {"num_slots": running.slots}
+    return Scoring(task, settings, running.on_base(), cutting.metric, **bound)
 
 
 def _figures(names: list[str] | None) -> list[str]:
@@ -250,14 +253,13 @@ def _check_speed(timing: Timing, cutting: Cutting, on_task: OnTask) -> None:
         raise UsageError("it has no effect with --speed", where="--task", fix="measure speed and hidden states one by one")
 
 
-def _drift(read: list[Inspected], on: Scored) -> dict[str, Any]:
+def _drift(read: list[Inspected], scoring: Scoring) -> dict[str, Any]:
     """The drift of hidden states, with its progress on stderr."""
     from lorascope.analysis.drift import drift_document
     from lorascope.evaluate import run_to_end
 
-    chosen: dict[str, Any] = {"base_model": on.base, "dtype": on.dtype, "quantization": on.quantization, "device": on.device}
     with StudyProgress(stderr()) as progress:
-        return run_to_end(drift_document(read, on.task, on.settings, **chosen), progress.show)
+        return run_to_end(drift_document(read, scoring.task, scoring.settings, scoring.on), progress.show)
 
 
 def _draw(document: dict[str, Any], figures: list[str], path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,55 +16,61 @@ import typer
 
 from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.cli.console import AsJson, Device, print_json, stdout
-from lorascope.cli.evidence import read_studies
 from lorascope.cli.planning import Bounds, Costs, chosen_device
+from lorascope.cli.records import with_records
+from lorascope.cli.study import results_of
 from lorascope.config import load_study, parse_duration, parse_memory
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.recommend.advice import STRENGTHS, Weighed
 from lorascope.recommend.answer import Answer, Asked, answered
 from lorascope.recommend.closeness import ORDER
 from lorascope.recommend.rules import Choice, Goal, shown
+from lorascope.recommend.studies import read_studies
 from lorascope.recommend.study_file import as_study, inline_yaml, study_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def recommend(
-    task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")],
-    base: Annotated[str, typer.Option(metavar="M", help="The base model: a hub id, or a directory; config.json is enough.")],
+@dataclass(frozen=True)
+class Question:
+    """What a configuration is wanted for."""
+
+    task: Annotated[str, typer.Option(help="A task's name, as a study file gives it: sst2, squad, personachat, file, …")]
+    base: Annotated[str, typer.Option(metavar="M", help="The base model: a hub id, or a directory; config.json is enough.")]
     data: Annotated[
         str | None, typer.Option(help="A file, a directory or a hub id; by default your nearest study's, or as published.")
-    ] = None,
+    ] = None
+    goal: Annotated[str, typer.Option(help="default, faster, better or overfits (it does, and is not to).")] = "default"
+
+
+@dataclass(frozen=True)
+class Means:
+    """What training may take, and where it is to run."""
+
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that it may take, e.g. 8GB; what is free here.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that it may take, e.g. 2h.")] = None,
-    goal: Annotated[str, typer.Option(help="default, faster, better or overfits (it does, and is not to).")] = "default",
+    ] = None
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Training time that it may take, e.g. 2h.")] = None
+    device: Device = None
+
+
+@with_records
+def recommend(
+    question: Question,
+    means: Means,
     runs: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Your studies, or one of them; may be repeated. Default: runs.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="STUDY", help="Write the study file here.")] = None,
-    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """A configuration to begin with, a reason for each value, and what would change the answer."""
-    if goal not in get_args(Goal):
-        raise UsageError(f"no goal {goal!r}", where="--goal", fix=did_you_mean(goal, list(get_args(Goal))))
+    asked = _asked(question, means)
     if out is not None and out.exists():
         raise UsageError("is there already", where=f"--out {out}", fix="choose another name, or remove it")
-    place = chosen_device(device)
-    asked = Asked(
-        task,
-        base,
-        data,
-        None if memory is None else parse_memory(memory),
-        None if budget is None else parse_duration(budget),
-        goal,  # type: ignore[arg-type]
-        place,
-    )
-    own = read_studies(runs or [path for path in (Path("runs"),) if path.is_dir()])
-    answer = answered(asked, own, lambda study, directory: Costs(study, directory, Bounds(device=place)))
+    own = read_studies(runs or [path for path in (Path("runs"),) if path.is_dir()], results_of)
+    answer = answered(asked, own, lambda study, directory: Costs(study, directory, Bounds(device=asked.device)))
     text = written(answer, out)
     if as_json:
         print_json(as_document(answer, out))
@@ -73,6 +80,21 @@ def recommend(
         typer.echo("add --out STUDY.yaml to write the study file")
     else:
         typer.echo(f"{out}: {len(text.splitlines())} lines; lorascope run {shlex.quote(str(out))}")
+
+
+def _asked(question: Question, means: Means) -> Asked:
+    goals = get_args(Goal)
+    if question.goal not in goals:
+        raise UsageError(f"no goal {question.goal!r}", where="--goal", fix=did_you_mean(question.goal, list(goals)))
+    return Asked(
+        question.task,
+        question.base,
+        question.data,
+        None if means.memory is None else parse_memory(means.memory),
+        None if means.budget is None else parse_duration(means.budget),
+        question.goal,  # type: ignore[arg-type]
+        chosen_device(means.device),
+    )
 
 
 def written(answer: Answer, out: Path | None) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
 from typing import Any, get_type_hints
 
@@ -23,7 +23,8 @@ from typing import Any, get_type_hints
 def with_records(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take dataclasses: each of their fields becomes an option of its own, in the record's place.
 
-    Typer looks at signature and annotations, so these are what is given to it. Every field has a default.
+    Typer looks at signature and annotations, so these are what is given to it. A field without a default is an option that has
+    to be given, and stands first.
     """
     hints = get_type_hints(command, include_extras=True)
     records: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -35,8 +36,8 @@ def with_records(command: Callable[..., None]) -> Callable[..., None]:
         record = records[parameter.name]
         own = get_type_hints(record, include_extras=True)
         parameters += [
-            inspect.Parameter(one.name, parameter.kind, default=one.default, annotation=own[one.name])
-            for one in fields(record)
+            inspect.Parameter(one.name, parameter.kind, default=_default(one), annotation=own[one.name])
+            for one in sorted(fields(record), key=lambda one: one.default is not MISSING)
         ]
 
     @wraps(command)
@@ -44,9 +45,15 @@ def with_records(command: Callable[..., None]) -> Callable[..., None]:
         gathered = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in records.items()}
         command(**values, **gathered)
 
-    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # By keyword, as Typer calls it: then what has a default may stand before what has none.
+    by_keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    spread.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return spread
+
+
+def _default(field: Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def given(record: Any, *but: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lorascope.cli.console import tell
-from lorascope.cli.planning import chosen_device
 
 if TYPE_CHECKING:
     from lorascope.analysis.updates import Inspected
+    from lorascope.cohort.single import OnBase
     from lorascope.speed import Agreement, Measured, Speed
 
 _PHASES = {"prefill": "prefill", "per_token": "per token", "forward": "one pass"}
-
-
-@dataclass(frozen=True)
-class OnBase:
-    """The base that adapters are put on, and where."""
-
-    base: str | None = None
-    dtype: str = "float32"
-    quantization: str | None = None
-    device: str | None = None
 
 
 def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, int]) -> dict[str, Any]:
@@ -43,16 +33,15 @@ def speed_of(adapters: Sequence[Inspected], on: OnBase, workload: Mapping[str, i
     """
     import torch
 
-    from lorascope.adapter import agreed_base, form_of_adapter
+    from lorascope.adapter import form_of_adapter
     from lorascope.base_model import hardware, load_base
     from lorascope.evaluate import run_to_end
     from lorascope.speed import Workload, measure, phases_of
 
     names, saved = [one.label for one in adapters], [one.saved for one in adapters]
-    by_place = {str(one.directory): one.saved for one in adapters}
-    config = agreed_base(by_place, on.base, dtype=on.dtype, quantization=on.quantization)
+    config = on.config({str(one.directory): one.saved for one in adapters})
     task_type, labels = form_of_adapter(saved[0], str(adapters[0].directory))
-    base = load_base(config, task_type, labels, chosen_device(on.device))
+    base = load_base(config, task_type, labels, on.device)
     running = measure(base, saved, names, Workload(**workload))
     speed = run_to_end(running, lambda at: tell(f"round {at[0]} of {at[1]}"))
     machine = hardware()

@@ -22,6 +22,25 @@ from lorascope.plan import check_lengths
 
 
 @dataclass(frozen=True)
+class OnBase:
+    """The base that adapters from disk are put on, and how it is held.
+
+    Attributes:
+        model: a directory or hub id; None for the one that the adapters name.
+        quantization: ``nf4`` for adapters that were trained on a packed base.
+    """
+
+    model: str | None = None
+    dtype: str = "float32"
+    quantization: str | None = None
+    device: str = "cpu"
+
+    def config(self, adapters: Mapping[str, SavedAdapter]) -> BaseModelConfig:
+        """The base to load for these adapters, by the place that an error names; what ``agreed_base`` raises."""
+        return agreed_base(adapters, self.model, dtype=self.dtype, quantization=self.quantization)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A base and a task's examples, ready to score adapters on.
 
@@ -85,21 +104,12 @@ def evaluate_together(prepared: Prepared, adapters: Mapping[str, SavedAdapter]) 
 
 
 def evaluate_adapter(
-    directory: Path,
-    task: TaskConfig,
-    settings: EvaluateConfig,
-    *,
-    base_model: str | None,
-    dtype: str,
-    quantization: str | None = None,
-    device: str = "cpu",
+    directory: Path, task: TaskConfig, settings: EvaluateConfig, on: OnBase
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load an adapter's base, put the adapter on it, and score it.
 
     Args:
         directory: the adapter's, or a trial's that holds it.
-        base_model: the base to use; by default the one that the adapter names.
-        quantization: ``nf4`` for an adapter that was trained on a packed base.
 
     Returns:
         The evaluation, and what it was made of: base, task, split, number of examples and checksums.
@@ -108,8 +118,7 @@ def evaluate_adapter(
         AdapterError: it cannot be read, does not fit the base, or gives numbers that are not finite.
     """
     adapters = {str(directory): read_adapter(adapter_directory(directory))}
-    config = agreed_base(adapters, base_model, dtype=dtype, quantization=quantization)
-    prepared = prepare(config, task, settings, device)
+    prepared = prepare(on.config(adapters), task, settings, on.device)
     evaluation = evaluate_together(prepared, adapters)[0]
     if not evaluation.finite:
         raise AdapterError("the adapter's outputs are not finite", where=str(directory), fix="train it again")

@@ -18,7 +18,7 @@ from lorascope.export.described import Wishes, described
 from lorascope.export.source import Source
 from lorascope.lora.beside import TOKENIZER_FILES, copy_files
 from lorascope.lora.peft_io import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter, write_record
-from lorascope.model_card import CardFacts, Privacy, model_card, privacy_of, public_name, study_places
+from lorascope.model_card import CardFacts, Privacy, privacy_of, public_card, public_study
 from lorascope.store import Store, TrialRow, atomic_directory
 
 CARD_FILE = "README.md"
@@ -61,10 +61,10 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
 
 def write_papers(directory: Path, source: Source, facts: CardFacts, privacy: Privacy) -> None:
     """The card and, for a trial that was trained, the study that repeats it."""
-    (directory / CARD_FILE).write_text(privacy.clean(model_card(facts)), encoding="utf-8")
+    (directory / CARD_FILE).write_text(public_card(facts, privacy), encoding="utf-8")
     if facts.study_file is not None and source.study is not None and source.trial is not None:
         with Store.open(source.study) as store:
-            text = privacy.clean(_study_file(store.study, source.trial, facts))
+            text = privacy.without_secrets(_study_file(store.study, source.trial, facts, privacy))
         (directory / facts.study_file).write_text(text, encoding="utf-8")
 
 
@@ -79,15 +79,15 @@ def privacy_for(source: Source, saved: SavedAdapter, wishes: Wishes) -> Privacy:
         return privacy_of(store, *places)
 
 
-def _study_file(study: Study, row: TrialRow, facts: CardFacts) -> str:
-    """The trial as a study of its own, its base and data by their public names."""
+def _study_file(study: Study, row: TrialRow, facts: CardFacts, privacy: Privacy) -> str:
+    """The trial as a study of its own, its base, data and judge by their public names, and all else as it was."""
     trial = TrialConfig.from_flat(row.config, row.seed)
     document: dict[str, Any] = study.model_dump(mode="json", exclude={"tracking", "controls", "design"})
     for section in SECTIONS:
         document[section] = getattr(trial, section).model_dump(mode="json", exclude_none=True)
     document |= {"seeds": [row.seed], "design": {"kind": "list", "trials": [{}]}}
     document["base"]["model"] = facts.base.name
-    document = _public(document, {place: public_name(place) for place in study_places(study)})
+    document = public_study(document, study, privacy)
     if trial.adapter.method != "lora":
         document["adapter"] = {"method": trial.adapter.method}
     checked = Study.model_validate(document).model_dump(mode="json", exclude_none=True, exclude={"tracking", "controls"})
@@ -95,14 +95,6 @@ def _study_file(study: Study, row: TrialRow, facts: CardFacts) -> str:
     comments += [f"# Data, SHA-256 of the records: {row.data_checksum}"] if row.data_checksum else []
     comments += [f"# Base, SHA-256 of the weights: {row.base_checksum}"] if row.base_checksum else []
     return "\n".join(comments) + "\n" + yaml.safe_dump(checked, sort_keys=False, allow_unicode=True)
-
-
-def _public(value: Any, names: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _public(item, names) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_public(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -146,9 +146,11 @@ def diagnose(weights: AdapterWeights) -> dict[str, UpdateDiagnostics]:
     }
 
 
-def diagnose_update(lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float) -> UpdateDiagnostics:
-    """Figures of ``scaling · B A``."""
-    update = decompose(lora_A_RD, lora_B_OR, scaling)
+def diagnose_update(
+    lora_A_RD: Tensor, lora_B_OR: Tensor, scaling: float, update: Decomposition | None = None
+) -> UpdateDiagnostics:
+    """Figures of ``scaling · B A``; ``update`` is the same taken apart, where somebody has done so."""
+    update = decompose(lora_A_RD, lora_B_OR, scaling) if update is None else update
     values_S = update.values_S
     effective, stable = effective_rank(values_S), stable_rank(values_S)
     r, largest = lora_A_RD.shape[0], float(values_S.max())

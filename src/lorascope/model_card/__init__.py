@@ -6,11 +6,21 @@ of cards: a study writes short ones while it runs, an export whole ones, a trunc
 above ``store``, below ``cohort``, which writes cards too.
 """
 
-from lorascope.model_card.document import model_card
-from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, Cost, DataFacts, MetricFacts, SeedFacts
+from lorascope.model_card.document import model_card, public_card
+from lorascope.model_card.facts import (
+    AdapterFacts,
+    BaseFacts,
+    CardFacts,
+    Cost,
+    CutFacts,
+    DataFacts,
+    MetricFacts,
+    ScoreFacts,
+    SeedFacts,
+)
 from lorascope.model_card.licence import UNKNOWN_LICENCE, Licence, chosen_licence, readme_licence, stated_licence
 from lorascope.model_card.privacy import Privacy, is_local, public_name
-from lorascope.model_card.recorded import data_facts, privacy_of, settings_of, study_places, trial_card
+from lorascope.model_card.recorded import data_facts, privacy_of, public_study, settings_of, study_places, trial_card
 from lorascope.model_card.saved import adapter_facts, task_type_of_adapter, truncated_card
 
 __all__ = [
@@ -19,10 +29,12 @@ __all__ = [
     "BaseFacts",
     "CardFacts",
     "Cost",
+    "CutFacts",
     "DataFacts",
     "Licence",
     "MetricFacts",
     "Privacy",
+    "ScoreFacts",
     "SeedFacts",
     "adapter_facts",
     "chosen_licence",
@@ -30,7 +42,9 @@ __all__ = [
     "is_local",
     "model_card",
     "privacy_of",
+    "public_card",
     "public_name",
+    "public_study",
     "readme_licence",
     "settings_of",
     "stated_licence",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lorascope.amounts import seconds_text
 from lorascope.model_card.facts import CardFacts, MetricFacts
+from lorascope.model_card.privacy import Privacy
 from lorascope.model_card.usage import loading
 
 if TYPE_CHECKING:
@@ -31,8 +33,21 @@ _NOT_ON_THE_HUB = "not-on-the-hub"
 _MIB, _GIB = 1 << 20, 1 << 30
 
 
+def public_card(facts: CardFacts, privacy: Privacy) -> str:
+    """The card without what must not leave the machine.
+
+    Facts are cleaned before they are written out: once they are text, nobody tells a path from a class ``/r/books``. The
+    adapter's own, its classes and settings, hold no places.
+
+    Raises:
+        ValueError: the facts make no valid metadata.
+    """
+    cleaned: CardFacts = privacy.clean_values(facts)
+    return privacy.without_secrets(model_card(replace(cleaned, adapter=facts.adapter)))
+
+
 def model_card(facts: CardFacts) -> str:
-    """The card, ready to be ``README.md``. What of the machine must not be told has to be cleaned by the caller.
+    """The card, ready to be ``README.md``, places and secrets included (``public_card`` leaves them out).
 
     Raises:
         ValueError: the facts make no valid metadata.

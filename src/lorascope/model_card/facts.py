@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lorascope.config import TaskType
@@ -126,6 +127,52 @@ class Cost:
     solo_peak_memory_bytes: int | None = None
     num_together: int | None = None
     hardware: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """How an adapter that was cut scores, beside the whole one.
+
+    Attributes:
+        metric: the one that was kept.
+        before: of the whole adapter.
+        metrics: of the one that was written.
+        allowed: the loss.
+        base: where the base lies that it was scored on.
+    """
+
+    metric: str
+    before: float
+    metrics: Mapping[str, float]
+    allowed: float
+    task: str
+    split: str
+    num_examples: int
+    data_checksum: str | None
+    base: str
+
+
+@dataclass(frozen=True)
+class CutFacts:
+    """An adapter that was cut to lower ranks.
+
+    Attributes:
+        name: its directory's.
+        label, source: of the adapter that it was cut from: its name, and where it lies.
+        directions, parameters: before and after.
+        report: the file's name beside the card that holds every cut that was tried.
+        what: what was kept, in a sentence, where no score says it.
+        score: None without a task.
+    """
+
+    name: str
+    label: str
+    source: Path
+    directions: tuple[int, int]
+    parameters: tuple[int, int]
+    report: str
+    what: str | None = None
+    score: ScoreFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,33 @@ class Privacy:
         values = {value for name, value in variables.items() if _SECRET_VARIABLE.search(name)}
         self._secrets = sorted((value for value in values if len(value) >= _FEWEST_LETTERS), key=len, reverse=True)
 
-    def clean(self, text: str) -> str:
-        """The text with paths by their last part and secrets removed."""
+    def without_secrets(self, text: str) -> str:
+        """The text with secrets removed, and its paths as they are."""
         for secret in self._secrets:
             text = text.replace(secret, _HIDDEN)
         text = _TOKENS.sub(_HIDDEN, text)
         text = _IN_URL.sub("", text)
-        text = _IN_QUERY.sub(rf"\1={_HIDDEN}", text)
+        return _IN_QUERY.sub(rf"\1={_HIDDEN}", text)
+
+    def clean(self, text: str) -> str:
+        """The text with paths by their last part and secrets removed: for prose, in which nothing else looks like a path."""
+        text = self.without_secrets(text)
         for path in self._paths:
             # Not inside a longer name: /home/me is no part of /home/melissa. What follows goes with it.
             text = re.sub(rf"(?<![\w./~-]){re.escape(path)}(?![\w.-])(?:{_PART})*/?", _last_part, text)
         return _ABSOLUTE.sub(_last_part, text)
 
     def clean_values(self, value: Any) -> Any:
-        """The same for every string in a JSON document; keys stay."""
+        """The same for every string in a JSON document or a record; keys stay."""
         if isinstance(value, str):
             return self.clean(value)
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{one.name: self.clean_values(getattr(value, one.name)) for one in fields(value)})
+        if isinstance(value, tuple):
+            return tuple(self.clean_values(item) for item in value)
         if isinstance(value, Mapping):
             return {key: self.clean_values(item) for key, item in value.items()}
-        return [self.clean_values(item) for item in value] if isinstance(value, list | tuple) else value
+        return [self.clean_values(item) for item in value] if isinstance(value, list) else value
 
     def clean_places(self, value: Any) -> Any:
         """The same for those strings of a configuration alone whose key says that they are a place.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorascope import __version__
 from lorascope.config import AdapterConfig, Study, TrainConfig, TrialConfig
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.model_card.document import model_card
+from lorascope.model_card.document import public_card
 from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, DataFacts, MetricFacts
 from lorascope.model_card.privacy import Privacy, is_local, public_name
 from lorascope.store import Store
@@ -33,6 +33,22 @@ def study_places(study: Study) -> list[str]:
         checked = None if judge.check is None else judge.check.data
         places += [] if checked is None else [checked] if isinstance(checked, str) else list(checked.values())
     return places
+
+
+def public_study(document: Mapping[str, Any], study: Study, privacy: Privacy) -> dict[str, Any]:
+    """A study's document with places by their public names and without secrets; its classes are what the data call them."""
+    names = {place: public_name(place) for place in study_places(study)}
+
+    def public(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: public(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    cleaned: dict[str, Any] = privacy.clean_values(public(document))
+    # A class may be called /r/books.
+    return cleaned | {"task": cleaned["task"] | {"labels": document["task"].get("labels")}}
 
 
 def privacy_of(store: Store, *more: str) -> Privacy:
@@ -100,4 +116,4 @@ def trial_card(store: Store, trial: TrialConfig, metrics: Mapping[str, float], b
         licence=None,
         is_whole=False,
     )
-    return privacy_of(store, trial.base.model).clean(model_card(facts))
+    return public_card(facts, privacy_of(store, trial.base.model))

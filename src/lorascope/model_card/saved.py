@@ -13,8 +13,8 @@ from lorascope import __version__
 from lorascope.config import TaskType
 from lorascope.lora.peft_io import WEIGHTS_FILE, SavedAdapter
 from lorascope.metrics import HIGHER_IS_BETTER
-from lorascope.model_card.document import model_card
-from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, DataFacts, MetricFacts
+from lorascope.model_card.document import public_card
+from lorascope.model_card.facts import AdapterFacts, BaseFacts, CardFacts, CutFacts, DataFacts, MetricFacts, ScoreFacts
 from lorascope.model_card.licence import UNKNOWN_LICENCE, readme_licence, stated_licence
 from lorascope.model_card.privacy import Privacy, is_local, public_name
 from lorascope.model_card.recorded import settings_of
@@ -58,21 +58,20 @@ def _peft_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings_of(values, values)
 
 
-def truncated_card(document: Mapping[str, Any], saved: SavedAdapter, directory: Path, report: str) -> str:
+def truncated_card(cut: CutFacts, saved: SavedAdapter, directory: Path) -> str:
     """The card of an adapter that was cut to lower ranks.
 
     Args:
-        document: what was cut and how it scored, as ``inspect --truncate`` writes it down.
         saved: the adapter as it was written.
         directory: where that lies, perhaps under a temporary name.
-        report: the file's name beside the card that holds the document.
     """
-    source, place = Path(document["adapter"]), document.get("base") or saved.base_model
-    of_source = readme_licence(source / "README.md", "the card of the adapter that it was cut from")
+    score = cut.score
+    place = saved.base_model if score is None else score.base
+    of_source = readme_licence(cut.source / "README.md", "the card of the adapter that it was cut from")
     of_base = stated_licence(place) if place is not None and is_local(place) else None
     origin = saved.origin
     facts = CardFacts(
-        name=Path(document["out"]).name,
+        name=cut.name,
         form="adapter",
         task_type=task_type_of_adapter(saved),
         base=BaseFacts(
@@ -86,47 +85,41 @@ def truncated_card(document: Mapping[str, Any], saved: SavedAdapter, directory: 
         ),
         adapter=adapter_facts(saved, directory),
         version=__version__,
-        made_from=_how_it_was_cut(document, report),
-        data=None if document["metric"] is None else _data(document),
-        metrics=() if document["metric"] is None else _metrics(document, report),
-        limitations=tuple(_limitations(document, place)),
+        made_from=_how_it_was_cut(cut),
+        data=None
+        if score is None
+        else DataFacts(score.task, score.split, checksum=score.data_checksum, num_eval=score.num_examples),
+        metrics=() if score is None else _metrics(score, cut.report),
+        limitations=tuple(_limitations(cut, place)),
         licence=of_source or of_base or UNKNOWN_LICENCE,
     )
-    return Privacy([str(source), document["out"], *([] if place is None else [place])]).clean(model_card(facts))
+    return public_card(facts, Privacy([cut.source, *([] if place is None else [place])]))
 
 
-def _how_it_was_cut(document: Mapping[str, Any], report: str) -> str:
-    numbers = f"{document['parameters_before']:,} to {document['parameters']:,} numbers"
-    directions = f"{document['directions_before']} to {document['directions']} directions"
-    text = f"It is the adapter `{document['label']}`, cut from {directions} ({numbers})"
-    if document["metric"] is None:
-        text += f": {document['what']}"
-    else:
-        one, other = document["original"]["score"], document["truncated"]["score"]
-        text += f": {document['metric']} was {one:.6g} and is {other:.6g}, where a loss of {document['epsilon']:g} was allowed"
-    return f"{text}. Each module's rank and every cut that was tried: `{report}`."
-
-
-def _data(document: Mapping[str, Any]) -> DataFacts:
-    return DataFacts(
-        task=document["task"],
-        split=document["split"],
-        checksum=document["data_checksum"],
-        num_eval=document["num_examples"],
+def _how_it_was_cut(cut: CutFacts) -> str:
+    (before, after), (numbers_before, numbers) = cut.directions, cut.parameters
+    text = (
+        f"It is the adapter `{cut.label}`, cut from {before} to {after} directions ({numbers_before:,} to {numbers:,} numbers)"
     )
+    score = cut.score
+    if score is None:
+        text += f": {cut.what}"
+    else:
+        now = f"{score.before:.6g} and is {score.metrics[score.metric]:.6g}"
+        text += f": {score.metric} was {now}, where a loss of {score.allowed:g} was allowed"
+    return f"{text}. Each module's rank and every cut that was tried: `{cut.report}`."
 
 
-def _metrics(document: Mapping[str, Any], report: str) -> tuple[MetricFacts, ...]:
+def _metrics(score: ScoreFacts, report: str) -> tuple[MetricFacts, ...]:
     method = f"none; the loss against the whole adapter has one in {report}"
-    scores = document["truncated"]["metrics"]
-    return tuple(MetricFacts(name, value, HIGHER_IS_BETTER.get(name), method=method) for name, value in scores.items())
+    return tuple(MetricFacts(name, value, HIGHER_IS_BETTER.get(name), method=method) for name, value in score.metrics.items())
 
 
-def _limitations(document: Mapping[str, Any], place: str | None) -> list[str]:
+def _limitations(cut: CutFacts, place: str | None) -> list[str]:
     found = [
         "What the whole adapter learned from, and what it may have memorised, is not known here; its own card may say it."
     ]
-    if document["metric"] is None:
+    if cut.score is None:
         found.append("No score was measured after the cut.")
     else:
         found.append("The cut was chosen on the examples that it is scored on, so its score is optimistic.")

@@ -12,7 +12,7 @@ import yaml
 from lorascope.amounts import counted
 from lorascope.config import configuration_of
 from lorascope.model_card.privacy import Privacy, is_local, public_name
-from lorascope.model_card.recorded import study_places
+from lorascope.model_card.recorded import public_study, study_places
 from lorascope.report.blocks import (
     Block,
     Cell,
@@ -276,6 +276,7 @@ def reproduce_section(found: Findings) -> Section:
     blocks.append(Notes(clean(notes)))
     values = words("", clean([privacy.clean(value) for value in shown.values()]), kind="code")
     blocks.append(Table([words("fact", shown), values]))
-    document = yaml.safe_dump(study.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    blocks.append(Code(clean(privacy.clean(document)), "study.yaml", is_folded=True))
+    document = public_study(study.model_dump(mode="json", by_alias=True), study, privacy)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    blocks.append(Code(clean(privacy.without_secrets(text)), "study.yaml", is_folded=True))
     return Section("reproduce", "How to reproduce it", "", blocks)

@@ -1,6 +1,7 @@
-"""The user's own studies as evidence: found, read, compared. Floor: cli.
+"""The user's own studies as evidence: found, read, and compared as their number of configurations allows.
 
-A study that cannot be read, because it is damaged, of another version or empty, is named and left out.
+A study that cannot be read, because it is damaged, of another version or empty, is named and left out. What trials show
+together is handed in (``ResultsOf``), for it takes floors that do not know this one. Floor: ``recommend``.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from lorascope.cli.study import results_of
 from lorascope.config import Study, configuration_of
 from lorascope.errors import LorascopeError, UsageError
 from lorascope.recommend.answer import OwnStudies
@@ -18,9 +18,7 @@ from lorascope.recommend.closeness import ModelFacts, TaskFacts
 from lorascope.recommend.evidence import StudyEvidence, leader_of, read_evidence
 from lorascope.recommend.facts import model_facts, task_facts
 from lorascope.recommend.rules import KINDS, Kind
-
-if TYPE_CHECKING:
-    from lorascope.store import Store
+from lorascope.store import DATABASE, Store, results_document
 
 # Up to so many configurations every two are compared, so that whichever is best, the correction has counted it. Of more, the
 # best is compared with each of the others.
@@ -29,14 +27,19 @@ MOST_FOR_PAIRS = 25
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError)
 
 
-def read_studies(places: Sequence[Path]) -> OwnStudies:
+class ResultsOf(Protocol):
+    """What ``lorascope results --json`` prints of a study's stores."""
+
+    def __call__(self, stores: Sequence[Store], baseline: str | None = None, *, pairs: bool = False) -> dict[str, Any]:
+        """The document; every two configurations compared, or each with the baseline."""
+
+
+def read_studies(places: Sequence[Path], results_of: ResultsOf) -> OwnStudies:
     """Every study in these directories, or one or two levels below them; shards of one study count as one.
 
     Raises:
         UsageError: a place does not exist.
     """
-    from lorascope.store import Store
-
     evidence: list[StudyEvidence] = []
     studies: dict[str, Study] = {}
     left_out: list[dict[str, str]] = []
@@ -52,7 +55,7 @@ def read_studies(places: Sequence[Path]) -> OwnStudies:
         for stores in shards.values():
             where = " + ".join(str(store.directory) for store in stores)
             try:
-                found = _evidence(stores, where)
+                found = _evidence(stores, where, results_of)
             except (LorascopeError, *_DAMAGE) as error:
                 left_out.append({"directory": where, "reason": _reason(error)})
                 continue
@@ -62,8 +65,6 @@ def read_studies(places: Sequence[Path]) -> OwnStudies:
 
 
 def _directories(places: Iterable[Path]) -> list[Path]:
-    from lorascope.store import DATABASE
-
     found: dict[Path, Path] = {}
     for place in places:
         if not place.is_dir():
@@ -80,10 +81,10 @@ def _reason(error: Exception) -> str:
     return error.what if error.fix is None else f"{error.what}; {error.fix}"
 
 
-def _evidence(stores: Sequence[Store], where: str) -> list[StudyEvidence]:
+def _evidence(stores: Sequence[Store], where: str, results_of: ResultsOf) -> list[StudyEvidence]:
     """A study's evidence; where its design varied the base model, one for each."""
     study = stores[0].study
-    document = _compared(stores, where)
+    document = compared(stores, where, results_of)
     found = []
     for model in dict.fromkeys(trial["config"]["model"] for trial in document["trials"]):
         trials = [trial for trial in document["trials"] if trial["config"]["model"] == model]
@@ -101,10 +102,8 @@ def _evidence(stores: Sequence[Store], where: str) -> list[StudyEvidence]:
     return found
 
 
-def _compared(stores: Sequence[Store], where: str) -> dict[str, Any]:
+def compared(stores: Sequence[Store], where: str, results_of: ResultsOf) -> dict[str, Any]:
     """The results, with every two configurations compared, or where these are many, each with the best."""
-    from lorascope.store import results_document
-
     names = {configuration_of(trial["trial"]) for trial in results_document(stores)["trials"]}
     if len(names) <= MOST_FOR_PAIRS:
         return results_of(stores, pairs=True)

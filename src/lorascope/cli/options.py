@@ -1,0 +1,60 @@
+"""Options that several commands take, as records (``records``), and what they come to. Floor: cli."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorascope.cli.console import Device
+from lorascope.cli.planning import chosen_device
+from lorascope.config import TaskConfig, validate
+
+if TYPE_CHECKING:
+    from lorascope.cohort.single import OnBase
+
+_DTYPE = "float32"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which of a task's examples are taken, and how they are read."""
+
+    split: Annotated[str | None, typer.Option(help="train, validation or test; validation.")] = None
+    labels: Annotated[str | None, typer.Option(help="The classes in the adapter's order, for example negative,positive.")] = (
+        None
+    )
+    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None
+    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
+    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
+
+    def task_config(self, task: str | None, data: str | None, where: str) -> TaskConfig:
+        """A study file's ``task`` of these examples.
+
+        Raises:
+            UsageError: a value is none that a study file may have.
+        """
+        names = None if self.labels is None else [name.strip() for name in self.labels.split(",")]
+        values = {"name": task, "data": data, "labels": names, "max_eval": self.max_eval, "speaker": self.speaker}
+        return validate(TaskConfig, values | ({} if self.max_length is None else {"max_length": self.max_length}), where)
+
+    def evaluation(self) -> dict[str, Any]:
+        """What they say of a study file's ``evaluate``."""
+        return {} if self.split is None else {"split": self.split}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base that adapters run on."""
+
+    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None
+    dtype: Annotated[str | None, typer.Option(help=f"The base model's dtype; {_DTYPE}.")] = None
+    quantization: Annotated[str | None, typer.Option(help="nf4: the base in 4 bits, as it was trained.")] = None
+    device: Device = None
+
+    def on_base(self) -> OnBase:
+        """The same, with the device chosen."""
+        from lorascope.cohort.single import OnBase
+
+        return OnBase(self.base, self.dtype or _DTYPE, self.quantization, chosen_device(self.device))
