@@ -23,6 +23,7 @@ from lorascope.analysis.truncated import (
     Tried,
     keep_energy,
     line_up,
+    num_bytes,
     num_parameters,
     search,
     weight_norms,
@@ -121,7 +122,7 @@ class Cut:
         epsilon: the loss of score that was allowed, or without a task that of energy, as a share.
         order: by what directions stood in line.
         directions_above_rounding: of those before, how many the rounding of the stored numbers does not explain.
-        parameters: numbers in A's and B's.
+        parameters, bytes: numbers in A's and B's, and what they take in the file.
         scored: None without a task.
         seconds: of the search, with loading, writing and scoring; None without a task.
     """
@@ -136,6 +137,8 @@ class Cut:
     directions_above_rounding: int
     parameters: int
     parameters_before: int
+    bytes: int
+    bytes_before: int
     energy_kept: float
     modules: tuple[CutModule, ...]
     scored: Scored | None = None
@@ -152,7 +155,7 @@ class Cut:
     def document(self) -> dict[str, Any]:
         """As JSON holds it: what ``--json`` prints, and what lies beside the adapter."""
         plain = ("label", "epsilon", "order", "directions", "directions_before", "directions_above_rounding", "parameters",
-                 "parameters_before", "energy_kept")  # fmt: skip
+                 "parameters_before", "bytes", "bytes_before", "energy_kept")  # fmt: skip
         unscored = {"metric": None, "what": self.what, "warnings": []}
         document: dict[str, Any] = {
             "adapter": str(self.adapter),
@@ -284,6 +287,8 @@ def _described(
         directions_above_rounding=line.num_clear,
         parameters=num_parameters(line.cut(count)),
         parameters_before=num_parameters(line.saved),
+        bytes=num_bytes(line.cut(count)),
+        bytes_before=num_bytes(line.saved),
         energy_kept=line.energy_kept(count),
         modules=tuple(CutModule(module, places[module], given[module], ranks[module]) for module in one.modules),
         scored=scored,

@@ -273,6 +273,11 @@ def num_parameters(saved: SavedAdapter) -> int:
     return sum(value.numel() for group in (saved.weights.lora_A, saved.weights.lora_B) for value in group.values())
 
 
+def num_bytes(saved: SavedAdapter) -> int:
+    """Of the adapter's A's and B's in their file; cut factors are in float32 at least, so that fewer may take more."""
+    return sum(value.nbytes for group in (saved.weights.lora_A, saved.weights.lora_B) for value in group.values())
+
+
 def _between(low: int, high: int, most: int, *, with_end: bool) -> list[int]:
     """At most ``most`` counts between ``low`` and ``high``, both left out, evenly spread; the last of them too if asked."""
     inside = high - low - 1
