@@ -65,7 +65,8 @@ def test_an_adapter_that_holds_nan_ends_with_three(cli, peft_adapter, tmp_path):
     path = adapter / "adapter_model.safetensors"
     save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
     ended = cli("export", adapter, "--merged", "--out", tmp_path / "merged")
-    assert (ended.code, ended.out) == (3, "")
+    assert ended.code == 3
+    assert ended.out.startswith("THE MERGE DOES NOT HOLD")
     assert "NaN" in ended.err
     assert not (tmp_path / "merged").exists()
 
