@@ -156,7 +156,7 @@ class Cut:
         """As JSON holds it: what ``--json`` prints, and what lies beside the adapter."""
         plain = ("label", "epsilon", "order", "directions", "directions_before", "directions_above_rounding", "parameters",
                  "parameters_before", "bytes", "bytes_before", "energy_kept")  # fmt: skip
-        unscored = {"metric": None, "what": self.what, "warnings": []}
+        unscored: dict[str, Any] = {"metric": None, "what": self.what, "warnings": []}
         document: dict[str, Any] = {
             "adapter": str(self.adapter),
             "out": str(self.out),

@@ -58,7 +58,7 @@ def test_a_field_without_a_default_has_to_be_given_wherever_its_record_stands():
     def look(needed: Needed, place: str = "here") -> None:
         seen.append((place, needed))
 
-    with pytest.raises(typer.BadParameter.__bases__[0], match="--data"):
+    with pytest.raises(typer.BadParameter.__bases__[0], match="Missing parameter: data"):
         app([], standalone_mode=False)
     app(["--data", "x", "--task", "t"], standalone_mode=False)
     assert seen == [("here", Needed(task="t", data="x"))]

@@ -36,8 +36,16 @@ class Examples:
             UsageError: a value is none that a study file may have.
         """
         names = None if self.labels is None else [name.strip() for name in self.labels.split(",")]
-        values = {"name": task, "data": data, "labels": names, "max_eval": self.max_eval, "speaker": self.speaker}
-        return validate(TaskConfig, values | ({} if self.max_length is None else {"max_length": self.max_length}), where)
+        values: dict[str, Any] = {
+            "name": task,
+            "data": data,
+            "labels": names,
+            "max_eval": self.max_eval,
+            "speaker": self.speaker,
+        }
+        values |= {} if self.max_length is None else {"max_length": self.max_length}
+        config: TaskConfig = validate(TaskConfig, values, where)
+        return config
 
     def evaluation(self) -> dict[str, Any]:
         """What they say of a study file's ``evaluate``."""

@@ -6,8 +6,8 @@ training would have come out; that is ``study``'s question.
 
 Examples that are right or wrong are compared as paired shares (``proportions``). Scores with more values than two have
 Student's interval of their differences, where ten groups at least differ, with the degrees of freedom of those that do: what
-is nearly always zero has its spread from the few others. Simulated (``benchmarks/score_intervals.py``), it holds the truth in
-SHARES. Floor: ``compare``.
+is nearly always zero has its spread from the few others. Simulated, it holds the truth in 93 to 98 % where differences go both
+ways, and in 84 to 97 % where all go one way and few of them are large (``benchmarks/score_intervals.py``). Floor: ``compare``.
 
 Legend: E examples, G groups.
 """
@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from lorascope.compare.proportions import paired_shares
@@ -129,14 +128,19 @@ def _of_scores(difference: float, one: Ratio, other: Ratio) -> OverExamples:
     error = float(stats.sem(gained_G))
     if error <= _ROUNDING * abs(difference):
         return OverExamples(difference, None, None, least, changed, num_groups, f"none: {among} differ by exactly as much")
-    half = half_width(gained_G, changed)
+    half = half_width(error, changed)
     p = max(least, float(2 * stats.t.sf(abs(difference) / error, changed - 1)))
     return OverExamples(difference, difference - half, difference + half, p, changed, num_groups, f"Student, {among}")
 
 
-def half_width(gained_G: NDArray[np.float64], changed: int) -> float:
-    """Half of the interval of a mean of differences, at ``CONFIDENCE``; ``changed`` of them, two at least, are not zero."""
-    return float(stats.sem(gained_G)) * float(stats.t.ppf((1 + CONFIDENCE) / 2, changed - 1))
+def half_width(error: float, changed: int) -> float:
+    """Half of the interval of a mean of differences, at ``CONFIDENCE``.
+
+    Args:
+        error: the mean's standard error, from all of them.
+        changed: how many are not zero, two at least.
+    """
+    return error * float(stats.t.ppf((1 + CONFIDENCE) / 2, changed - 1))
 
 
 def _among(num_groups: int, num_examples: int) -> str:
