@@ -70,9 +70,9 @@ def test_with_a_task_the_search_is_told_and_what_was_written_scores_what_it_says
 def test_what_is_in_the_way_and_a_share_that_is_everything_are_refused_before_anything_is_done(one, scoring, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
-    with pytest.raises(UsageError, match="it exists already"):
+    with pytest.raises(UsageError, match="something is there already"):
         cut_by_energy(one, 0.1, tmp_path / "full")
-    with pytest.raises(UsageError, match="it exists already"):
+    with pytest.raises(UsageError, match="something is there already"):
         run_to_end(cut_by_score(one, 0.1, tmp_path / "full", scoring))
     with pytest.raises(UsageError, match="without a task it is the share of energy"):
         cut_by_energy(one, 1.0, tmp_path / "new")

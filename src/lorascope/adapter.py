@@ -10,13 +10,18 @@ are wanted for. Floor: above ``base_model``, below ``judge`` and ``evaluate``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorascope.base_model import BaseModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lorascope.base_model import HEAD_NAMES, BaseModel, load_tokenizer, tokenizer_difference
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import AdapterError, UsageError
+from lorascope.lora.beside import has_tokenizer, is_copy
+from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, check_fits
 from lorascope.lora.quantised import NF4Linear
 from lorascope.lora.stack import Slot, Stack
@@ -62,13 +67,15 @@ def agreed_base(
 ) -> BaseModelConfig:
     """The base to load for adapters: the one that is given, or the one that all of them name, in its revision.
 
+    A tokenizer that was saved with them goes before the base's (``own_tokenizer``).
+
     Args:
         adapters: by the place that an error names.
         base: a model's directory or hub id.
 
     Raises:
-        UsageError: there is neither a base nor an adapter that names one, adapters name different ones, or the dtype or the
-            quantisation is unknown.
+        UsageError: there is neither a base nor an adapter that names one, adapters name different ones or read texts
+            differently, or the dtype or the quantisation is unknown.
         AdapterError: the directory that the adapters name is not there.
     """
     model, revision = (base, None) if base is not None else _named(adapters)
@@ -76,7 +83,47 @@ def agreed_base(
         raise UsageError("this is an adapter, no whole model", where=model, fix="give the base that it was trained on")
     values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
     config: BaseModelConfig = validate(BaseModelConfig, values, "base")
-    return config
+    return config.with_tokenizer(own_tokenizer(adapters, config))
+
+
+def own_tokenizer(adapters: Mapping[str, SavedAdapter], config: BaseModelConfig) -> Path | None:
+    """The directory of the adapter whose tokenizer, chat template included, goes before the base's; None where none has one.
+
+    Trainers save it along, and with it the adapter was trained. Adapters that share a base share its tokenizer too.
+
+    Raises:
+        UsageError: two adapters were trained with tokenizers that write texts or conversations differently.
+        ModelError: one cannot be loaded.
+    """
+    own = {where: saved.directory for where, saved in adapters.items() if saved.directory and has_tokenizer(saved.directory)}
+    if not own:
+        return None
+    (first, directory), *_ = own.items()
+    if len(adapters) > 1:
+        used = load_tokenizer(config.with_tokenizer(directory))
+        # One that has none was trained with the base's.
+        others = {own.get(where): where for where in adapters if where != first}
+        for beside, where in others.items():
+            difference = tokenizer_difference(used, load_tokenizer(config.with_tokenizer(beside)))
+            if difference is not None:
+                whose = "the base's tokenizer" if beside is None else "its tokenizer"
+                what = f"{whose} has {difference} than the one that was saved with {first}"
+                raise UsageError(what, where=where, fix="give these adapters one at a time")
+    return directory
+
+
+def own_part(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
+    """The adapter less what is the base's own: embeddings and output layers that PEFT saved along and nobody trained.
+
+    Args:
+        model: the base, in any dtype.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+
+    def is_base_s(name: str, value: Tensor) -> bool:
+        return name in own and name.partition(".")[0] not in HEAD_NAMES and is_copy(own[name], value)
+
+    return replace(saved, weights=replace(saved.weights, heads=without_copies(saved.weights.heads, is_base_s)))
 
 
 def form_of_adapter(saved: SavedAdapter, where: str) -> tuple[TaskType, tuple[str, ...]]:
@@ -88,9 +135,10 @@ def form_of_adapter(saved: SavedAdapter, where: str) -> tuple[TaskType, tuple[st
     Raises:
         AdapterError: it is for another kind of model.
     """
-    kind = saved.task_type or ("SEQ_CLS" if saved.weights.heads else "CAUSAL_LM")
+    heads = {name: value for name, value in saved.weights.heads.items() if name.partition(".")[0] in HEAD_NAMES}
+    kind = saved.task_type or ("SEQ_CLS" if heads else "CAUSAL_LM")
     if kind == "SEQ_CLS":
-        widths = [len(value) for value in saved.weights.heads.values() if value.dim() == 2]
+        widths = [len(value) for value in heads.values() if value.dim() == 2]
         return "SEQ_CLS", saved.labels or tuple(map(str, range(min(widths, default=2))))
     if kind not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise AdapterError(f"an adapter for {kind} cannot be run here", where=where, fix="use one for SEQ_CLS or for texts")
@@ -148,10 +196,12 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
     """A stack of the slots, with the adapters' numbers in those from ``first`` on."""
     for where, saved in adapters.items():
         check_fits(saved, base.model, where)
-    found = [_other_base(base, saved, where) for where, saved in adapters.items()]
+    found = [told for where, saved in adapters.items() for told in _differences(base, saved, where)]
+    adapters = {where: own_part(saved, base.model) for where, saved in adapters.items()}
     inside = tuple(f"{head}." for head in base.heads)
     held = (name for saved in adapters.values() for name in saved.weights.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
+    _check_no_embeddings(base.model, adapters, more)
     stack = Stack(base.model, slots, (*base.heads, *more))
     try:
         for index, saved in enumerate(adapters.values(), first):
@@ -159,8 +209,33 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
     except BaseException:
         stack.detach()
         raise
-    base.warnings += [warning for warning in found if warning is not None and warning not in base.warnings]
+    base.warnings += [warning for warning in found if warning not in base.warnings]
     return stack
+
+
+def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter], modules: Iterable[str]) -> None:
+    """Raise an AdapterError where one brings embeddings that were trained: no slot has a place for them."""
+    trained = next((name for name in modules if isinstance(model.get_submodule(name), nn.Embedding)), None)
+    if trained is not None:
+        where = next(where for where, saved in adapters.items() if f"{trained}.weight" in saved.weights.heads)
+        what = f"the adapter brings embeddings of its own ({trained!r}), which cannot be run beside the base's"
+        raise AdapterError(what, where=where, fix="merge it, and use the merged model with --base")
+
+
+def _differences(base: BaseModel, saved: SavedAdapter, where: str) -> list[str]:
+    """In what an adapter was trained otherwise than it runs here."""
+    told = [_other_base(base, saved, where)]
+    tokenizer, own = base.tokenizer, saved.directory
+    if tokenizer is not None and own is not None and has_tokenizer(own) and not _is_from(tokenizer, own):
+        config = BaseModelConfig(model=str(base.model.name_or_path)).with_tokenizer(own)
+        difference = tokenizer_difference(tokenizer, load_tokenizer(config))
+        if difference is not None:
+            told.append(f"{where} was saved with a tokenizer that is not used here: it has {difference}")
+    return [one for one in told if one is not None]
+
+
+def _is_from(tokenizer: PreTrainedTokenizerBase, directory: Path) -> bool:
+    return Path(tokenizer.name_or_path).resolve() == directory.resolve()
 
 
 def _other_base(base: BaseModel, saved: SavedAdapter, where: str) -> str | None:

@@ -30,7 +30,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from lorascope.config import BaseModelConfig, TaskType
-from lorascope.errors import ModelError
+from lorascope.errors import AdapterError, ModelError
+from lorascope.lora.beside import larger_vocabulary
 from lorascope.lora.last_block import LastBlock, find_last_block
 from lorascope.lora.linear import linear_modules
 from lorascope.lora.quantised import check_installed, quantise
@@ -42,14 +43,7 @@ _AUTO_CLASSES = {
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
 }
 # Classification heads, by the names that transformers gives them; a family has one or two of these.
-_HEAD_NAMES = ("pre_classifier", "classifier", "score")
-
-# A tokenizer is there when one of these is, as patterns of names; sentencepiece's, tiktoken's and Marian's among them.
-VOCABULARY_FILES = ("tokenizer.json", "tekken.json", "vocab*.json", "vocab*.txt", "*.model", "*.spm", "*.tiktoken")
-TOKENIZER_FILES = (
-    *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "bpe.codes",
-    "vocab.bpe", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
-)  # fmt: skip
+HEAD_NAMES = ("pre_classifier", "classifier", "score")
 
 
 @dataclass
@@ -185,7 +179,7 @@ def head_modules(model: nn.Module, task_type: TaskType) -> tuple[str, ...]:
     """The classification head's modules; empty for a model that produces text."""
     if task_type != "SEQ_CLS":
         return ()
-    return tuple(name for name, _ in model.named_children() if name in _HEAD_NAMES)
+    return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)
 
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...]:
@@ -202,23 +196,36 @@ def num_positions(config: PretrainedConfig) -> int | None:
 
 
 def load_tokenizer(base: BaseModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer, or the one that was saved with an adapter of it (``base.tokenizer_beside``).
 
     Raises:
         ModelError: there is none, or it encodes nothing (an empty vocabulary is a known trap).
     """
+    beside = base.tokenizer_beside
+    where = base if beside is None else base.model_copy(update={"model": str(beside), "revision": None})
+    # A tokenizer's class may be told by the model's configuration alone, which does not lie beside an adapter.
+    more = {} if beside is None else {"config": read_config(base)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.place, revision=base.revision)
+        tokenizer = AutoTokenizer.from_pretrained(where.place, revision=where.revision, **more)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise _not_loaded("tokenizer", base, error) from None
+        raise _not_loaded("tokenizer", where, error) from None
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise ModelError("the tokenizer knows no words", where=base.model, fix="check tokenizer.json and its vocabulary")
+        raise ModelError("the tokenizer knows no words", where=where.model, fix="check tokenizer.json and its vocabulary")
     return tokenizer
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a vocabulary of any kind."""
-    return any(path.is_file() for pattern in VOCABULARY_FILES for path in directory.glob(pattern))
+def tokenizer_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """In what two tokenizers write texts or conversations otherwise; None where they do not. Pad tokens are not compared."""
+    if one.get_vocab() != other.get_vocab():
+        return "another vocabulary"
+    if one.chat_template != other.chat_template:
+        return "another chat template"
+    if (one.bos_token, one.eos_token) != (other.bos_token, other.eos_token):
+        return "other tokens for beginning and end"
+    ids = sorted(one.get_vocab().values())
+    texts = ("The quick brown fox, 12.5 % of it.", one.decode(ids[:: max(1, len(ids) // 64)]))
+    differing = any(one(text)["input_ids"] != other(text)["input_ids"] for text in texts)
+    return "other tokens for the same text" if differing else None
 
 
 def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] = (), device: str = "cpu") -> BaseModel:
@@ -231,6 +238,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
 
     Raises:
         ModelError: something is missing, damaged, holds NaN, or is newly initialised outside what can be trained.
+        AdapterError: the adapter's tokenizer has more tokens than the base has embeddings.
     """
     if base.quantization is not None:
         check_installed()
@@ -259,6 +267,8 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
             warnings.append(f"{owner} is not in the checkpoint; it is newly initialised and trained with every adapter")
     _check_finite(model, base)
     _check_vocabulary(model, tokenizer, base)
+    if base.tokenizer_beside is not None:
+        warnings.append(f"the tokenizer is the one that was saved with the adapter ({base.tokenizer_beside})")
     unpacked = None
     if base.quantization is not None:
         unpacked = weights_checksum(model, heads)
@@ -442,6 +452,10 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     largest = max(tokenizer.get_vocab().values(), default=0)
     num_embeddings = len(cast(Tensor, model.get_input_embeddings().weight))
     if largest >= num_embeddings:
+        beside = base.tokenizer_beside
+        if beside is not None:
+            what, fix = larger_vocabulary(largest + 1, num_embeddings)
+            raise AdapterError(what, where=str(beside), fix=fix)
         raise ModelError(
             f"the tokenizer has id {largest}, the model {num_embeddings} embeddings",
             where=base.model,

@@ -24,7 +24,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import own_tokenizer, stack_saved
 from lorascope.base_model import BaseModel, label_names, load_base, num_positions, read_config
 from lorascope.config import BaseModelConfig, JudgeCheck, JudgeConfig, NLIClass, TaskConfig, validate
 from lorascope.data.packing import collate, evaluation_batches
@@ -181,6 +181,8 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
     """
     directory, saved, source = _sources(config)
     labels, notes = _meaning(config, source, directory, saved)
+    if saved is not None:
+        source = source.with_tokenizer(own_tokenizer({cast(str, directory): saved}, source))
     base = load_base(source, "SEQ_CLS", labels, device)
     if saved is None and base.new_parameters:
         raise ModelError(

@@ -36,8 +36,6 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from lorascope.base_model import (
-    TOKENIZER_FILES,
-    has_tokenizer,
     label_names,
     load_tokenizer,
     read_config,
@@ -46,6 +44,7 @@ from lorascope.base_model import (
 )
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import ModelError, UsageError
+from lorascope.lora.beside import TOKENIZER_FILES, copy_files, has_tokenizer
 from lorascope.lora.checkpoint_files import open_checkpoint
 from lorascope.lora.merge import merge_files, merge_into
 from lorascope.lora.merge_plan import MergeDtype, MergePlan, plan_merge, replacements
@@ -316,13 +315,3 @@ def _write_config(source: Path, target: Path, changes: dict[str, Any]) -> None:
     if "dtype" in changes and "torch_dtype" in config:  # the key of before transformers 5
         config["torch_dtype"] = changes["dtype"]
     target.write_text(json.dumps(config | changes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
-    """Copy the files of these names, what a hub's cache links to included; returns how many there were."""
-    found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
-    for path in found:
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
-    return len(found)

@@ -23,11 +23,11 @@ from lorascope.analysis.truncated import (
     Tried,
     keep_energy,
     line_up,
+    num_bytes,
     num_parameters,
     search,
     weight_norms,
     write_and_verify,
-    write_cut,
 )
 from lorascope.analysis.updates import Inspected, Place, places_of
 from lorascope.cohort.single import OnBase, Prepared, prepare
@@ -36,9 +36,10 @@ from lorascope.config import EvaluateConfig, Study, TaskConfig
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.evaluate import Evaluation
 from lorascope.lora.peft_io import check_fits, read_adapter
+from lorascope.lora.truncate import write_truncated
 from lorascope.metrics import HIGHER_IS_BETTER
 from lorascope.model_card import CutFacts, ScoreFacts, truncated_card
-from lorascope.store import atomic_directory, strict_json
+from lorascope.store import atomic_directory, check_new, strict_json
 
 REPORT_FILE = "truncation.json"
 _BY_OUTPUT = "singular value over the norm of the module's frozen weight"
@@ -121,7 +122,7 @@ class Cut:
         epsilon: the loss of score that was allowed, or without a task that of energy, as a share.
         order: by what directions stood in line.
         directions_above_rounding: of those before, how many the rounding of the stored numbers does not explain.
-        parameters: numbers in A's and B's.
+        parameters, bytes: numbers in A's and B's, and what they take in the file.
         scored: None without a task.
         seconds: of the search, with loading, writing and scoring; None without a task.
     """
@@ -136,6 +137,8 @@ class Cut:
     directions_above_rounding: int
     parameters: int
     parameters_before: int
+    bytes: int
+    bytes_before: int
     energy_kept: float
     modules: tuple[CutModule, ...]
     scored: Scored | None = None
@@ -152,7 +155,7 @@ class Cut:
     def document(self) -> dict[str, Any]:
         """As JSON holds it: what ``--json`` prints, and what lies beside the adapter."""
         plain = ("label", "epsilon", "order", "directions", "directions_before", "directions_above_rounding", "parameters",
-                 "parameters_before", "energy_kept")  # fmt: skip
+                 "parameters_before", "bytes", "bytes_before", "energy_kept")  # fmt: skip
         unscored: dict[str, Any] = {"metric": None, "what": self.what, "warnings": []}
         document: dict[str, Any] = {
             "adapter": str(self.adapter),
@@ -202,14 +205,14 @@ def cut_by_energy(one: Inspected, epsilon: float, out: Path) -> Cut:
         UsageError: something is at ``out``, or the share is all there is.
         AdapterError: nothing of it is above rounding, or it cannot be cut.
     """
-    _check_free(out)
+    check_new(out)
     if epsilon >= 1.0:
         fix = "give less than 1, or a task with --task and --data for a loss of its score"
         raise UsageError("without a task it is the share of energy that may be lost", where="--truncate", fix=fix)
     line = line_up(one.saved, str(one.directory), directions=one.directions)
     count = keep_energy(line, epsilon)
     with atomic_directory(out, replace=False) as directory:
-        write_cut(one.directory, directory, line.cut(count))
+        write_truncated(one.directory, directory, line.cut(count))
         cut = _described(one, line, count, out, epsilon)
         _write_beside(directory, cut)
     return cut
@@ -226,7 +229,7 @@ def cut_by_score(one: Inspected, epsilon: float, out: Path, scoring: Scoring) ->
         AdapterError: it does not fit the base, or nothing of it is above rounding.
         CheckFailed: no cut keeps the score, or what was written does not.
     """
-    _check_free(out)
+    check_new(out)
     started, where = time.monotonic(), str(one.directory)
     prepared = prepare(scoring.on.config({where: one.saved}), scoring.task, scoring.settings, scoring.on.device)
     check_fits(one.saved, prepared.base.model, where)
@@ -240,11 +243,6 @@ def cut_by_score(one: Inspected, epsilon: float, out: Path, scoring: Scoring) ->
         cut = _described(one, line, found.smallest.num_directions, out, epsilon, scored, time.monotonic() - started)
         _write_beside(directory, cut)
     return cut
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError("it exists already", where=str(out), fix="give --out a new directory")
 
 
 def _metric(prepared: Prepared, asked: str | None) -> str:
@@ -289,6 +287,8 @@ def _described(
         directions_above_rounding=line.num_clear,
         parameters=num_parameters(line.cut(count)),
         parameters_before=num_parameters(line.saved),
+        bytes=num_bytes(line.cut(count)),
+        bytes_before=num_bytes(line.saved),
         energy_kept=line.energy_kept(count),
         modules=tuple(CutModule(module, places[module], given[module], ranks[module]) for module in one.modules),
         scored=scored,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.pytorch_utils import Conv1D
 
-from lorascope.adapter import stack_several
+from lorascope.adapter import own_part, stack_several
 from lorascope.base_model import BaseModel, num_positions, settled_clock
 from lorascope.data.tokens import special_ids
 from lorascope.errors import RunError, UsageError
@@ -289,6 +289,7 @@ def _stacked(base: BaseModel, adapters: Sequence[SavedAdapter], names: Sequence[
 def _merged(base: BaseModel, saved: SavedAdapter) -> dict[str, nn.Module]:
     """A copy of every layer that the adapter changes, with the update, heads and biases in its weights."""
     swaps: dict[str, nn.Module] = {}
+    saved = own_part(saved, base.model)
     for module, update in module_updates(saved, base.model).items():
         swaps[module] = layer = _plain_copy(base.model.get_submodule(module))
         weight = cast(Tensor, layer.weight)

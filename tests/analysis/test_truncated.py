@@ -18,7 +18,6 @@ from lorascope.analysis.truncated import (
     search,
     weight_norms,
     write_and_verify,
-    write_cut,
 )
 from lorascope.base_model import BaseModel
 from lorascope.cohort.single import evaluate_together, prepare
@@ -28,7 +27,7 @@ from lorascope.evaluate import Evaluation, run_to_end
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
 from lorascope.lora.targets import resolve
-from lorascope.lora.truncate import directions_of
+from lorascope.lora.truncate import directions_of, write_truncated
 
 WORDS = ("charming", "wooden", "bright", "funny", "slow", "warm", "long", "little", "film", "plot", "heart", "journey")
 
@@ -248,7 +247,7 @@ def test_a_tokenizer_and_a_template_of_its_own_come_along(make_adapter, tmp_path
     (source / "optimizer.pt").write_bytes(b"x")
     out.mkdir()
     line = line_up(read_adapter(source), "a")
-    write_cut(source, out, line.cut(4))
+    write_truncated(source, out, line.cut(4))
     assert (out / "tokenizer_config.json").read_text() == '{"chat_template": "mine"}'
     assert (out / "source.spm").read_bytes() == b"words"
     assert not (out / "optimizer.pt").exists()

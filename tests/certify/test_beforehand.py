@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from lorascope.base_model import load_base
 from lorascope.certify import certify, examine, refused
 from lorascope.config import BaseModelConfig, TaskConfig
-from lorascope.errors import CheckFailed, DataError, ModelError, UsageError
-from lorascope.lora.peft_io import write_record
+from lorascope.errors import AdapterError, CheckFailed, DataError, ModelError, UsageError
+from lorascope.lora.peft_io import read_adapter, write_record
 from lorascope.lora.stored_tensors import StoredTensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,14 +51,30 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
     )
 
 
-def test_an_adapter_of_nan_is_refused_with_a_certificate(scene):
+DAMAGES = {
+    "nan": (lambda name, value: {name: value * float("nan")}, "holds NaN or infinite numbers"),
+    "keys": (
+        lambda name, value: {name.replace(".weight", ".default.weight"): value},
+        "is no key of PEFT's: it matches nothing",
+    ),
+    "rank": (lambda name, value: {name: value[:2] if "lora_A" in name else value}, "has rank 2 in the weights and 4 in"),
+    "half": (lambda name, value: {} if "q_proj.lora_B" in name else {name: value}, "with one factor alone"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_files_that_do_not_hold_together_are_refused_with_a_certificate_and_run_nowhere(kind, scene):
+    damage, says = DAMAGES[kind]
     made = scene("llama")
-    change(made, lambda tensors: {name: value * float("nan") for name, value in tensors.items()})
+    change(made, lambda tensors: {key: new for name, value in tensors.items() for key, new in damage(name, value).items()})
     before = examine(made.claim())
     assert verdicts(before)["adapter-whole"] == "fails"
     certificate = refused(made.claim(), before)
-    assert "holds NaN or infinite numbers" in certificate.failures[0]
+    assert says in certificate.failures[0]
     assert certificate.document["level"] == "beforehand"
+    assert read_adapter(made.adapter, damaged=True).directory == made.adapter
+    with pytest.raises(AdapterError):
+        read_adapter(made.adapter)
 
 
 def test_what_ended_the_writing_is_in_the_certificate(scene):

@@ -221,7 +221,7 @@ def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
     assert "nothing found" in audited.out
     again = cli("data", "world", "--out", tmp_path / "world")
     assert again.code == 2
-    assert "there is something already; name another directory" in again.err
+    assert "something is there already; give a new directory" in again.err
 
 
 @pytest.mark.parametrize(("seed", "warned"), [(999, False), (1000, True)])

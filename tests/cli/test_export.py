@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(cli, finished, tmp_path):
     for arguments, what in {
         (finished, "--out", tmp_path / "x"): "a study of 2 trials with an adapter; add --best, or --trial NAME",
         (finished, "--script", "--out", tmp_path / "x"): "add --best",
-        (trial, "--out", tmp_path): "already exists; name a new directory with --out",
+        (trial, "--out", tmp_path): "something is there already; give a new directory",
         (trial, "--merged", "--script", "--out", tmp_path / "x"): "--merged and --script exclude each other",
         (trial, "--script", "--licence", "MIT", "--out", tmp_path / "x"): "--licence has no effect with --script",
         (trial, "--dtype", "float16", "--out", tmp_path / "x"): "--dtype has no effect without --merged; add --merged",

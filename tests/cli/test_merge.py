@@ -78,8 +78,9 @@ def test_an_overflow_ends_with_three_and_no_directory_remains(cli, adapter, tmp_
     [
         (lambda name, value: {name: value * float("nan") if "lora_B" in name else value}, "holds NaN or infinite numbers"),
         (lambda name, value: {name.replace("q_proj", "query"): value}, "of the adapter's tensors match nothing in the base"),
+        (lambda name, value: {name.replace(".weight", ".default.weight"): value}, "is no key of PEFT's: it matches nothing"),
     ],
-    ids=["nan", "keys"],
+    ids=["nan", "keys", "malformed keys"],
 )
 def test_an_adapter_that_is_none_of_this_base_ends_with_three_and_nothing_is_merged(break_it, message, cli, adapter, tmp_path):
     path = adapter / "adapter_model.safetensors"
@@ -92,6 +93,14 @@ def test_an_adapter_that_is_none_of_this_base_ends_with_three_and_nothing_is_mer
     certificate = json.loads(ended.out, parse_constant=pytest.fail)["certificate"]
     assert any(message in check["says"] for check in certificate["checks"] if check["verdict"] == "fails")
     assert set(tmp_path.iterdir()) == before
+
+
+def test_another_rank_than_the_weights_have_is_a_merge_that_does_not_hold(cli, adapter, tmp_path):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+    ended = cli("merge", adapter, "--out", tmp_path / "merged")
+    assert ended.code == 3
+    assert "has rank 4 in the weights and 8 in adapter_config.json" in ended.err
 
 
 def test_a_base_of_nan_ends_with_three(cli, adapter, model_directory, tmp_path):

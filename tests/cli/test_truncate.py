@@ -35,6 +35,7 @@ def test_rank_three_inside_eight_is_cut_to_three_by_energy_with_equal_logits_in_
     assert {row["rank"] for row in document["modules"]} == {3}
     assert (document["directions_before"], document["directions"]) == (32, 12)
     assert document["parameters"] == document["parameters_before"] * 3 // 8
+    assert (document["bytes"], document["bytes_before"]) == (4 * document["parameters"], 4 * document["parameters_before"])
     assert "no score was measured" in document["what"]
     assert json.loads((out / "truncation.json").read_text()) == document
     card = (out / "README.md").read_text()
@@ -67,6 +68,11 @@ def test_rank_three_stored_in_bfloat16_is_seen_as_three_and_cut_to_three_with_eq
         whole, cut = (logits_of(directory) for directory in (source, out))
         # As far as the rounding of bfloat16 goes.
         assert (whole - cut).abs().max() < 2**-7 * whole.abs().max()
+        assert (document["bytes"], document["bytes_before"]) == (
+            4 * document["parameters"], 2 * document["parameters_before"]
+        )  # fmt: skip
+        again = cli("inspect", source, "--truncate", 0, "--out", tmp_path / "again")
+        assert f"→ {document['bytes']:,} bytes: the new factors are stored in float32" in again.out
     assert document["directions"] <= 12
 
 
@@ -121,7 +127,7 @@ def test_wrong_options_and_bases_are_refused_and_nothing_is_written(cli, small_a
         (("--slots", 2), "--slots: the adapter's files are read alone, without a base"),
         (("--truncate", 0.1, "--out", out, "--metric", "accuracy"), "--metric: it says how to score, which needs a task"),
         (("--truncate", 1, "--out", out), "without a task it is the share of energy"),
-        (("--truncate", 0.1, "--out", tmp_path / "full"), "it exists already; give --out a new directory"),
+        (("--truncate", 0.1, "--out", tmp_path / "full"), "something is there already; give a new directory"),
         (("--truncate", 0.1, "--out", out, *scored(data), "--metric", "acuracy"), "gives no acuracy; did you mean 'accuracy'"),
     ]
     for options, message in cases:

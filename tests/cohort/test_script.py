@@ -47,8 +47,10 @@ def test_only_a_trial_with_an_adapter_becomes_a_program(bert_run, rows_of, make_
     for place in (bert_run, bert_run / "trials", bert_run / "trials" / "nothing", tmp_path / "trials" / "x", tmp_path.root):
         with pytest.raises(UsageError, match=r"no such trial|no study"):
             write_script(tmp_path / place, tmp_path / "out")
-    with pytest.raises(UsageError, match="already exists"):
-        write_script(trial, tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="something is there already"):
+        write_script(trial, tmp_path / "full")
     carry_out(make_study("bert", [{"method": "head"}], train={"max_steps": 1}), tmp_path / "run")
     head = tmp_path / "run" / "trials" / rows_of(tmp_path / "run")[0].trial
     with pytest.raises(UsageError, match="done and has no adapter"):

@@ -27,14 +27,13 @@ from pathlib import Path
 import torch
 
 from lorascope.amounts import counted
-from lorascope.base_model import TOKENIZER_FILES, BaseModel
+from lorascope.base_model import BaseModel
 from lorascope.cohort.single import Prepared, evaluate_together
 from lorascope.errors import AdapterError, CheckFailed, UsageError, did_you_mean
 from lorascope.evaluate import Evaluation
 from lorascope.lora.diagnostics import Decomposition
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.lora.truncate import directions_of, num_computed, truncated, write_truncated
-from lorascope.merged_model import copy_files
 from lorascope.metrics import HIGHER_IS_BETTER
 
 # Slots that are evaluated together.
@@ -237,12 +236,6 @@ def search(
     raise _nothing_holds(tried, metric, epsilon, where)
 
 
-def write_cut(source: Path, directory: Path, cut: SavedAdapter) -> None:
-    """Write ``cut`` into an existing directory, with the tokenizer and chat template that lie beside what it was cut from."""
-    write_truncated(source, directory, cut)
-    copy_files(source, directory, TOKENIZER_FILES)
-
-
 def write_and_verify(
     prepared: Prepared, line: Line, found: Found, source: Path, directory: Path
 ) -> tuple[Evaluation, Evaluation]:
@@ -254,7 +247,7 @@ def write_and_verify(
     Raises:
         CheckFailed: what was read back does not keep the score.
     """
-    write_cut(source, directory, line.cut(found.smallest.num_directions))
+    write_truncated(source, directory, line.cut(found.smallest.num_directions))
     again = read_adapter(directory, "truncated")
     whole, written = evaluate_together(prepared, {str(source): line.saved, str(directory): again})
     loss = loss_of(whole, written, found.metric)
@@ -278,6 +271,11 @@ def loss_of(whole: Evaluation, cut: Evaluation, metric: str) -> float:
 def num_parameters(saved: SavedAdapter) -> int:
     """Numbers in the adapter's A's and B's."""
     return sum(value.numel() for group in (saved.weights.lora_A, saved.weights.lora_B) for value in group.values())
+
+
+def num_bytes(saved: SavedAdapter) -> int:
+    """Of the adapter's A's and B's in their file; cut factors are in float32 at least, so that fewer may take more."""
+    return sum(value.nbytes for group in (saved.weights.lora_A, saved.weights.lora_B) for value in group.values())
 
 
 def _between(low: int, high: int, most: int, *, with_end: bool) -> list[int]:

@@ -25,6 +25,7 @@ from lorascope.certify.tensors import is_base_s
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import UsageError
+from lorascope.lora.beside import grown_vocabulary
 from lorascope.plan import check_lengths
 
 
@@ -69,7 +70,7 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     layout = Layout.of(claim.model)
     wanted = ["the task's score" if task is not None else "", "the comparison in four bits" if claim.quantise else ""]
     asked = " and ".join(filter(None, wanted)) or None
-    found = [*_adapter_checks(adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
+    found = [*_adapter_checks(claim, adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
     why = why_no_outputs(claim)
     if why is not None and asked is not None:
         found.append(judged.tensors_only_check(why, asked))
@@ -86,7 +87,7 @@ def why_no_outputs(claim: MergeClaim) -> str | None:
     return None
 
 
-def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
+def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> list[Check]:
     """That the adapter is whole, that all of it has a place, and that its copies of the base's weights are the base's."""
     shapes = layout.shapes
     homeless = [module for module in adapter.updates if f"{module}.weight" not in shapes]
@@ -100,6 +101,8 @@ def _adapter_checks(adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> 
     for name, value in adapter.replaced.items():
         if shapes.get(name, tuple(value.shape)) != tuple(value.shape):
             misfits.append(f"{name} is {list(shapes[name])} in the base, {list(value.shape)} in the adapter")
+    grown = grown_vocabulary(adapter.replaced, claim.model)
+    misfits = misfits if grown is None else ["; ".join(grown)]
     num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
     found = judged.adapter_checks(adapter.problems, sorted(homeless), misfits, num_placed)
     placed = place(layout, base) if adapter.copies else None
@@ -131,7 +134,7 @@ def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> In
     """The task's examples, read before hours are spent on weights."""
     assert claim.task_type is not None
     task_type = task_type_of(claim.model.config, claim.task_type)
-    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base))
+    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base.with_tokenizer(claim.tokenizer_beside)))
     assert inputs.task is not None
     check_lengths(task, settings, claim.base, generates=inputs.task.generates)
     if len(inputs.task.labels) != len(claim.labels):

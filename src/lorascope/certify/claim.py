@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskType
+from lorascope.lora.beside import has_tokenizer
 from lorascope.memory import free_bytes
 
 
@@ -56,6 +57,11 @@ class MergeClaim:
     cleaned: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     tensors_only: str | None = None
     shown_as: Path | None = None
+
+    @property
+    def tokenizer_beside(self) -> Path | None:
+        """The adapter's directory where its tokenizer goes before the base's."""
+        return self.adapter if has_tokenizer(self.adapter) else None
 
     @cached_property
     def stored_dtype(self) -> str:

@@ -14,12 +14,13 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorascope.base_model import has_tokenizer, load_tokenizer
+from lorascope.base_model import load_tokenizer
 from lorascope.certify.checks import Check, none_of
 from lorascope.certify.claim import MergeClaim
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import BaseModelConfig
 from lorascope.errors import ModelError
+from lorascope.lora.beside import has_tokenizer
 
 GENERATION_FILE = "generation_config.json"
 # Keys of config.json that may differ from the base's, or that are judged by something else than the base's.

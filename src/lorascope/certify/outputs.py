@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorascope.adapter import stack_saved
+from lorascope.adapter import own_part, stack_saved
 from lorascope.base_model import BaseModel, load_tokenizer, num_positions
 from lorascope.certify.claim import MergeClaim, trained_in, why_tensors_only
 from lorascope.certify.inputs import Inputs, drawn_inputs, limited
@@ -27,7 +27,6 @@ from lorascope.certify.logits import Difference, difference
 from lorascope.certify.running import Runner, load, load_untouched, placed, state_digests
 from lorascope.config import BaseModelConfig, EvaluateConfig
 from lorascope.errors import LorascopeError, ModelError, OutOfMemory
-from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
 from lorascope.losses import is_out_of_memory
 
@@ -155,7 +154,7 @@ class _Comparison:
         """The adapter and its logits on the base in float32; what the inputs are, and what the base alone answers."""
         saved = read_adapter(self.claim.adapter)
         base = self.base("float32")
-        saved = _without_copies(saved, base.model)
+        saved = own_part(saved, base.model)  # of the base in full: in a narrower dtype a copy is no longer to be told
         num_parameters = sum(one.numel() for one in base.model.parameters())
         config: Any = base.model.config
         num_logits = int(config.num_labels if base.task_type == "SEQ_CLS" else config.vocab_size)
@@ -277,15 +276,6 @@ def _reason(error: BaseException) -> str:
         return "memory ran out"
     first = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return error.what if isinstance(error, LorascopeError) else first
-
-
-def _without_copies(saved: SavedAdapter, model: nn.Module) -> SavedAdapter:
-    """The adapter less what is the base's own: embeddings that PEFT saved along, which no stack has a place for."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    heads = without_copies(
-        saved.weights.heads, lambda name, value: name in own and torch.equal(own[name].to("cpu", value.dtype), value)
-    )
-    return replace(saved, weights=replace(saved.weights, heads=heads))
 
 
 def _without_update(saved: SavedAdapter) -> SavedAdapter:

@@ -98,7 +98,10 @@ def load(claim: MergeClaim, model: str, dtype: str, revision: str | None = None,
     # Copied, not validated: a merged model may be in float16, in which nothing is trained.
     values = {"model": model, "dtype": dtype, "revision": revision, "quantization": quantization}
     assert claim.task_type is not None
-    base = load_base(claim.base.model_copy(update=values), claim.task_type, claim.labels, claim.device)
+    config = claim.base.model_copy(update=values)
+    if model == claim.base.model:  # a merged model has its own
+        config = config.with_tokenizer(claim.tokenizer_beside)
+    base = load_base(config, claim.task_type, claim.labels, claim.device)
     _hasten(base.model, base.heads)
     return base
 

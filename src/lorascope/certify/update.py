@@ -105,7 +105,7 @@ def read_updates(directory: Path) -> AdapterFiles:
         if dot and tail in ("A.weight", "B.weight"):
             factors.setdefault(module, {})[tail[0]] = value
         elif dot:
-            problems.append(f"the adapter's {key!r} is of a kind that is not known here")
+            problems.append(f"the adapter's {key!r} is no key of PEFT's: it matches nothing")
         elif name.endswith(".base_layer.weight"):
             copies[name.replace(".base_layer.", ".")] = value
         elif ".original_module." not in name:

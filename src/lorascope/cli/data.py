@@ -162,10 +162,9 @@ def world_command(
     as_json: AsJson = False,
 ) -> None:
     """A small world made up here: persona dialogues with entailment labels, questions, lessons, opinions about its towns."""
-    from lorascope.store import atomic_directory
+    from lorascope.store import atomic_directory, check_new
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("there is something already", where=str(out), fix="name another directory")
+    check_new(out)
     with _stage("making a world"):
         sets = world(seed, size)
         files = documents(sets, seed, size)

@@ -12,6 +12,7 @@ from lorascope.cli.console import AsJson, Device, print_json, stdout, tell
 from lorascope.cli.merge import merge_dtype
 from lorascope.cli.planning import chosen_device
 from lorascope.errors import UsageError
+from lorascope.store import check_new
 
 if TYPE_CHECKING:
     from lorascope.export import Source, Wishes
@@ -57,8 +58,7 @@ def export(
     if device is not None and not merged:
         what = "--device has no effect without --merged"
         raise UsageError(what, where="export", fix="add --merged, whose result is run, or leave it out")
-    if out.exists() or out.is_symlink():
-        raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
+    check_new(out)
     from lorascope.export import find_source
 
     source = find_source(place, best=best, trial=trial)
@@ -112,7 +112,7 @@ def _merged(source: Source, out: Path, wishes: Wishes, dtype: str, device: str |
     chosen, place = merge_dtype(dtype), None if device is None else chosen_device(device)
     tell("merging, and comparing the result with base and adapter")
     try:
-        saved = read_adapter(source.adapter, unfinite=True)  # what is no number is the certificate's to tell
+        saved = read_adapter(source.adapter, damaged=True)  # what does not hold together is the certificate's to tell
         written = write_merged_directory(source, saved, out, wishes, chosen, place)
     except MergeRefused as refused:
         certificate = refused.merge.certificate.document

@@ -14,6 +14,7 @@ from lorascope.cli.planning import chosen_device
 from lorascope.cli.records import given, with_records
 from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
+from lorascope.store import check_new
 
 if TYPE_CHECKING:
     from lorascope.certified_merge import CertifiedMerge, MergeOrder
@@ -65,7 +66,7 @@ def merge(
     max_shard_bytes = parse_memory(max_shard_size, "--max-shard-size")
     _check(on_task, comparing)
     settings = _settings(on_task)
-    _refuse_existing(out)
+    check_new(out)
     from lorascope.adapter import adapter_directory
     from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
     from lorascope.lora.peft_io import read_adapter
@@ -75,8 +76,8 @@ def merge(
     chosen, adapter = merge_dtype(dtype), adapter_directory(adapter)
     if comparing.quantization == "nf4":
         check_installed()
-    # What is no number is the certificate's to tell.
-    saved = _labelled(read_adapter(adapter, str(adapter), unfinite=True), labels)
+    # What does not hold together is the certificate's to tell.
+    saved = _labelled(read_adapter(adapter, str(adapter), damaged=True), labels)
     found = open_merge_base(saved, str(adapter), base)
     order = MergeOrder(
         saved,
@@ -183,11 +184,6 @@ def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_j
     for warning in done.warnings:
         tell(f"warning: {warning}")
     print_certificate(stdout(), done.certificate.document)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
 def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:

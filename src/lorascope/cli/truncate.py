@@ -47,6 +47,9 @@ def print_truncation(console: Console, document: Mapping[str, Any]) -> None:
         f"{document['directions_before']} → {document['directions']} directions, {document['parameters_before']:,} → "
         f"{document['parameters']:,} numbers ({share:.1%}), {document['energy_kept']:.4%} of the energy"
     ]
+    if document["bytes"] * document["parameters_before"] != document["bytes_before"] * document["parameters"]:
+        taken = f"{document['bytes_before']:,} → {document['bytes']:,} bytes"
+        lines.append(f"{taken}: the new factors are stored in float32, as rounding them once more would show")
     within = document["directions_before"] - document["directions_above_rounding"]
     if within:
         lines.append(

@@ -23,7 +23,7 @@ from lorascope.errors import UsageError
 from lorascope.lora.peft_io import write_adapter
 from lorascope.lora.stack import Slot, Stack
 from lorascope.plan import slot_of
-from lorascope.store import Store, atomic_directory
+from lorascope.store import Store, atomic_directory, check_new
 
 _TEMPLATE = Path(__file__).with_name("train_peft.py.txt")
 
@@ -33,14 +33,13 @@ def write_script(trial_directory: Path, out: Path) -> None:
 
     Args:
         trial_directory: ``runs/<study>/trials/<trial>``.
-        out: a directory that does not exist yet.
+        out: a directory that is not there yet, or is empty.
 
     Raises:
         UsageError: there is no such trial, it has no adapter or no predictions, it is not one that the program can repeat, or
-            ``out`` exists.
+            ``out`` holds something.
     """
-    if out.exists():
-        raise UsageError("already exists", where=str(out), fix="name a new directory with --out")
+    check_new(out)
     study, trial = _find(trial_directory)
     raw = read_task(study.task, study.evaluate.split)
     _check_repeatable(study, trial, raw, str(trial_directory))

@@ -6,9 +6,10 @@ Knows what a study may say. Does not know designs (`designs`), whole studies (`s
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from lorascope.embedded import located
 
@@ -38,6 +39,18 @@ class BaseModelConfig(Section):
     """``nf4`` packs the linear layers of the blocks into four bits (QLoRA)."""
     revision: str | None = None
     """A branch, tag or commit of a hub id."""
+    _tokenizer_beside: Path | None = PrivateAttr(default=None)
+
+    @property
+    def tokenizer_beside(self) -> Path | None:
+        """The directory of an adapter whose tokenizer goes before the model's own; no part of a study file."""
+        return self._tokenizer_beside
+
+    def with_tokenizer(self, directory: Path | None) -> BaseModelConfig:
+        """The same model, read with the tokenizer that lies in this directory; None for its own."""
+        changed = self.model_copy()
+        changed._tokenizer_beside = directory
+        return changed
 
     @property
     def place(self) -> str:

@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from lorascope.base_model import TOKENIZER_FILES
 from lorascope.config import SECTIONS, Study, TrialConfig
 from lorascope.export.described import Wishes, described
 from lorascope.export.source import Source
+from lorascope.lora.beside import TOKENIZER_FILES, copy_files
 from lorascope.lora.peft_io import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, read_adapter, write_record
-from lorascope.merged_model import copy_files
 from lorascope.model_card import CardFacts, Privacy, privacy_of, public_card, public_study
 from lorascope.store import Store, TrialRow, atomic_directory
 

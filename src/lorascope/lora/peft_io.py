@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from lorascope.config import TaskType
 from lorascope.errors import AdapterError
+from lorascope.lora.beside import grown_vocabulary
 from lorascope.lora.linear import LinearLayer, features, is_transposed
 from lorascope.lora.stack import AdapterWeights, Placement, Slot
 from lorascope.lora.targets import Target
@@ -70,6 +71,7 @@ class SavedAdapter:
         origin: what it was trained on, as ``write_record`` wrote it: ``checksum`` (``base_model.weights_checksum``), ``dtype``
             and ``quantization``; empty for an adapter of PEFT's.
         left_out: what the factors do not tell, where it was read for these alone; such an adapter must not be run.
+        directory: where it was read; None for one that never was on disk.
     """
 
     base_model: str | None
@@ -80,6 +82,7 @@ class SavedAdapter:
     labels: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    directory: Path | None = None
 
 
 def write_adapter(
@@ -138,7 +141,7 @@ def peft_parameters(model: nn.Module, slot: Slot) -> int:
 
 
 def read_adapter(
-    directory: Path | str, name: str = "adapter", *, factors_only: bool = False, unfinite: bool = False
+    directory: Path | str, name: str = "adapter", *, factors_only: bool = False, damaged: bool = False
 ) -> SavedAdapter:
     """Read a PEFT LoRA adapter.
 
@@ -146,11 +149,12 @@ def read_adapter(
         name: the slot's name.
         factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
             and embeddings, and files of before safetensors; ``left_out`` says what is missing.
-        unfinite: NaN and infinite numbers are left to who looks at them next (``certify``).
+        damaged: what does not hold together is left to who looks next (``certify``): numbers that are not finite, another
+            rank in the weights than in the configuration; keys that are none of PEFT's and single factors are passed over.
 
     Raises:
-        AdapterError: no adapter there, a damaged file, a number that is not finite, or a kind of LoRA that is not
-            supported; names the file and the tensor or key.
+        AdapterError: no adapter there, a file that cannot be read, a kind of LoRA that is not supported, or files that do not
+            hold together; names the file and the tensor or key.
     """
     directory = Path(directory)
     config = _read_config(directory)
@@ -158,11 +162,13 @@ def read_adapter(
     path = directory / WEIGHTS_FILE
     if factors_only and not path.exists() and (directory / _OLD_WEIGHTS_FILE).exists():
         path = directory / _OLD_WEIGHTS_FILE
-    tensors = _read_tensors(path, unfinite=unfinite)
+    tensors = _read_tensors(path, damaged=damaged)
     if factors_only:
         tensors, more = _linear_factors(tensors, path)
         left_out += more
-    lora_A, lora_B, biases, heads = _sort_tensors(tensors, path)
+    lora_A, lora_B, biases, heads = _sort_tensors(tensors, path, damaged=damaged)
+    if not damaged:
+        _check_ranks(config, lora_A, lora_B, path)
     placements = tuple(
         Placement(Target(module), lora_A[module].shape[0], _scaling(config, module, lora_A[module].shape[0]))
         for module in lora_A
@@ -178,11 +184,14 @@ def read_adapter(
     weights = AdapterWeights(placements, lora_A, lora_B, biases, heads)
     labels, origin = _read_record(directory)
     base, task_type = config.get("base_model_name_or_path"), config.get("task_type")
-    return SavedAdapter(base, task_type, slot, weights, config, labels, origin, tuple(left_out))
+    return SavedAdapter(base, task_type, slot, weights, config, labels, origin, tuple(left_out), directory)
 
 
 def check_fits(adapter: SavedAdapter, model: nn.Module, where: str) -> None:
     """Raise an AdapterError unless every tensor of the adapter has its place, with its shape, in the model."""
+    grown = grown_vocabulary(adapter.weights.heads, model)
+    if grown is not None:
+        raise AdapterError(grown[0], where=where, fix=grown[1])
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied head by its own name too
     for placement in adapter.slot.placements:
@@ -381,7 +390,7 @@ def _read_record(directory: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(labels), origin
 
 
-def _read_tensors(path: Path, *, unfinite: bool = False) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, damaged: bool = False) -> dict[str, Tensor]:
     try:
         # A pickle is read as numbers alone: nothing in it is carried out.
         pickled = path.name == _OLD_WEIGHTS_FILE
@@ -394,7 +403,7 @@ def _read_tensors(path: Path, *, unfinite: bool = False) -> dict[str, Tensor]:
         what = f"no file of tensors alone ({' '.join(str(error).split())[:200]})"
         raise AdapterError(what, where=str(path), fix="save it as safetensors") from None
     for name, value in tensors.items():
-        if not unfinite and not bool(torch.isfinite(value).all()):
+        if not damaged and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise AdapterError(
                 f"{name!r} holds {count} NaN or infinite numbers", where=str(path), fix="train or export it again"
@@ -423,7 +432,7 @@ def _linear_factors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str
 
 
 def _sort_tensors(
-    tensors: Mapping[str, Tensor], path: Path
+    tensors: Mapping[str, Tensor], path: Path, *, damaged: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """PEFT's keys as (lora_A by module, lora_B by module, biases by name, head parameters by name)."""
     lora: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
@@ -434,15 +443,21 @@ def _sort_tensors(
         matched = re.fullmatch(r"(.+)\.(lora_[AB])\.weight", name)
         if matched:
             lora[matched[2]][matched[1]] = value
-        elif ".lora_" in name:
+        elif re.search(r"\.lora_(embedding_[AB]|magnitude_vector|[AB]\.bias)$", name):
             raise AdapterError(f"{key!r} is no adapter of a linear layer", where=str(path), fix="only those are supported")
+        elif ".lora_" in name:
+            if not damaged:
+                what = f"{key!r} is no key of PEFT's: it matches nothing"
+                raise AdapterError(what, where=str(path), fix="save it with PEFT")
         elif name.endswith(".base_layer.bias"):
             biases[name.replace(".base_layer.bias", ".bias")] = value
         # PEFT writes a copy of an adapted head's own, frozen weight: the base has it.
         elif ".original_module." not in name and not name.endswith(".base_layer.weight"):
             heads[re.sub(r"\.modules_to_save\.(default\.)?", ".", name)] = value
     unpaired = set(lora["lora_A"]) ^ set(lora["lora_B"])
-    if unpaired or not lora["lora_A"]:
+    if damaged:
+        lora = {kind: {name: value for name, value in one.items() if name not in unpaired} for kind, one in lora.items()}
+    elif unpaired or not lora["lora_A"]:
         what = f"{min(unpaired)!r} lacks lora_A or lora_B" if unpaired else "the file holds no LoRA weights"
         raise AdapterError(what, where=str(path), fix="save the adapter again")
     # A key that ends in ".bias" and has no weight beside it belongs to the base, not to a head.
@@ -454,12 +469,24 @@ def _sort_tensors(
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """PEFT's scaling of a module: ``lora_alpha``, or what ``alpha_pattern`` says, over the rank (or its root)."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _check_ranks(config: Mapping[str, Any], lora_A: Mapping[str, Tensor], lora_B: Mapping[str, Tensor], path: Path) -> None:
+    """That the weights have the ranks that the configuration says, without which PEFT does not load them either."""
+    for module in lora_A:
+        rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
+        held = (len(lora_A[module]), lora_B[module].shape[-1])
+        if lora_A[module].dim() == lora_B[module].dim() == 2 and held != (rank, rank):
+            found = str(held[0]) if held[0] == held[1] else f"{held[0]} and {held[1]}"
+            what = f"{module!r} has rank {found} in the weights and {rank} in {CONFIG_FILE}"
+            raise AdapterError(what, where=str(path), fix="save the adapter again, both files together")
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the whole name, or its end behind a dot."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _frozen(model: nn.Module, module: str) -> nn.Module:

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorascope.errors import AdapterError
+from lorascope.lora.beside import TOKENIZER_FILES, copy_files
 from lorascope.lora.diagnostics import Decomposition, decompose, rounding_level
 from lorascope.lora.peft_io import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE, SavedAdapter, whole_number
 from lorascope.lora.stack import AdapterWeights, Placement
@@ -130,7 +131,7 @@ def _config(config: Mapping[str, Any], placements: tuple[Placement, ...], use_rs
 def write_truncated(source: Path, directory: Path, cut: SavedAdapter) -> None:
     """Write the adapter of ``source`` as ``cut`` has it into an existing directory.
 
-    Every tensor that is no LoRA factor is copied from the file as it is.
+    Every tensor that is no LoRA factor is copied from the file as it is, and so is a tokenizer beside it.
     """
     tensors: dict[str, Tensor] = {}
     kept = cut.weights.lora_A.keys()
@@ -146,6 +147,7 @@ def write_truncated(source: Path, directory: Path, cut: SavedAdapter) -> None:
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
     if (source / RECORD_FILE).is_file():
         shutil.copyfile(source / RECORD_FILE, directory / RECORD_FILE)
+    copy_files(source, directory, TOKENIZER_FILES)
 
 
 def _outside(key: str, kept: Collection[str]) -> str:

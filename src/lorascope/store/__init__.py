@@ -4,7 +4,7 @@
 """
 
 from lorascope.store.database import DATABASE, STATUSES, Store, TrialRow
-from lorascope.store.files import atomic_directory, write_atomically
+from lorascope.store.files import atomic_directory, check_new, write_atomically
 from lorascope.store.results import by_configuration, merge_results, results_document, strict_json
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TrialRow",
     "atomic_directory",
     "by_configuration",
+    "check_new",
     "merge_results",
     "results_document",
     "strict_json",

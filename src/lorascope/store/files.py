@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorascope.errors import StoreError
+from lorascope.errors import StoreError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,6 +39,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync(path.parent)
+
+
+def check_new(out: Path) -> None:
+    """Refuse a directory for results that holds something already; an empty one is taken.
+
+    Raises:
+        UsageError: something is there.
+    """
+    if (out.exists() or out.is_symlink()) and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("something is there already", where=str(out), fix="give a new directory")
 
 
 @contextmanager
