@@ -52,6 +52,7 @@ class Sets:
             "dialogues": len(self.dialogues),
             "replies": sum(len(one.exchanges) for one in self.dialogues),
             "pairs": len(self.pairs),
+            "patterns": len({pair.pattern for pair in self.pairs}),
             "passages": len(self.passages),
             "questions": sum(len(one.questions) for one in self.passages),
             "talks": len(self.talks),
@@ -137,6 +138,7 @@ def _pair(number: int, pair: Pair) -> dict[str, Any]:
         "sentence2": pair.sentence,
         "triple1": _triple(claim),
         "triple2": _triple(pair.fact),
+        "group": pair.pattern,
     }
 
 
