@@ -248,7 +248,7 @@ _PENS = Sum(
     sellers=("shepherd",),
 )
 _EGGS = Sum(
-    "The hens on {seller}'s farm lay {a} eggs a day. After {b} days {buyer} shares all the eggs equally among {c} houses.",
+    "{seller} has hens that lay {a} eggs a day. After {b} days {buyer} shares all the eggs equally among {c} houses.",
     (
         "How many eggs does {buyer} leave at each house?",
         "How many eggs does {buyer} give to each house?",
