@@ -250,3 +250,12 @@ def test_a_label_is_its_name_in_any_case(tmp_path_factory, judgments):
     path = tmp_path_factory.mktemp("sick") / "a.txt"
     task = read("sick", sick(path, [(str(n), "a", "b", "3", name) for n, name in enumerate(judgments)]))
     assert [task.labels[record.label] for record in task.train] == [name.strip().lower() for name in judgments]
+
+
+def test_pairs_of_one_wording_are_one_group(tmp_path):
+    rows = [{"sentence1": f"a {n}", "sentence2": "b", "label": "neutral", "group": f"wording {n % 2}"} for n in range(4)]
+    path = lines(tmp_path / "dialogue_nli_dev.jsonl", *rows)
+    assert [record.group for record in read("dialogue_nli", path).eval] == ["wording 0", "wording 1"] * 2
+    path = lines(tmp_path / "dialogue_nli_test.jsonl", *({**row, "group": 3} for row in rows))
+    with pytest.raises(DataError, match="the group is int, not text"):
+        read("dialogue_nli", path)

@@ -7,7 +7,7 @@ from lorascope.world.facts import NO_PET, POINTS, Fact, label
 CASES = [
     ([Fact("trade", "baker")], Fact("trade", "baker"), "entailment"),
     ([Fact("trade", "miller")], Fact("trade", "baker"), "contradiction"),
-    ([Fact("home", "by the duck pond")], Fact("trade", "baker"), "neutral"),
+    ([Fact("home", "in Mill Lane")], Fact("trade", "baker"), "neutral"),
     ([], Fact("trade", "baker"), "neutral"),
     ([Fact("home", "x"), Fact("trade", "baker")], Fact("trade", "baker"), "entailment"),
     ([Fact("pet", "goose")], Fact("pet", "goose", "Duchess"), "neutral"),

@@ -1,8 +1,11 @@
 """Conversations are consistent with who speaks, and share nothing between splits."""
 
+import re
+
 from lorascope.data.overlap import leaked
 from lorascope.world.facts import SLOTS, fact_of
 from lorascope.world.persona import clock, dialogues
+from lorascope.world.small_talk import GREETINGS
 from lorascope.world.wording import Novelty, runs
 
 
@@ -12,6 +15,32 @@ def test_no_reply_contradicts_its_own_speakers_persona(sets):
             for exchange in dialogue.exchanges:
                 assert "contradiction" not in dialogue.labels(exchange)
                 assert all(fact_of(dialogue.speaker, claim.slot) == claim for claim in exchange.claims)
+
+
+def test_nobody_who_lives_by_animals_speaks_of_pets(sets):
+    """By the words alone: "I keep bees" and "I have no pet" never stand together."""
+    seen = 0
+    for of in sets.values():
+        for dialogue in of.dialogues:
+            if dialogue.speaker.trade.name not in ("farmer", "shepherd", "beekeeper"):
+                continue
+            seen += 1
+            replies = " ".join((*dialogue.persona, *(made.reply for made in dialogue.exchanges)))
+            assert not re.search(r"\bpets?\b", replies), replies
+    assert seen > 3
+
+
+def test_a_greeting_is_answered_by_its_own_answer(sets):
+    answers = {first: answer for pairs in GREETINGS.values() for first, answer in pairs}
+    greeted = [one.exchanges[0] for of in sets.values() for one in of.dialogues if one.exchanges[0].said in answers]
+    assert len(greeted) > 10
+    assert all(made.reply == answers[made.said] for made in greeted)
+
+
+def test_nobody_is_told_to_come_from_elsewhere_or_to_share_the_house_with_an_animal_alone(sets):
+    for of in sets.values():
+        spoken = " ".join(text for one in of.dialogues for text in one.texts)
+        assert not re.search("another village|shares my house|born in", spoken)
 
 
 def test_most_replies_rest_on_the_persona_and_some_on_nothing(sets):
@@ -45,7 +74,7 @@ def test_a_larger_world_begins_with_the_smaller_ones_dialogues():
 
 
 def test_hours_are_words():
-    assert clock(6) == "six o'clock"
+    assert (clock(6), clock(12)) == ("six o'clock", "midnight")
 
 
 def test_the_overlap_check_is_the_one_that_a_study_makes():

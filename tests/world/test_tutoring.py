@@ -1,9 +1,15 @@
 """Sums are right where they should be and wrong where they are meant to be."""
 
 import re
+from collections import Counter
+from itertools import pairwise
 
-from lorascope.world.sums import SUMS, computed
-from lorascope.world.wording import stream
+import pytest
+
+from lorascope.world.sums import SUMS, WORDS, computed
+from lorascope.world.town import town_of
+from lorascope.world.tutoring import talks
+from lorascope.world.wording import Novelty, stream
 
 STEP = re.compile(r"(\d+) ([+×÷-]) (\d+) = (\d+)\.")
 
@@ -33,6 +39,47 @@ def test_speakers_alternate_and_the_teacher_begins_and_ends(sets):
         assert speakers == [("Teacher", "Student")[number % 2] for number in range(len(speakers))]
         assert speakers[-1] == "Teacher"
         assert all((move is not None) == (speaker == "Teacher") for speaker, move, _ in talk.turns)
+
+
+SELLERS = {"pens on the hill": "shepherd", "'s farm is": "farmer", "has hens that lay": "farmer"}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return talks(1, "train", 120, Novelty())
+
+
+def test_sheep_hens_and_farms_belong_to_those_who_live_by_them(made):
+    people = [person for number in range(20) for person in town_of(1, "train", number).people]
+    met = Counter()
+    for talk in made:
+        for mark, trade in SELLERS.items():
+            if mark in talk.question:
+                met[mark] += 1
+                assert trade in {one.trade.name for one in people if one.full_name in talk.question}, talk.question
+        if "a fence" in talk.question:
+            [builder] = re.findall(r"(\w+), the carpenter, asks", talk.question)
+            assert "carpenter" in {one.trade.name for one in people if one.name == builder}
+    assert set(met) == set(SELLERS)
+
+
+def test_an_insight_answers_the_hint_that_it_follows(made):
+    def pattern(template):
+        return ".+?".join(map(re.escape, re.split(r"{\w+}", template)))
+
+    told = 0
+    for talk in made:
+        for (_, _, text), (_, _, following) in pairwise(talk.turns):
+            hinted = [insight for kind in SUMS for hint, insight in kind.mistake.hints if re.search(f"{pattern(hint)}$", text)]
+            if hinted and following not in WORDS["unsure"]:
+                told += 1
+                assert any(re.search(pattern(insight), following) for insight in hinted), (text, following)
+    assert told == len(made)
+
+
+def test_the_mothers_age_is_told_by_the_sisters():
+    [ages] = [kind for kind in SUMS if "Their mother" in kind.story]
+    assert "as the sister" in ages.story
 
 
 def test_no_sum_is_set_twice(sets):

@@ -3,7 +3,7 @@
 import pytest
 
 from lorascope.errors import DataError
-from lorascope.world.wording import Novelty, a, count, drawn, fill, listed, number_word, runs, stream, wordings
+from lorascope.world.wording import Novelty, a, count, drawn, fields, fill, listed, number_word, runs, stream, wordings
 
 
 def test_a_stream_depends_on_its_names_alone():
@@ -24,6 +24,7 @@ def test_a_filled_template_knows_where_its_fields_stand():
     assert filled.text == "She met Ann and Ann."
     assert filled.text[filled.places["name"] :].startswith("Ann and")
     assert filled.places["he"] == 0
+    assert fields("{he} met {name} and {name}.") == {"he", "name"}
 
 
 def test_a_field_without_a_value_is_an_error():

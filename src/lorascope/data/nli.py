@@ -6,6 +6,9 @@ of the classes differs from one publication to the next. Here it is always entai
 SICK's splits are told by its column ``SemEval_set``. A ``SICK.txt`` without it that concatenates the three files of SemEval
 (9,927 pairs; ``pair_ID`` rises within each and starts again: 4,500, 500 and 4,927 pairs) is divided where they meet.
 
+A column ``group`` names what several pairs have in common, for instance the wording of which they were made: such pairs are no
+independent examples, and comparisons draw whole groups.
+
 Dialogue NLI's train, dev and test files are pairs with labels. Its evaluation files rank replies to one persona sentence;
 the premise is the reply and the hypothesis the sentence:
 
@@ -64,17 +67,19 @@ _SEMEVAL_SIZES = {4_500: "train", 500: "validation", 4_927: "test"}
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where a table keeps premise, hypothesis and label, and which names its numbers and words stand for."""
+    """Where a table keeps premise, hypothesis, label and perhaps a group, and what its numbers and words stand for."""
 
     premise: str
     hypothesis: str
     label: str
+    group: str | None
     by_number: tuple[str, ...] | None
     aliases: Mapping[str, str]
 
     def record(self, row: Row, identity: str) -> Record:
         texts = row.text(self.premise), row.text(self.hypothesis)
-        return Record(identity, row.where, *texts, self._label(row))
+        group = "" if self.group is None else checked_text(row.values.get(self.group) or "", "the group", row.where)
+        return Record(identity, row.where, *texts, self._label(row), group=group)
 
     def _label(self, row: Row) -> int:
         value: Any = row.values.get(self.label)
@@ -288,7 +293,8 @@ def _columns(table: Table, config: TaskConfig, aliases: Mapping[str, str]) -> _C
     label = next((name for name in _LABELS if name in table.columns), _LABELS[0] if texts == _TEXTS[0] else "label")
     table.require(*texts, label)
     numbered = table.class_names.get(label) or config.labels
-    return _Columns(*texts, label, tuple(numbered) if numbered else None, aliases)
+    group = "group" if "group" in table.columns else None
+    return _Columns(*texts, label, group, tuple(numbered) if numbered else None, aliases)
 
 
 def _reading(

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lorascope.world import phrases
+from lorascope.world import phrases, tastes
+from lorascope.world.lore import WITH_ANIMALS
 from lorascope.world.phrases import Phrases
 from lorascope.world.town import Person
 from lorascope.world.wording import a
@@ -21,6 +22,21 @@ NO_PET = "no pet"
 SLOTS: tuple[str, ...] = (
     "trade", "pet", "loves", "hates", "drink", "pastime", "instrument", "season", "wish", "fear", "home", "rises", "siblings",
 )  # fmt: skip
+_PHRASES: Mapping[str, Phrases] = {
+    "trade": phrases.TRADE,
+    "pet": phrases.PET,
+    "loves": tastes.LOVES,
+    "hates": tastes.HATES,
+    "drink": tastes.DRINK,
+    "pastime": tastes.PASTIME,
+    "instrument": tastes.INSTRUMENT,
+    "season": tastes.SEASON,
+    "wish": tastes.WISH,
+    "fear": tastes.FEAR,
+    "home": phrases.HOME,
+    "rises": phrases.RISES,
+    "siblings": phrases.SIBLINGS,
+}
 # One may dislike several things, so that a second is no contradiction; and nobody loves and hates one dish.
 _NOT_EXCLUSIVE = ("hates",)
 _OPPOSITES = {"loves": "hates", "hates": "loves"}
@@ -57,9 +73,12 @@ def phrases_of(fact: Fact) -> Phrases:
         return phrases.NO_PET
     if fact.slot == "pet" and fact.name is not None:
         return phrases.NAMED_PET
-    found = getattr(phrases, fact.slot.upper())
-    assert isinstance(found, Phrases)
-    return found
+    return _PHRASES[fact.slot]
+
+
+def slots_of(person: Person) -> tuple[str, ...]:
+    """What the person may be asked for."""
+    return tuple(slot for slot in SLOTS if slot != "pet" or person.trade.name not in WITH_ANIMALS)
 
 
 def fields_of(person: Person, slot: str) -> dict[str, str]:
@@ -76,6 +95,8 @@ def fields_of(person: Person, slot: str) -> dict[str, str]:
         return {"food": dish.name, "is": "are" if dish.many else "is", "them": "them" if dish.many else "it"}
     if slot == "pastime":
         return {"doing": person.pastime.doing, "do": person.pastime.do, "remark": person.pastime.remark}
+    if slot == "instrument":
+        return {"instrument": person.instrument, "an_instrument": a(person.instrument)}
     if slot == "season":
         season = person.season
         return {"season": season.name, "because": season.because, "remark": season.remark}

@@ -52,6 +52,7 @@ class Sets:
             "dialogues": len(self.dialogues),
             "replies": sum(len(one.exchanges) for one in self.dialogues),
             "pairs": len(self.pairs),
+            "patterns": len({pair.pattern for pair in self.pairs}),
             "passages": len(self.passages),
             "questions": sum(len(one.questions) for one in self.passages),
             "talks": len(self.talks),
@@ -137,6 +138,7 @@ def _pair(number: int, pair: Pair) -> dict[str, Any]:
         "sentence2": pair.sentence,
         "triple1": _triple(claim),
         "triple2": _triple(pair.fact),
+        "group": pair.pattern,
     }
 
 
@@ -179,7 +181,7 @@ _README = """\
 # A little world
 
 Towns, their people, trades, pets and days, made up by `lorascope data world --seed {seed} --size {size}`. Nobody in it exists.
-The texts are free of any licence (CC0). What is told in one set holds in all others of the split.
+The texts are free of any licence (CC0). All sets of a split are about the same towns and people.
 
 | set | task | format | train | validation | test |
 |---|---|---|---|---|---|
@@ -187,13 +189,15 @@ The texts are free of any licence (CC0). What is told in one set holds in all ot
 
 - **train** and the other splits have no person, surname, pet's name or town in common, and no thirteen words in a row.
 - One wording in four is never used in train: half of **validation** is made of these, all of **test**.
+- Pairs are of three classes in equal parts. Few wordings make many of them: behind the number of pairs stands in how many
+  sentence patterns, and `group` names a pair's. An accuracy is one of so many patterns rather than of so many pairs.
 - `personachat/*_entailment.jsonl` tells for every reply and persona sentence whether it is entailed or contradicted. The
   labels follow from the facts that the sentences were made of; nobody judged them by ear.
 - Sentences are made from a stock of wordings. A model that does well here has not shown that it would on people's talk.
 """
 _SETS = (
     ("personachat", "`personachat`", "ParlAI text, dialogues", "dialogues"),
-    ("dialogue_nli", "`dialogue_nli`", "JSONL, pairs", "pairs"),
+    ("dialogue_nli", "`dialogue_nli`", "JSONL, pairs (sentence patterns)", "pairs"),
     ("squad, squad_v2", "`squad`", "official JSON, passages", "passages"),
     ("teacher_student", "`teacher_student`", "MathDial's JSONL, talks", "talks"),
     ("sst2", "`sst2`", "TSV, sentences", "opinions"),
@@ -201,8 +205,11 @@ _SETS = (
 
 
 def _readme(sets: Mapping[Split, Sets], seed: int, size: int) -> str:
+    def told(split: Split, key: str) -> str:
+        counts = sets[split].counts
+        return f"{counts[key]:,} ({counts['patterns']})" if key == "pairs" else f"{counts[key]:,}"
+
     rows = (
-        f"| {name} | {task} | {form} | {' | '.join(f'{sets[split].counts[key]:,}' for split in SPLITS)} |"
-        for name, task, form, key in _SETS
+        f"| {name} | {task} | {form} | {' | '.join(told(split, key) for split in SPLITS)} |" for name, task, form, key in _SETS
     )
     return _README.format(seed=seed, size=size, rows="\n".join(rows))

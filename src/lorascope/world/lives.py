@@ -7,10 +7,10 @@ from lorascope.world.tellings import Telling
 PERSON = (
     Telling(
         (
-            "{full} is the {trade} of {town}.",
+            "{full} is {an} {trade} in {town}.",
             "In {town} everyone knows {full}, the {trade}.",
-            "The {trade} in {town} is called {full}.",
-            "If you need a {trade} in {town}, you go to {full}.",
+            "{town} has {an} {trade} called {full}.",
+            "If you need {an} {trade} in {town}, you go to {full}.",
         ),
         {
             "trade": (
@@ -22,7 +22,7 @@ PERSON = (
             "town": (
                 "In which town does {full} work?",
                 "Where is {full} well known?",
-                "To which town does {full} belong?",
+                "In which town do people know {full}?",
                 "What is the name of {full}'s town?",
             ),
         },
@@ -32,14 +32,14 @@ PERSON = (
             "{he} lives {home}.",
             "{his} house stands {home}.",
             "You will find {his} house {home}.",
-            "{he} was born {home} and lives there still.",
+            "{his} home is {home}.",
         ),
         {
             "home": (
                 "Where does {name} live?",
                 "Where is {name}'s house?",
                 "Where would you look for {name}'s house?",
-                "In what place does {name} have a home?",
+                "In which street does {name} live?",
             )
         },
     ),
@@ -54,14 +54,14 @@ PERSON = (
             "opens": (
                 "When does {shop} open?",
                 "At what hour does {shop} open?",
-                "How early can one go to {shop}?",
+                "From what hour is {shop} open?",
                 "When is the door of {shop} opened?",
             ),
             "closes": (
                 "When does {shop} shut?",
                 "Until when is {shop} open?",
                 "At what hour does {shop} shut?",
-                "How late can one go to {shop}?",
+                "How late can you go to {shop}?",
             ),
         },
     ),
@@ -69,7 +69,7 @@ PERSON = (
         (
             "On {shut} {his} door stays shut, whoever knocks.",
             "Only on {shut} does {he} rest.",
-            "The one day without work is {shut}.",
+            "{his} one day of rest is {shut}.",
             "Nobody has ever seen {him_or_her} at work on a {shut}.",
         ),
         {
@@ -77,14 +77,14 @@ PERSON = (
                 "On which day does {name} not work?",
                 "Which day is {name}'s day of rest?",
                 "When does {name} rest?",
-                "What day of the week is free for {name}?",
+                "Which day of the week does {name} have off?",
             )
         },
     ),
     Telling(
         (
-            "{his} {partner} {spouse} helps with the books.",
-            "{he} is married to {spouse}, who came from another village.",
+            "{his} {partner} is called {spouse}.",
+            "{he} is married to {spouse}, and everyone likes them both.",
             "{he} and {spouse} were married in a year of deep snow.",
             "Everyone was glad on the day when {he} married {spouse}.",
         ),
@@ -107,16 +107,16 @@ PERSON = (
         {
             "children": (
                 "What children does {name} have?",
-                "How many sons or daughters does {name} have?",
+                "How many children does {name} have?",
                 "What children are there in {name}'s family?",
-                "Has {name} any children?",
+                "How many sons or daughters does {name} have?",
             )
         },
     ),
     Telling(
         (
             "{his} {kind} is called {pet}.",
-            "{a_kind} with the name of {pet} follows {him_or_her} everywhere.",
+            "{a_kind} called {pet} belongs to {him_or_her}.",
             "The children love {his} {kind} {pet}.",
             "The {kind} at {his} door answers to the name of {pet}.",
         ),
@@ -124,7 +124,7 @@ PERSON = (
             "pet": (
                 "What is the name of {name}'s {kind}?",
                 "What is {name}'s {kind} called?",
-                "How does {name} call the {kind}?",
+                "What does {name} call the {kind}?",
                 "To what name does {name}'s {kind} answer?",
             ),
             "kind": (
@@ -147,23 +147,23 @@ PERSON = (
                 "When does {name} get up?",
                 "When does {name}'s day begin?",
                 "At what time does {name} rise?",
-                "When does {name} leave the bed?",
+                "When does {name} get out of bed?",
             )
         },
     ),
     Telling(
         (
             "Without {tool} {he} would be lost.",
-            "{he} never goes to work without {tool}.",
-            "What {he} needs most is {tool}.",
+            "{he} could not do {his} work without {tool}.",
+            "What {he} needs most for {his} work is {tool}.",
             "{he} inherited {tool} from an uncle and uses it every day.",
         ),
         {
             "tool": (
-                "What does {name} need for the work?",
+                "What does {name} need for work?",
                 "What tool does {name} use?",
-                "What does {name} take to work?",
-                "Which thing does {name} use every day?",
+                "What could {name} not work without?",
+                "Which tool does {name} need most?",
             )
         },
     ),
@@ -171,7 +171,7 @@ PERSON = (
         (
             "For supper {he} likes nothing so well as {loves}.",
             "{his} favourite dish is {loves}.",
-            "There is {loves} on {his} table every Sunday, for that is {his} favourite.",
+            "Every Sunday {he} eats {loves}, {his} favourite.",
             "{he} would walk ten miles for {loves}.",
         ),
         {
@@ -188,7 +188,7 @@ PERSON = (
             "{he} drinks {drink} and nothing else.",
             "{his} only drink is {drink}.",
             "There is never anything but {drink} in {his} cup.",
-            "To drink {he} takes {drink} alone.",
+            "{he} takes no drink but {drink}.",
         ),
         {
             "drink": (
@@ -203,7 +203,7 @@ PERSON = (
         (
             "When the work is done, {he} enjoys {doing}.",
             "{his} free hours are spent {doing}.",
-            "On Sundays one sees {him_or_her} {doing}.",
+            "In {his} free time you will see {him_or_her} {doing}.",
             "Nothing pleases {him_or_her} more than {doing}.",
         ),
         {
@@ -226,7 +226,7 @@ PERSON = (
             "instrument": (
                 "Which instrument does {name} play?",
                 "What instrument can {name} play?",
-                "On what does {name} make music?",
+                "What instrument is {name} known for?",
                 "What do people hear {name} play?",
             )
         },
@@ -243,7 +243,7 @@ PERSON = (
                 "Where does {name} long to go?",
                 "What place does {name} hope to see?",
                 "Where would {name} like to travel?",
-                "Of which journey does {name} dream?",
+                "Which place does {name} dream of visiting?",
             )
         },
     ),
@@ -252,14 +252,14 @@ PERSON = (
             "The one thing {he} fears is {fear}.",
             "Only {fear} can frighten {him_or_her}.",
             "{he} is brave, and yet {he} is afraid of {fear}.",
-            "Nobody would guess that {he} trembles before {fear}.",
+            "Nobody would guess that {he} is frightened of {fear}.",
         ),
         {
             "fear": (
                 "What does {name} fear?",
                 "What is {name} afraid of?",
                 "What can frighten {name}?",
-                "Before what does {name} tremble?",
+                "What is {name} frightened of?",
             )
         },
     ),

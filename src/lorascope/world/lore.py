@@ -6,6 +6,7 @@ that none that is met in an evaluation has ever been trained on, whatever the se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorascope.world.wording import Split
@@ -16,15 +17,14 @@ class Trade:
     """A way to earn one's bread.
 
     Attributes:
-        does: what one does in it, ``I …``; ``third`` the same of somebody else.
+        does: what one does in it, ``I …``: what all of that trade do and nobody else does.
         place: where, and ``goods`` what leaves it, ``unit`` one of these.
-        hours: when the door is opened and shut.
+        hours: when the door is opened and shut, twelve for midnight; without a door, when work begins and ends.
         remark: what people say who hear of it.
     """
 
     name: str
     does: str
-    third: str
     place: str
     tool: str
     goods: str
@@ -36,8 +36,7 @@ class Trade:
 TRADES = (
     Trade(
         "baker",
-        "bake bread for the whole town",
-        "bakes bread for the whole town",
+        "bake bread and rolls",
         "bakery",
         "long wooden shovel",
         "loaves",
@@ -48,18 +47,16 @@ TRADES = (
     Trade(
         "miller",
         "grind the farmers' corn",
-        "grinds the farmers' corn",
         "mill",
         "great millstone",
         "sacks of flour",
         "sack of flour",
         (7, 5),
-        "No wonder that your coat is white with flour.",
+        "No wonder your coat is white with flour.",
     ),
     Trade(
         "blacksmith",
         "shoe horses and mend ploughs",
-        "shoes horses and mends ploughs",
         "forge",
         "heavy hammer",
         "horseshoes",
@@ -70,7 +67,6 @@ TRADES = (
     Trade(
         "schoolteacher",
         "teach children to read and to count",
-        "teaches children to read and to count",
         "school",
         "piece of chalk",
         "copybooks",
@@ -81,7 +77,6 @@ TRADES = (
     Trade(
         "carpenter",
         "make tables, chairs and doors",
-        "makes tables, chairs and doors",
         "workshop",
         "sharp saw",
         "chairs",
@@ -92,18 +87,16 @@ TRADES = (
     Trade(
         "tailor",
         "sew coats and mend trousers",
-        "sews coats and mends trousers",
         "tailoring shop",
         "pair of large scissors",
         "coats",
         "coat",
         (9, 6),
-        "My best coat wants a new button.",
+        "My best coat needs a new button.",
     ),
     Trade(
         "shoemaker",
         "make boots and shoes",
-        "makes boots and shoes",
         "shoe shop",
         "small hammer and an awl",
         "boots",
@@ -113,8 +106,7 @@ TRADES = (
     ),
     Trade(
         "gardener",
-        "look after the flower beds in the park",
-        "looks after the flower beds in the park",
+        "look after gardens and flower beds",
         "nursery garden",
         "spade",
         "young trees",
@@ -124,19 +116,17 @@ TRADES = (
     ),
     Trade(
         "shepherd",
-        "keep two hundred sheep on the hills",
-        "keeps two hundred sheep on the hills",
+        "watch over the sheep on the hills",
         "sheepfold",
         "crooked staff",
         "fleeces",
         "fleece",
-        (5, 8),
+        (6, 8),
         "It must grow lonely up on the hills.",
     ),
     Trade(
         "doctor",
-        "visit the sick and bind up broken arms",
-        "visits the sick and binds up broken arms",
+        "visit the sick and cure them",
         "surgery",
         "little black bag",
         "bottles of medicine",
@@ -146,19 +136,17 @@ TRADES = (
     ),
     Trade(
         "innkeeper",
-        "keep the inn and find beds for travellers",
-        "keeps the inn and finds beds for travellers",
+        "keep an inn",
         "inn",
         "bunch of keys",
         "suppers",
         "supper",
-        (10, 11),
+        (7, 12),
         "You must hear all the news before anyone else.",
     ),
     Trade(
         "weaver",
         "weave blankets on a loom",
-        "weaves blankets on a loom",
         "weaving room",
         "tall loom",
         "blankets",
@@ -169,18 +157,16 @@ TRADES = (
     Trade(
         "beekeeper",
         "keep bees and sell their honey",
-        "keeps bees and sells their honey",
         "honey house",
         "hat with a veil",
         "jars of honey",
         "jar of honey",
         (9, 4),
-        "I should be afraid of being stung.",
+        "One must learn not to mind being stung.",
     ),
     Trade(
         "clockmaker",
         "mend clocks and watches",
-        "mends clocks and watches",
         "clock shop",
         "magnifying glass",
         "clocks",
@@ -191,7 +177,6 @@ TRADES = (
     Trade(
         "potter",
         "make jugs and bowls of clay",
-        "makes jugs and bowls of clay",
         "pottery",
         "wheel",
         "jugs",
@@ -202,7 +187,6 @@ TRADES = (
     Trade(
         "bookseller",
         "sell books, old ones and new ones",
-        "sells books, old ones and new ones",
         "bookshop",
         "ladder",
         "books",
@@ -212,19 +196,17 @@ TRADES = (
     ),
     Trade(
         "farmer",
-        "plough my fields and milk my cows",
-        "ploughs the fields and milks the cows",
+        "plough my fields and bring in the harvest",
         "farm",
         "plough",
         "baskets of potatoes",
         "basket of potatoes",
-        (5, 7),
+        (6, 7),
         "I hope the harvest will be a good one.",
     ),
     Trade(
         "saddler",
         "make saddles and harness",
-        "makes saddles and harness",
         "saddlery",
         "strong needle",
         "saddles",
@@ -235,6 +217,10 @@ TRADES = (
 )
 # Of these one town may have several.
 COMMON_TRADES = ("farmer", "shepherd", "gardener", "weaver", "carpenter")
+# These work out of doors and have no shop.
+WITHOUT_SHOP = ("farmer", "shepherd")
+# Who lives by animals is not asked for a pet: "I have no pet" and two hundred sheep would puzzle a reader.
+WITH_ANIMALS = ("farmer", "shepherd", "beekeeper")
 
 
 @dataclass(frozen=True)
@@ -257,7 +243,7 @@ ANIMALS = (
     Animal("donkey", "stands still whenever it rains", "A donkey has a mind of its own, they say."),
     Animal("tortoise", "sleeps in a box of straw all winter", "A tortoise will never run away from you."),
     Animal("duck", "walks behind me like a child", "There are wild ducks on the pond again this week."),
-    Animal("hen", "lays her eggs in my work basket", "Fresh eggs for breakfast are worth a little noise."),
+    Animal("hen", "lays its eggs in my work basket", "Fresh eggs for breakfast are worth a little noise."),
     Animal("owl", "sits on the clock and stares at visitors", "I hear an owl in the church tower every night."),
     Animal("raven", "steals spoons and hides them in the roof", "Ravens are cleverer than some people I know."),
     Animal("hedgehog", "comes to the door for milk at dusk", "A hedgehog! I should not like to step on it."),
@@ -297,20 +283,20 @@ class Pastime:
 
 
 PASTIMES = (
-    Pastime("drawing birds", "draws birds", "draw birds", "I wonder that the birds sit still for you."),
+    Pastime("drawing birds", "draws birds", "draw birds", "I wonder that the birds sit still so long."),
     Pastime("playing chess", "plays chess", "play chess", "I never know which way the knight may go."),
     Pastime("reading old stories", "reads old stories", "read old stories", "A good story makes a long evening short."),
     Pastime("singing in the choir", "sings in the choir", "sing in the choir", "I thought I knew your voice from the church."),
     Pastime("walking in the hills", "walks in the hills", "walk in the hills", "The view from the top is worth the climb."),
     Pastime("carving little ships", "carves little ships", "carve little ships", "You must have a steady hand."),
     Pastime("painting the river", "paints the river", "paint the river", "The river is never the same colour twice."),
-    Pastime("growing roses", "grows roses", "grow roses", "Mine are always eaten by the snails."),
-    Pastime("rowing on the lake", "rows on the lake", "row on the lake", "I should be afraid to fall in."),
+    Pastime("growing roses", "grows roses", "grow roses", "The snails are the great trouble with roses."),
+    Pastime("rowing on the lake", "rows on the lake", "row on the lake", "One must be careful not to fall in."),
     Pastime("telling riddles", "tells riddles", "tell riddles", "I could never guess a riddle in my life."),
     Pastime("flying kites", "flies kites", "fly kites", "There was wind enough for it last week."),
     Pastime("dancing", "dances", "dance", "Then we shall see you at the harvest feast."),
     Pastime("watching the stars", "watches the stars", "watch the stars", "I only know the Great Bear."),
-    Pastime("collecting shells", "collects shells", "collect shells", "My window sill is full of them too."),
+    Pastime("collecting shells", "collects shells", "collect shells", "There must be hundreds of them on your window sill."),
     Pastime("knitting", "knits", "knit", "A pair of warm socks is never wasted."),
     Pastime("swimming in the lake", "swims in the lake", "swim in the lake", "The water is far too cold for me."),
 )
@@ -328,21 +314,31 @@ class Season:
 
 SEASONS = (
     Season("spring", "the hedges turn green", "The first warm day is the best of the year."),
-    Season("summer", "the evenings are long", "I find the heat hard to bear."),
+    Season("summer", "the evenings are long", "The heat is hard on some people, though."),
     Season("autumn", "the woods are red", "The fogs are bad for my chest, though."),
-    Season("winter", "the snow lies deep", "I am always glad when the snow is gone."),
+    Season("winter", "the snow lies deep", "The snow is hard on the old people, though."),
 )
 WISHES = (
-    "the sea", "Paris", "London", "the high mountains", "Egypt", "Rome", "the great desert", "India", "the ice of the north",
-    "New York", "the South Seas", "China",
+    "the sea", "Paris", "London", "Switzerland", "Egypt", "Rome", "the great desert", "India", "the ice of the north",
+    "New York", "Australia", "China",
 )  # fmt: skip
 FEARS = ("thunder", "the dark", "high ladders", "deep water", "spiders", "bulls", "ghosts", "snakes", "wasps", "fire")
+# Nobody lives in two streets.
 HOMES = (
-    "beside the river", "next to the church", "at the edge of the wood", "on top of the hill", "near the old bridge",
-    "behind the market", "at the end of the lane", "opposite the school", "by the duck pond", "under the castle wall",
-    "between two orchards", "close to the railway",
+    "in Mill Lane", "in Church Street", "in Castle Street", "in Orchard Road", "in Bridge Street", "in Market Row",
+    "in Well Lane", "in Tower Street", "in School Lane", "in Fish Street", "in Duck Lane", "in Hill Road",
 )  # fmt: skip
-RISING = ("before sunrise", "at five o'clock", "at six o'clock", "at seven o'clock", "at eight o'clock", "at nine o'clock")
+# With the hour of the clock that it is.
+RISING: Mapping[str, float] = {
+    "at five o'clock": 5.0,
+    "at half past five": 5.5,
+    "at six o'clock": 6.0,
+    "at half past six": 6.5,
+    "at seven o'clock": 7.0,
+    "at half past seven": 7.5,
+    "at eight o'clock": 8.0,
+    "at nine o'clock": 9.0,
+}
 SIBLINGS = (
     "no brothers or sisters", "one brother and no sisters", "one sister and no brothers", "two brothers and no sisters",
     "two sisters and no brothers", "three brothers and no sisters", "one brother and one sister",
@@ -350,6 +346,8 @@ SIBLINGS = (
 )  # fmt: skip
 CHILDREN = ("no children", "one son", "one daughter", "twin girls", "two sons", "a son and a daughter", "three daughters")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+# Every shop is shut on one of them.
+DAYS_OF_REST = (*DAYS, "Sunday")
 
 
 def _words(text: str) -> list[str]:

@@ -1,40 +1,47 @@
 """Pairs of a reply and a persona sentence, with what the one says of the other.
 
-For every sentence of a conversation's persona there is one pair of each class: a reply of the speaker that says the same, one
-of somebody of whom the contrary is true, and one that leaves it open. The last is an answer to another question, small talk,
-or a sentence in which the same word has another part, so that words in common prove nothing.
+For a sentence of a conversation's persona there is one pair of each class: a reply of the speaker that says the same, one of
+somebody of whom the contrary is true, and one that leaves it open. The last is an answer to another question, small talk, or a
+sentence in which the same word has another part, so that words in common prove nothing. A sentence for which not all three can
+be found new has none, so that the classes are equally frequent.
+
+A pair's pattern is the wording that its persona sentence was made of: few wordings make many pairs, and a score is one of
+patterns rather than of pairs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lorascope.world.facts import NO_PET, Fact, Label, fact_of, fields_of, label
+from lorascope.world.decoys import DECOYS
+from lorascope.world.facts import NO_PET, Fact, Label, fact_of, fields_of, label, phrases_of
 from lorascope.world.lore import DISHES, DISLIKED, Dish, names_of
 from lorascope.world.persona import Dialogue, said
-from lorascope.world.phrases import DECOYS
-from lorascope.world.small_talk import FAREWELLS, GREETINGS
+from lorascope.world.small_talk import AFTER, BEFORE, GREETINGS
 from lorascope.world.town import Person, town_of
 from lorascope.world.wording import Novelty, Split, fill, one, stream
 
 _EXTRA = 0.2
+# Few wordings of few facts soon say the same twice.
+_ATTEMPTS = 24
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A reply (the premise), a sentence about its speaker (the hypothesis), and the facts behind both."""
+    """A reply (the premise), a sentence about its speaker (the hypothesis), the facts behind both, the sentence's wording."""
 
     reply: str
     sentence: str
     label: Label
     claims: tuple[Fact, ...]
     fact: Fact
+    pattern: str
 
 
 def pairs(seed: int, split: Split, conversations: Sequence[Dialogue], known: Novelty) -> list[Pair]:
-    """Three pairs, one of each class, for every persona sentence of the conversations.
+    """Three pairs in a drawn order, one of each class, for the persona sentences of the conversations.
 
     Args:
         known: what training pairs hold; as for ``dialogues``, and no pair comes in two splits.
@@ -44,16 +51,28 @@ def pairs(seed: int, split: Split, conversations: Sequence[Dialogue], known: Nov
         draw = stream(seed, split, "pairs", number)
         for sentence, fact in zip(dialogue.persona, dialogue.facts, strict=True):
             made = _Pairs(seed, split, dialogue, sentence, fact, draw)
-            for reply, claims in (made.entailing(), made.contradicting(), made.neutral()):
-                reply = made.with_more(reply)
-                pair = Pair(reply, sentence, label(claims, fact), claims, fact)
-                # Equal texts are no question.
-                if reply != sentence and (split == "train" or known.is_new(reply, sentence)):
-                    found.setdefault((reply, sentence), pair)
+            three = [_new(made, make, split, known, found) for make in (made.entailing, made.contradicting, made.neutral)]
+            draw.shuffle(three)
+            whole = [pair for pair in three if pair is not None]
+            if len(whole) == len(three):
+                found.update({(pair.reply, pair.sentence): pair for pair in whole})
     for pair in found.values():
         # Of an evaluation split the pair alone, so that a test asks none of validation's.
         known.learn([f"{pair.reply} {pair.sentence}", *((pair.reply, pair.sentence) if split == "train" else ())])
     return list(found.values())
+
+
+def _new(
+    made: _Pairs, make: Callable[[], _Reply], split: Split, known: Novelty, found: Mapping[tuple[str, str], Pair]
+) -> Pair | None:
+    """A pair that is neither known nor found yet, and whose texts differ; None after so many attempts."""
+    for _ in range(_ATTEMPTS):
+        pair = made.pair(*make())
+        texts = pair.reply, pair.sentence
+        # Equal texts are no question.
+        if pair.reply != pair.sentence and texts not in found and (split == "train" or known.is_new(*texts)):
+            return pair
+    return None
 
 
 _Reply = tuple[str, tuple[Fact, ...]]
@@ -65,6 +84,14 @@ class _Pairs:
     def __init__(self, seed: int, split: Split, dialogue: Dialogue, sentence: str, fact: Fact, draw: random.Random) -> None:
         self._seed, self._split, self._dialogue, self._draw = seed, split, dialogue, draw
         self._speaker, self._sentence, self._fact = dialogue.speaker, sentence, fact
+        fields = fields_of(self._speaker, fact.slot)
+        self._pattern = next(text for text in phrases_of(fact).states if fill(text, fields).text == sentence)
+
+    def pair(self, reply: str, claims: tuple[Fact, ...]) -> Pair:
+        """The pair of a reply with that sentence, labelled by the facts."""
+        return Pair(
+            self._with_more(reply, bool(claims)), self._sentence, label(claims, self._fact), claims, self._fact, self._pattern
+        )
 
     def entailing(self) -> _Reply:
         own = [
@@ -85,24 +112,31 @@ class _Pairs:
 
     def neutral(self) -> _Reply:
         kind = self._draw.random()
-        if kind < 0.4 and self._fact.slot in DECOYS and self._fact.value != NO_PET:
-            decoy = one(DECOYS[self._fact.slot], self._split, self._draw)
-            return fill(decoy, fields_of(self._speaker, self._fact.slot)).text, ()
+        if kind < 0.5:
+            return self._decoy(), ()
         open_replies = [made for made in self._dialogue.exchanges if label(made.claims, self._fact) == "neutral"]
         if kind < 0.9 and open_replies:
             made = self._draw.choice(open_replies)
             return made.reply, made.claims
-        _, answers = GREETINGS[self._draw.choice(list(GREETINGS))]
-        return one(answers, self._split, self._draw), ()
+        _, answer = one(GREETINGS[self._draw.choice(list(GREETINGS))], self._split, self._draw)
+        return answer, ()
 
-    def with_more(self, reply: str) -> str:
-        """Now and then a sentence that says nothing stands before or after."""
-        if self._draw.random() > _EXTRA:
+    def _decoy(self) -> str:
+        """The sentence's own word in another part; now and then another word, which proves nothing either."""
+        slot = self._fact.slot
+        decoy = one(DECOYS[slot], self._split, self._draw)
+        person = self._speaker
+        if self._fact.value == NO_PET or self._draw.random() < 0.25:
+            person = next(other for other in self._others() if fact_of(other, slot).value not in (NO_PET, self._fact.value))
+        return fill(decoy, fields_of(person, slot)).text
+
+    def _with_more(self, reply: str, is_about_self: bool) -> str:
+        """Now and then a sentence that says nothing stands before or after what somebody tells of himself."""
+        if not is_about_self or self._draw.random() > _EXTRA:
             return reply
-        _, greetings = GREETINGS[self._draw.choice(list(GREETINGS))]
-        if self._draw.random() < 0.5:
-            return f"{one(greetings, self._split, self._draw)} {reply}"
-        return f"{reply} {one(FAREWELLS[0], self._split, self._draw)}"
+        if reply.endswith("?") or self._draw.random() < 0.5:
+            return f"{one(BEFORE, self._split, self._draw)} {reply}"
+        return f"{reply} {one(AFTER, self._split, self._draw)}"
 
     def _answer(self, person: Person, slot: str) -> _Reply:
         return said(person, slot, "answers", self._split, self._draw), (fact_of(person, slot),)

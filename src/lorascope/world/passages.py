@@ -99,7 +99,7 @@ def _person(town: Town, subject: int, draw: random.Random) -> tuple[Sequence[Tel
     values: dict[str, object] = _named(person) | {
         "town": town.name,
         "trade": person.trade.name,
-        "third": person.trade.third,
+        "an": a(person.trade.name).split()[0],
         "tool": a(person.trade.tool),
         "home": house.home,
         "children": house.children,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lorascope.world.facts import SLOTS, Fact, Label, fact_of, fields_of, label, phrases_of
+from lorascope.world.facts import Fact, Label, fact_of, fields_of, label, phrases_of, slots_of
 from lorascope.world.small_talk import ASK_BACK, FAREWELLS, GREETINGS, SHOP_TALK, TOWN_TALK
 from lorascope.world.town import Person, Town, town_of
 from lorascope.world.wording import Novelty, Split, drawn, fill, number_word, one, stream
@@ -101,13 +101,14 @@ class _Conversation:
         self._town, self._speaker, self._other = town, speaker, draw.choice(others)
         self._split, self._draw = split, draw
         self._weather = draw.choice(list(GREETINGS))
-        slots = draw.sample(SLOTS, draw.choice((4, 4, 5)))
+        known = slots_of(speaker)
+        slots = draw.sample(known, draw.choice((4, 4, 5)))
         self._persona = tuple(self._say(speaker, slot, "states") for slot in slots)
         self._facts = tuple(fact_of(speaker, slot) for slot in slots)
         self._to_come = draw.sample(slots, draw.choice((3, 3, 4)))
         # Now and then somebody asks for what the persona does not say.
         if draw.random() < 0.15:
-            other = draw.choice([slot for slot in SLOTS if slot not in slots])
+            other = draw.choice([slot for slot in known if slot not in slots])
             self._to_come.insert(draw.randrange(len(self._to_come)), other)
 
     def dialogue(self) -> Dialogue:
@@ -116,8 +117,7 @@ class _Conversation:
     def _exchanges(self) -> Iterator[Exchange]:
         said = ""
         if self._draw.random() < 0.6:
-            first, answers = GREETINGS[self._weather]
-            yield Exchange(self._one(first), self._one(answers))
+            yield Exchange(*self._one(GREETINGS[self._weather]))
         town_talk = self._draw.randrange(1, 4) if self._draw.random() < 0.4 else None
         asked = 0
         while self._to_come:
@@ -133,8 +133,8 @@ class _Conversation:
             yield Exchange(question, reply, claims)
             asked += 1
         if self._draw.random() < 0.35:
-            leaving, answers = FAREWELLS
-            yield Exchange(_both(said, self._one(leaving)), self._one(answers))
+            leaving, answer = self._one(FAREWELLS)
+            yield Exchange(_both(said, leaving), answer)
 
     def _answer(self, slot: str) -> tuple[str, tuple[Fact, ...], str]:
         """The reply, what it claims, and how the other goes on from it."""
@@ -145,7 +145,7 @@ class _Conversation:
             self._to_come.remove(second)
             reply = _both(reply, self._say(self._speaker, second, "states"))
             claims.append(fact_of(self._speaker, second))
-        elif self._to_come and self._draw.random() < 0.22:
+        elif self._to_come and slot in slots_of(self._other) and self._draw.random() < 0.22:
             return _both(reply, self._one(ASK_BACK)), tuple(claims), self._say(self._other, slot, "answers")
         chance = self._draw.random()
         return reply, tuple(claims), self._say(self._speaker, claims[-1].slot, "reacts") if chance < 0.7 else ""
@@ -166,13 +166,17 @@ class _Conversation:
                 "shut": shop.shut,
             }
             return fill(question, values).text, fill(answer, values).text
-        landmark, happening = self._draw.choice(self._town.landmarks), self._draw.choice(self._town.happenings)
+        landmark = self._draw.choice(self._town.landmarks)
+        # Nobody speaks of somebody who takes part as of a third.
+        others = [one for one in self._town.happenings if one.winner not in (self._speaker, self._other)]
+        happening = self._draw.choice(others or self._town.happenings)
         question, answer = self._one(TOWN_TALK)
         values = {
             "market_day": self._town.market_day,
             "river": self._town.river,
             "town": self._town.name,
             "contest": happening.contest,
+            "contest_year": happening.year,
             "winner": happening.winner.full_name,
             "prize": happening.prize,
             "visitors": happening.visitors,
@@ -199,8 +203,8 @@ def said(person: Person, slot: str, kind: str, split: Split, draw: random.Random
 
 
 def clock(hour: int) -> str:
-    """An hour in words."""
-    return f"{number_word(hour)} o'clock"
+    """An hour in words; the twelfth is midnight, at which alone something shuts."""
+    return "midnight" if hour == 12 else f"{number_word(hour)} o'clock"
 
 
 def _both(first: str, second: str) -> str:

@@ -32,7 +32,7 @@ class Mistake:
     """How a step is got wrong: which (from 1), with what sign, and what the student says then.
 
     Attributes:
-        hints: what the teacher asks, in several wordings; every insight answers every hint.
+        hints: what the teacher asks, each with the insight that answers it.
         rule: the step said once more as it should be.
         confusion: the mistake in a few words.
     """
@@ -40,15 +40,19 @@ class Mistake:
     step: int
     sign: str
     slip: str
-    hints: tuple[str, ...]
-    insights: tuple[str, ...]
+    hints: tuple[tuple[str, str], ...]
     rule: str
     confusion: str
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A kind of sum; fields in braces are drawn by ``numbers`` or named by who sets the sum."""
+    """A kind of sum; fields in braces are drawn by ``numbers`` or named by who sets the sum.
+
+    Attributes:
+        sellers: the trades to one of which ``{seller}`` belongs; empty for whoever has a shop that sells by the piece.
+        buyers: likewise of ``{buyer}``; empty for anybody.
+    """
 
     story: str
     questions: tuple[str, ...]
@@ -56,6 +60,8 @@ class Sum:
     steps: tuple[Step, ...]
     mistake: Mistake
     numbers: Callable[[random.Random], dict[str, int]]
+    sellers: tuple[str, ...] = ()
+    buyers: tuple[str, ...] = ()
 
 
 def computed(sign: str, left: int, right: int) -> int:
@@ -102,10 +108,10 @@ def _rope(draw: random.Random) -> dict[str, int]:
 _TAKEN = Sum(
     "{seller} has {a} {goods} in the morning and lays out {b} more before noon. Then {buyer} carries {c} of them away.",
     (
-        "How many {goods} has {seller} left?",
+        "How many {goods} does {seller} have left?",
         "How many {goods} remain with {seller}?",
-        "With how many {goods} does {seller} go into the afternoon?",
-        "After that, how many {goods} does {seller} still have?",
+        "How many {goods} does {seller} have for the afternoon?",
+        "How many {goods} does {seller} still have after that?",
     ),
     "{left} {goods} are left with {seller}",
     (
@@ -117,16 +123,19 @@ _TAKEN = Sum(
         "+",
         "I added those that {buyer} carried off",
         (
-            "When {buyer} goes away, does {seller} have more {goods} or fewer?",
-            "Does the shelf of {seller} grow fuller or emptier when {buyer} leaves?",
-            "Are there more {goods} on the table of {seller} after that, or fewer?",
-            "Who has these {c} {goods} in the end, {buyer} or {seller}?",
-        ),
-        (
-            "There are fewer, because {buyer} has {c} of them now",
-            "They are with {buyer} now, so {seller} has fewer",
-            "Fewer, for {c} of them went home with {buyer}",
-            "{buyer} has them in the basket, and {seller} has fewer",
+            (
+                "When {buyer} goes away, does {seller} have more {goods} or fewer?",
+                "There are fewer, because {buyer} has {c} of them now",
+            ),
+            (
+                "Does the shelf of {seller} grow fuller or emptier when {buyer} leaves?",
+                "Emptier, since {c} of them are with {buyer} now",
+            ),
+            (
+                "Are there more {goods} on the table of {seller} after that, or fewer?",
+                "Fewer, for {c} of them went home with {buyer}",
+            ),
+            ("Who has these {c} {goods} in the end, {buyer} or {seller}?", "{buyer} has them, so {seller} has fewer"),
         ),
         "I must take {c} away from {1}",
         "adds what is taken away",
@@ -134,14 +143,14 @@ _TAKEN = Sum(
     _ranges(a=(12, 40), b=(6, 30), c=(3, 16)),
 )
 _CHANGE = Sum(
-    "{buyer} comes to {shop}, where one {unit} costs {a} pennies, asks for {b} of the kind and lays down {c} pennies.",
+    "{buyer} comes to {shop}, where one {unit} costs {a} {money}. {buyer} asks for {b} of them and lays down {c} {money}.",
     (
-        "How many pennies does {buyer} get back?",
-        "What does {buyer} get back?",
+        "How many {money} does {buyer} get back?",
+        "How much change does {buyer} get?",
         "How much money should {buyer} get back?",
-        "With how many pennies does {buyer} go home?",
+        "How many {money} should {buyer} be given back?",
     ),
-    "{left} pennies go back to {buyer}",
+    "{left} {money} go back to {buyer}",
     (
         Step("found what {buyer} pays for all {b}", "{a}", "×", "{b}"),
         Step("took that from the money that {buyer} laid down", "{c}", "-", "{1}"),
@@ -151,16 +160,19 @@ _CHANGE = Sum(
         "+",
         "I added the price and the number that {buyer} wants",
         (
-            "If {buyer} wanted only two, what would they cost?",
-            "What does {buyer} pay for the first, and what for the second?",
-            "Say the price aloud for one and for two, as {buyer} would.",
-            "If {buyer} laid down the money for each, how often would that be?",
-        ),
-        (
-            "Each of them costs {a} pennies, and {buyer} wants {b}",
-            "It is {a} pennies, and {a} pennies again, for all {b}",
-            "{buyer} must pay {a} pennies for every single one",
-            "For each one {buyer} lays down {a} pennies more",
+            ("If {buyer} wanted only two, what would they cost?", "They would cost twice {a}, and {buyer} wants {b} of them"),
+            (
+                "What does {buyer} pay for the first, and what for the second?",
+                "It is {a} {money}, and {a} {money} again, for each of the {b}",
+            ),
+            (
+                "Say the price aloud for one and for two, as {buyer} would.",
+                "Once {a} for one and twice {a} for two, so it is {b} times {a} for {b}",
+            ),
+            (
+                "If {buyer} laid down the money for each by itself, how often would that be?",
+                "It would be {b} times, and {a} {money} each time",
+            ),
         ),
         "I must multiply {a} by {b}",
         "adds price and number instead of multiplying",
@@ -168,12 +180,12 @@ _CHANGE = Sum(
     _change,
 )
 _WALK = Sum(
-    "{seller}'s farm is {a} miles from town. {walker} walks {b} miles an hour, and under a tree {walker} rests for {c} hours.",
+    "{seller}'s farm is {a} miles away. {walker} walks there at {b} miles an hour and rests under a tree for {c} hours.",
     (
         "How many hours does {walker}'s journey take?",
-        "How long is {walker} on the way?",
+        "How many hours is {walker} on the way?",
         "After how many hours does {walker} arrive?",
-        "How many hours pass before {walker} knocks at the door?",
+        "How many hours pass before {walker} is there?",
     ),
     "The journey takes {left} hours for {walker}",
     (
@@ -185,28 +197,27 @@ _WALK = Sum(
         "-",
         "I took the hours of rest away",
         (
-            "Does {walker} arrive sooner or later because of the rest?",
-            "If {walker} did not sit down at all, would the journey be longer?",
-            "What happens to the journey while {walker} sits under a tree?",
-            "Does the clock stand still while {walker} sits?",
-        ),
-        (
-            "{walker} comes later, because the rest takes time too",
-            "No, the rest makes it longer for {walker}",
-            "The hours go on while {walker} sits there",
-            "The clock goes on, and {walker} comes later",
+            (
+                "Does {walker} arrive sooner or later because of the rest?",
+                "Later, because the rest of {walker} takes time too",
+            ),
+            ("If {walker} did not sit down at all, would the journey be longer?", "No, the rest makes it longer for {walker}"),
+            ("What happens to the time while {walker} sits under a tree?", "The hours go on while {walker} sits there"),
+            ("Does the clock stand still while {walker} sits?", "No, it goes on, and so {walker} comes later"),
         ),
         "I must add {c} to {1}",
         "subtracts a time that is added",
     ),
     _walked,
+    sellers=("farmer",),
 )
 _PENS = Sum(
-    "{seller} has {a} pens on the hill with {b} sheep in each. One night {c} sheep run down to the garden of {buyer}.",
+    "{seller}, the shepherd, has {a} pens on the hill with {b} sheep in each. "
+    "One night {c} sheep run down to the garden of {buyer}.",
     (
-        "How many sheep has {seller} in the pens then?",
+        "How many sheep does {seller} have in the pens then?",
         "How many sheep does {seller} count in the morning?",
-        "How many sheep has {seller} still on the hill?",
+        "How many sheep does {seller} still have on the hill?",
         "How many sheep stayed with {seller}?",
     ),
     "{left} sheep stay with {seller}",
@@ -217,35 +228,36 @@ _PENS = Sum(
     Mistake(
         1,
         "+",
-        "I added {seller}'s pens and the sheep",
+        "I added the pens of {seller} and the sheep in one pen",
         (
-            "How many sheep of {seller} stand in the first two pens?",
-            "Can {seller} add pens and sheep, or apples and chairs?",
-            "Draw the pens of {seller}. How many sheep stand in each?",
-            "If {seller} opened every gate, how many would come from each?",
-        ),
-        (
-            "There are {b} in every pen, and {seller} has {a} pens",
-            "Every pen of {seller} holds {b} sheep again",
-            "In each there are {b}, and that {a} times",
-            "It is {b} sheep again and again, {a} times",
+            (
+                "How many of {seller}'s sheep stand in the first two pens?",
+                "Twice {b}, and {seller} has {a} pens, so it is {a} times {b}",
+            ),
+            ("Can {seller} add pens to sheep, or apples to chairs?", "No, I must count the {b} sheep of every single pen"),
+            ("Draw the pens of {seller}. How many sheep stand in each?", "In each there are {b}, and that {a} times over"),
+            (
+                "If {seller} opened every gate, how many would come from each?",
+                "From each of them {b} sheep, and that {a} times",
+            ),
         ),
         "I must multiply {a} by {b}",
         "adds groups instead of multiplying",
     ),
     _ranges(a=(3, 9), b=(7, 15), c=(2, 8)),
+    sellers=("shepherd",),
 )
 _EGGS = Sum(
-    "{seller}'s hens lay {a} eggs a day. After {b} days {buyer} shares all of them fairly among {c} houses.",
+    "{seller} has hens that lay {a} eggs a day. After {b} days {buyer} shares all the eggs equally among {c} houses.",
     (
         "How many eggs does {buyer} leave at each house?",
         "How many eggs does {buyer} give to each house?",
-        "What does {buyer} bring to each house?",
-        "How many eggs has {buyer} for every house?",
+        "How many eggs does {buyer} bring to each house?",
+        "How many eggs are there for every house from {buyer}?",
     ),
     "Each house gets {left} eggs from {buyer}",
     (
-        Step("counted the eggs of {seller}'s hens", "{a}", "×", "{b}"),
+        Step("counted all the eggs from {seller}", "{a}", "×", "{b}"),
         Step("shared them among the houses", "{1}", "÷", "{c}"),
     ),
     Mistake(
@@ -253,29 +265,36 @@ _EGGS = Sum(
         "-",
         "I took the houses away from the eggs",
         (
-            "When {buyer} shares, does one take away or make equal heaps?",
-            "How would {buyer} share apples between two friends?",
-            "Would {buyer} have so many eggs left for one single house?",
-            "Lay the eggs out as {buyer} would. What do you make of them?",
-        ),
-        (
-            "{buyer} makes {c} heaps, and all of them are equal",
-            "One makes equal heaps, as many as {buyer} has houses",
-            "There must be {c} heaps of the same size",
-            "I would make {c} heaps, none larger than another",
+            (
+                "When {buyer} shares, is that taking away or making equal heaps?",
+                "It is making equal heaps, and {buyer} makes {c} of them",
+            ),
+            (
+                "How would {buyer} share apples between two friends?",
+                "In two equal heaps, so with {c} houses it is {c} equal heaps",
+            ),
+            (
+                "If each house got as many as you say, would {buyer} have enough?",
+                "No, for {c} houses there must be {c} equal heaps",
+            ),
+            (
+                "Lay the eggs out as {buyer} would. What do you make of them?",
+                "I make {c} heaps, none of them larger than another",
+            ),
         ),
         "I must divide {1} by {c}",
         "subtracts instead of sharing",
     ),
     _shared,
+    sellers=("farmer",),
 )
 _ROPE = Sum(
-    "{seller} has a rope of {a} feet. For {buyer} it is cut {b} times, and every piece is {c} feet long.",
+    "{seller} has a rope {a} feet long and cuts {b} pieces from it for {buyer}. Every piece is {c} feet long.",
     (
         "How many feet of rope does {seller} keep?",
-        "How long is the rope that {seller} has left?",
-        "How much rope remains with {seller}?",
-        "How many feet can {seller} hang up again?",
+        "How many feet long is the rope that {seller} has left?",
+        "How many feet of rope remain with {seller}?",
+        "How many feet of rope can {seller} hang up again?",
     ),
     "{left} feet of rope stay with {seller}",
     (
@@ -285,18 +304,18 @@ _ROPE = Sum(
     Mistake(
         1,
         "+",
-        "I added the pieces and the feet",
+        "I added the number of pieces and the feet",
         (
-            "Lay the pieces of {buyer} side by side. How long is each?",
-            "How many feet does {buyer} have after the first two cuts?",
-            "If {buyer} tied the pieces together, how long would they be?",
-            "What does {buyer} hold in the hand after every cut?",
-        ),
-        (
-            "Each is {c} feet long, and {buyer} has {b} of them",
-            "With every cut {buyer} has {c} feet more",
-            "There are {b} pieces, and every one has {c} feet",
-            "{buyer} gets {c} feet each time, {b} times",
+            (
+                "Lay the pieces of {buyer} side by side. How long is each?",
+                "Each is {c} feet long, and {buyer} has {b} of them",
+            ),
+            (
+                "How many feet does {buyer} have after the first two pieces?",
+                "Twice {c}, for with every piece {buyer} has {c} feet more",
+            ),
+            ("If {buyer} laid the pieces end to end, how long would they be?", "As long as {b} pieces of {c} feet each"),
+            ("What does {buyer} get with every piece?", "With every piece {buyer} gets {c} feet, and that {b} times"),
         ),
         "I must multiply {b} by {c}",
         "adds a number of pieces and a length",
@@ -304,14 +323,15 @@ _ROPE = Sum(
     _rope,
 )
 _FENCE = Sum(
-    "{seller} puts a fence round a garden {a} yards long and {b} yards wide. {buyer} asks {c} pennies for a yard of it.",
+    "{seller} puts a fence round a garden {a} yards long and {b} yards wide. "
+    "{buyer}, the carpenter, asks {c} shillings for a yard of it.",
     (
-        "How many pennies does {buyer} ask for the whole fence?",
-        "What does {seller} pay for the fence?",
-        "How many pennies must {seller} have for it?",
-        "What is the price that {seller} pays?",
+        "How many shillings does {buyer} ask for the whole fence?",
+        "How many shillings does {seller} pay for the fence?",
+        "How many shillings must {seller} have for it?",
+        "How many shillings does the whole fence cost {seller}?",
     ),
-    "{left} pennies must be paid by {seller}",
+    "{left} shillings must be paid by {seller}",
     (
         Step("went along {seller}'s garden, one long side and one short", "{a}", "+", "{b}"),
         Step("doubled it for the other two sides", "{1}", "×", "2"),
@@ -322,29 +342,36 @@ _FENCE = Sum(
         "+",
         "I added 2 for the other two sides",
         (
-            "Walk round the garden of {seller}. How many sides do you pass?",
-            "How long are the two sides that {seller} has not counted?",
-            "Can {seller} close the garden with so short a fence?",
-            "Draw the garden of {seller}. What do you write at each side?",
-        ),
-        (
-            "There are two long ones of {a} and two short ones of {b}",
-            "It has four, and the other two are as long again",
-            "The other two are {a} yards and {b} yards too",
-            "On the far side it is {a} and {b} once more",
+            (
+                "Walk round the garden of {seller}. How many sides do you pass?",
+                "Four sides, two long ones of {a} and two short ones of {b}",
+            ),
+            (
+                "How long are the two sides that you have not counted?",
+                "The other two are {a} yards and {b} yards, as long again",
+            ),
+            (
+                "Could {seller} close the garden with so short a fence?",
+                "No, there are two more sides of {a} yards and {b} yards",
+            ),
+            (
+                "Draw the garden of {seller}. What do you write at each side?",
+                "I write {a} and {b}, and then {a} and {b} once more",
+            ),
         ),
         "I must take {1} twice",
         "does not double the two sides",
     ),
     _ranges(a=(6, 20), b=(3, 5), c=(2, 6)),
+    buyers=("carpenter",),
 )
 _AGES = Sum(
-    "{child} is {a} and has a sister who is {b} years younger. {child}'s mother is {c} times as old as she is.",
+    "{child} is {a} and has a sister who is {b} years younger. Their mother is {c} times as old as the sister.",
     (
         "How old is {child}'s mother?",
         "What age is {child}'s mother?",
         "How many years old is {child}'s mother?",
-        "What age has {child}'s mother reached?",
+        "How old must {child}'s mother be?",
     ),
     "The age of {child}'s mother is {left}",
     (
@@ -356,16 +383,16 @@ _AGES = Sum(
         "+",
         "I added {b} to the age of {child}",
         (
-            "Which of the two was born first, {child} or the sister?",
-            "Who has seen more birthdays, {child} or the sister?",
-            "Can the sister be older than {child}, by the story?",
-            "Which of them went to school first, {child} or the sister?",
-        ),
-        (
-            "That was {child}, so the sister must have fewer years",
-            "It is {child}, and the sister is younger",
-            "The sister came after {child}, so she has fewer",
-            "{child} is the older one, the sister came later",
+            (
+                "Which of the two was born first, {child} or the sister?",
+                "That was {child}, so the sister must have fewer years",
+            ),
+            ("Who has seen more birthdays, {child} or the sister?", "It is {child}, and the sister is younger"),
+            (
+                "Can the sister be older than {child}, by the story?",
+                "No, the sister came after {child}, so she has fewer years",
+            ),
+            ("Which of them is the older one, {child} or the sister?", "{child} is older, and the sister came later"),
         ),
         "I must take {b} from {a}",
         "adds years where someone is younger",
@@ -386,7 +413,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
         "{steps} So I think that {answer}.",
         "{steps} That is how I found that {answer}.",
         "I did it like this. {steps} And so {answer}.",
-        "Yes, I can. {steps} So {answer}.",
+        "Like this. {steps} So {answer}.",
     ),
     "hint": (
         "You write very clearly. But look at one step again. {hint}",
@@ -408,7 +435,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     ),
     "insight": (
         "{insight}. Oh, now I see! {rule}.",
-        "{insight}. Then {rule}, and I did not.",
+        "{insight}. Then {rule}, and I did not do that.",
         "Let me think. {insight}. So {rule}.",
         "{insight}. I see my mistake. {rule}.",
     ),

@@ -19,14 +19,14 @@ LANDMARK = (
         (
             "The {kind} of {town} stands {where}.",
             "Whoever comes to {town} sees the {kind} {where}.",
-            "{where}, the people of {town} have their {kind}.",
+            "{where} you will see the {kind} of {town}.",
             "The pride of {town} is the {kind} {where}.",
         ),
         {
             "where": (
                 "Where does the {kind} stand?",
                 "Where is the {kind} of {town}?",
-                "In what place is the {kind}?",
+                "Whereabouts in {town} is the {kind}?",
                 "Where would you look for the {kind}?",
             )
         },
@@ -36,7 +36,7 @@ LANDMARK = (
             "It was built by {builder} in {year}.",
             "{builder} built it in the year {year}.",
             "The work was begun in {year} by {builder}.",
-            "Over the door one reads the name {builder} and the year {year}.",
+            "On it you can read the name of its builder, {builder}, and the year {year}.",
         ),
         {
             "builder": (
@@ -48,8 +48,8 @@ LANDMARK = (
             "year": (
                 "When was the {kind} built?",
                 "In what year was the {kind} built?",
-                "From what year is the {kind}?",
-                "Since what year has the {kind} stood?",
+                "From what year does the {kind} date?",
+                "In which year did they build the {kind}?",
             ),
         },
     ),
@@ -57,15 +57,15 @@ LANDMARK = (
         (
             "It is made of {material}.",
             "Every part of it is {material}.",
-            "The builders used {material}, which was brought by boat.",
-            "For its walls they took {material}.",
+            "They used {material}, which was brought by boat.",
+            "The builders chose {material} for it.",
         ),
         {
             "material": (
                 "What is the {kind} made of?",
                 "What did the builders use for the {kind}?",
-                "Of what was the {kind} built?",
-                "What are the walls of the {kind}?",
+                "What is the {kind} built of?",
+                "Which material was chosen for the {kind}?",
             )
         },
     ),
@@ -87,8 +87,8 @@ LANDMARK = (
     ),
     Telling(
         (
-            "The old people tell {legend}.",
-            "In the inn they tell {legend}.",
+            "The old people say {legend}.",
+            "At the inn you will hear {legend}.",
             "Every child has heard {legend}.",
             "A song of the valley says {legend}.",
         ),
@@ -110,9 +110,9 @@ LANDMARK = (
         ),
         {
             "keeper": (
-                "Who keeps the key of the {kind}?",
+                "Who keeps the key to the {kind}?",
                 "Who looks after the {kind}?",
-                "Whom must one ask for the key of the {kind}?",
+                "Whom must you ask for the key to the {kind}?",
                 "In whose care is the {kind} now?",
             )
         },
@@ -147,7 +147,7 @@ HAPPENING = (
             "year": (
                 "In what year was the {contest}?",
                 "When was the {contest} of {town} held?",
-                "Of which year was the {contest}?",
+                "Which year's {contest} is remembered?",
                 "In which year did {town} hold the {contest}?",
             )
         },
@@ -177,7 +177,7 @@ HAPPENING = (
     Telling(
         (
             "There were {visitors} people to see it.",
-            "People came from every village, {visitors} of them.",
+            "People came from every village, {visitors} in all.",
             "The keeper of the gate counted {visitors} visitors.",
             "No fewer than {visitors} people stood and watched.",
         ),
@@ -201,15 +201,15 @@ HAPPENING = (
             "weather": (
                 "What was the weather like?",
                 "How was the weather on the day of the {contest}?",
-                "What weather was there?",
-                "What did the sky do on that day?",
+                "What was the weather on that day?",
+                "What kind of weather did they have?",
             )
         },
     ),
     Telling(
         (
             "{winner}, the {winner_trade}, won, and nobody was surprised.",
-            "The winner was {winner}, a {winner_trade}.",
+            "The winner was {winner}, the {winner_trade}.",
             "In the end {winner} the {winner_trade} was the best of all.",
             "First came {winner}, whom all knew as the {winner_trade}.",
         ),
@@ -223,7 +223,7 @@ HAPPENING = (
             "winner_trade": (
                 "What was the winner's trade?",
                 "What did the winner do for a living?",
-                "By what trade did the winner live?",
+                "What trade did the winner have?",
                 "What work did the winner of the {contest} do?",
             ),
         },
@@ -232,14 +232,14 @@ HAPPENING = (
         (
             "The prize was {prize}.",
             "The mayor gave the winner {prize}.",
-            "For this there was {prize}.",
-            "The reward, {prize}, was handed over under loud cheers.",
+            "For this the prize was {prize}.",
+            "The reward, {prize}, was handed over amid loud cheers.",
         ),
         {
             "prize": (
                 "What was the prize?",
                 "What did the mayor give to the winner?",
-                "What could one win at the {contest}?",
+                "What could you win at the {contest}?",
                 "What was the reward for the winner?",
             )
         },
@@ -281,27 +281,27 @@ SHOPS = (
                 "On which river does {town} lie?",
                 "What is the river of {town} called?",
                 "What river flows past {town}?",
-                "Which water runs by {town}?",
+                "Which river runs by {town}?",
             ),
         },
     ),
     Telling(
         (
             "{goods1} come from {shop1}, which opens at {opens1}.",
-            "For {goods1} one goes to {shop1}, which is open from {opens1}.",
+            "For {goods1} you go to {shop1}, which is open from {opens1}.",
             "{shop1} sells {goods1} and opens at {opens1}.",
             "At {opens1} the door of {shop1} is opened, and there are {goods1} to be had.",
         ),
         {
             "goods1": (
                 "What comes from {shop1}?",
-                "What can one get at {shop1}?",
+                "What can you get at {shop1}?",
                 "What does {shop1} sell?",
-                "For what does one go to {shop1}?",
+                "What do people go to {shop1} for?",
             ),
             "opens1": (
                 "When does {shop1} open?",
-                "At what hour can one first go to {shop1}?",
+                "From what hour can you go to {shop1}?",
                 "How early is {shop1} open?",
                 "At what hour is the door of {shop1} opened?",
             ),
@@ -319,7 +319,7 @@ SHOPS = (
                 "When does {shop2} shut?",
                 "Until what hour is {shop2} open?",
                 "At what hour does {shop2} shut?",
-                "How late may one go to {shop2}?",
+                "How late can you go to {shop2}?",
             )
         },
     ),
@@ -335,27 +335,27 @@ SHOPS = (
                 "On which day is {shop3} shut?",
                 "When is nobody at work at {shop3}?",
                 "Which day is a bad one for a visit to {shop3}?",
-                "What day of rest has {shop3}?",
+                "What is the day of rest at {shop3}?",
             )
         },
     ),
     Telling(
         (
-            "{goods4} are made by {owner4}.",
+            "{goods4} are to be had from {owner4}.",
             "{owner4} is known for {goods4}.",
-            "Who wants {goods4} asks for {owner4}.",
+            "Anyone who wants {goods4} asks for {owner4}.",
             "All the {goods4} in the valley come from {owner4}.",
         ),
         {
             "owner4": (
                 "Who is known for {goods4}?",
-                "Whom does one ask for {goods4}?",
-                "From whom do the {goods4} come?",
-                "Who has {goods4} in {town}?",
+                "Whom do people ask for {goods4}?",
+                "From whom can you get {goods4}?",
+                "Who sells {goods4} in {town}?",
             ),
             "goods4": (
-                "For what is {owner4} known?",
-                "What does one get from {owner4}?",
+                "What is {owner4} known for?",
+                "What can you get from {owner4}?",
                 "What does {owner4} sell?",
                 "What do people want from {owner4}?",
             ),

@@ -18,6 +18,7 @@ from lorascope.world.lore import (
     CHILDREN,
     COMMON_TRADES,
     DAYS,
+    DAYS_OF_REST,
     DISHES,
     DISLIKED,
     DRINKS,
@@ -30,6 +31,7 @@ from lorascope.world.lore import (
     SIBLINGS,
     TRADES,
     WISHES,
+    WITHOUT_SHOP,
     Animal,
     Dish,
     Names,
@@ -42,8 +44,6 @@ from lorascope.world.wording import Split, stream
 
 _T = TypeVar("_T")
 _HOUSEHOLDS = 12
-# Who is up before the others cannot be said to sleep until nine.
-_EARLY = ("baker", "farmer", "shepherd", "miller", "blacksmith")
 # What nobody does or is who fears something.
 _UNLIKELY = {
     "deep water": ("rowing on the lake", "swimming in the lake"),
@@ -158,6 +158,10 @@ class Town:
     landmarks: tuple[Landmark, ...]
     happenings: tuple[Happening, ...]
 
+    def of_trade(self, trade: str) -> Person | None:
+        """Who follows a trade here, the first where there are several; None where nobody does."""
+        return next((person for person in self.people if person.trade.name == trade), None)
+
     def shop_of(self, person: Person) -> Shop | None:
         """The person's own shop; None for who has none."""
         return next((shop for shop in self.shops if shop.owner == person), None)
@@ -222,7 +226,8 @@ def _person(draw: random.Random, name: str, is_woman: bool, house: House, town: 
         season=draw.choice(SEASONS),
         wish=draw.choice(WISHES),
         fear=draw.choice([fear for fear in FEARS if not set(_UNLIKELY.get(fear, ())) & set(unlikely)]),
-        rises=draw.choice(RISING[:3] if trade.name in _EARLY else RISING),
+        # Nobody sleeps when the door should be open.
+        rises=draw.choice([rises for rises, hour in RISING.items() if hour < trade.hours[0]]),
     )
 
 
@@ -243,9 +248,9 @@ def _shops(draw: random.Random, people: Sequence[Person]) -> Iterator[Shop]:
     owned: set[str] = set()
     for person in people:
         trade = person.trade
-        if trade.name not in owned and trade.name not in ("shepherd", "farmer"):
+        if trade.name not in owned and trade.name not in WITHOUT_SHOP:
             owned.add(trade.name)
-            yield Shop(person, trade.hours[0] + draw.choice((0, 0, 1)), trade.hours[1], draw.choice(DAYS))
+            yield Shop(person, trade.hours[0] + draw.choice((0, 0, 1)), trade.hours[1], draw.choice(DAYS_OF_REST))
 
 
 _LANDMARKS = (

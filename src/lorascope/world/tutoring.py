@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from lorascope.world.lore import names_of
 from lorascope.world.sums import PROFILES, SUMS, WORDS, Sum, computed
-from lorascope.world.town import Town, town_of
+from lorascope.world.town import Person, Town, town_of
 from lorascope.world.wording import Novelty, Split, drawn, fill, one, stream
 
 _TALKS_OF_A_TOWN = 24
 _NOT_SOLD_BY_THE_PIECE = ("doctor", "innkeeper", "schoolteacher")
+# What costs pence; everything else costs shillings.
+_CHEAP = ("baker", "blacksmith", "beekeeper", "gardener", "miller", "potter")
 # What the teacher's turns are for, in MathDial's words.
 _MOVES = {"ask": "generic", "hint": "focus", "again": "probing", "go_on": "generic", "praise": "generic"}
 # Sentences that may become part of another keep their capital unless they begin so.
@@ -64,8 +66,11 @@ def talks(seed: int, split: Split, number: int, known: Novelty) -> list[Talk]:
     asked: set[str] = set()
 
     def next_one(attempt: int) -> Talk | None:
-        town = town_of(seed, split, attempt // _TALKS_OF_A_TOWN)
-        made = _Lesson(town, SUMS[attempt % len(SUMS)], split, stream(seed, split, "talk", attempt)).talk()
+        town, kind = town_of(seed, split, attempt // _TALKS_OF_A_TOWN), SUMS[attempt % len(SUMS)]
+        draw = stream(seed, split, "talk", attempt)
+        if (parts := _parts(town, kind, draw)) is None:
+            return None
+        made = _Lesson(town, kind, *parts, split, draw).talk()
         if made.question in asked or (split != "train" and not known.is_new(*made.texts)):
             return None
         asked.add(made.question)
@@ -78,21 +83,37 @@ def talks(seed: int, split: Split, number: int, known: Novelty) -> list[Talk]:
     return made
 
 
+def _parts(town: Town, kind: Sum, draw: random.Random) -> tuple[Person, Person, Person] | None:
+    """Seller, buyer and who walks, of three houses where the trades allow it; None where the town has nobody of the trades."""
+    selling = [shop.owner for shop in town.shops if shop.owner.trade.name not in _NOT_SOLD_BY_THE_PIECE]
+    sellers = [person for person in town.people if person.trade.name in kind.sellers] if kind.sellers else selling
+    if not sellers:
+        return None
+    seller = draw.choice(sellers)
+    others = [person for person in town.people if person.house != seller.house]
+    buyers = [person for person in others if not kind.buyers or person.trade.name in kind.buyers]
+    if not buyers:
+        return None
+    buyer = draw.choice(buyers)
+    return seller, buyer, draw.choice([person for person in others if person != buyer])
+
+
 class _Lesson:
     """One talk in the making."""
 
-    def __init__(self, town: Town, kind: Sum, split: Split, draw: random.Random) -> None:
+    def __init__(
+        self, town: Town, kind: Sum, seller: Person, buyer: Person, walker: Person, split: Split, draw: random.Random
+    ) -> None:
         self._kind, self._split, self._draw = kind, split, draw
-        shop = draw.choice([shop for shop in town.shops if shop.owner.trade.name not in _NOT_SOLD_BY_THE_PIECE])
-        buyer, walker = draw.sample([person for person in town.people if person.house != shop.owner.house], 2)
-        names, met = names_of(split), (shop.owner.name, buyer.name, walker.name)
+        names, met = names_of(split), (seller.name, buyer.name, walker.name)
         student, child = draw.sample([name for name in names.women + names.men if name not in met], 2)
         self._values: dict[str, object] = {
             **kind.numbers(draw),
-            "seller": shop.owner.full_name,
-            "shop": shop.name,
-            "goods": shop.owner.trade.goods,
-            "unit": shop.owner.trade.unit,
+            "seller": seller.full_name,
+            "shop": f"{seller.house.surname}'s {seller.trade.place}",
+            "goods": seller.trade.goods,
+            "unit": seller.trade.unit,
+            "money": "pence" if seller.trade.name in _CHEAP else "shillings",
             "buyer": buyer.name,
             "walker": walker.name,
             "town": town.name,
@@ -113,16 +134,18 @@ class _Lesson:
 
     def _turns(self, right: _Worked, wrong: _Worked) -> Iterator[Turn]:
         mistake = self._kind.mistake
+        asked, answered = one(mistake.hints, self._split, self._draw)
         values = {
             "slip": self._filled(mistake.slip, wrong.results),
-            "hint": self._one(mistake.hints, right.results),
-            "insight": self._one(mistake.insights, right.results),
+            "hint": self._filled(asked, right.results),
+            "insight": self._filled(answered, right.results),
             "rule": self._filled(mistake.rule, right.results),
         }
         yield self._turn("ask", values)
         yield self._turn("told", {"steps": " ".join(wrong.lines), "answer": _within(wrong.answer)})
-        if self._draw.random() < 0.4:
-            other = self._one(mistake.hints, right.results)
+        other, _ = one(mistake.hints, self._split, self._draw)
+        if other != asked and self._draw.random() < 0.5:
+            other = self._filled(other, right.results)
             yield self._turn("hint", {**values, "hint": other})
             yield self._turn("unsure", values)
             yield self._turn("again", values)

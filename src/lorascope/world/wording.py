@@ -82,6 +82,11 @@ class Filled:
     places: Mapping[str, int]
 
 
+def fields(template: str) -> set[str]:
+    """The names of a template's fields."""
+    return set(_FIELD.findall(template))
+
+
 def fill(template: str, values: Mapping[str, object]) -> Filled:
     """Put ``values`` into ``{fields}``; the text begins with a capital letter, fields that begin it included."""
     text, end = "", 0
