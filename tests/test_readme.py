@@ -270,8 +270,13 @@ def test_the_squad_v2_example_runs_on_a_t5(shared_data, tmp_path, model_director
     assert all(split <= set(trial["metrics"]) for trial in document["trials"])
 
 
-def test_every_file_that_the_readmes_tree_names_exists_and_no_module_is_missing():
-    tree = block("", "src/lorascope/\n")
-    named = set(re.findall(r"[a-z_]+\.py", tree))
-    present = {path.name for path in (ROOT / "src" / "lorascope").rglob("*.py") if not path.name.startswith("__")}
-    assert named == present
+def test_the_readmes_tree_names_every_module_once_in_its_own_package():
+    named, package = [], ""
+    for line in block("", "src/lorascope/\n").splitlines()[1:]:
+        if head := re.match(r"  (\w+/|\w+\.py)", line):
+            package = head[1] if head[1].endswith("/") else ""
+            named += [] if package else [head[1]]
+        named += [package + module for module in re.findall(r"[a-z_0-9]+\.py", line)] if package else []
+    home = ROOT / "src" / "lorascope"
+    present = [str(path.relative_to(home)) for path in home.rglob("*.py") if not path.name.startswith("__")]
+    assert sorted(named) == sorted(present)
