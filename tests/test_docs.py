@@ -30,6 +30,7 @@ ELSEWHERE = {
     "lorascope run my-study.yaml": "test_readme.test_the_readmes_study_and_its_commands_run, test_tracking",
     "lorascope results runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
     "lorascope evaluate runs/which-targets": "test_readme.test_the_readmes_study_and_its_commands_run",
+    "lorascope plan examples/squad-gpt2.yaml": "test_readme.test_every_example_is_a_valid_study_that_can_be_planned",
     "lorascope run examples/": "test_readme and test_flagships, example by example",
 }
 # Values of options, and what is added so that a command ends soon.
@@ -63,6 +64,8 @@ def workshop(model_directory, tmp_path_factory):
     for split in ("train", "dev"):
         rows = [f"{split} {words[n % 6]} {words[n // 6]} {'very ' * (n % 5)}{n}\t{n % 2}" for n in range(24)]
         (home / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(f"{row}\n" for row in rows), encoding="utf-8")
+    own = "".join(json.dumps({"text": f"the plot is {word}", "label": n % 2}) + "\n" for n, word in enumerate(words))
+    (home / "own.jsonl").write_text(own, encoding="utf-8")
     study = {
         "name": "which-targets",
         "base": {"model": str(model_directory("bert"))},
@@ -101,7 +104,9 @@ def filled(command, workshop, model_directory):
     }
     found = []
     for before, word in zip(["", *words], words, strict=False):
-        if before in values and not word.startswith("world/"):
+        if word == "FILE":
+            found.append(workshop / "own.jsonl")
+        elif before in values and not word.startswith("world/"):
             found.append(values[before]())
         elif word in ("ADAPTER", "ADAPTER…"):
             found += [next(adapters)] if word == "ADAPTER" else list(adapters)
@@ -109,7 +114,7 @@ def filled(command, workshop, model_directory):
             found.append(writing[0])
         elif word.startswith("world/"):
             found.append(workshop / word)
-        elif re.match(r"runs/(<study>|which-targets|judge-world)", word):
+        elif re.match(r"runs/(<study>|which-targets|judge-world|sentiment-configurations)", word):
             inside = re.sub(r"runs/[^/]+", "runs/which-targets", word).replace("<trial>", trials[0].name)
             found.append(inside)
         elif before != "--out" and word in ("STUDY", "STUDY.yaml"):

@@ -12,7 +12,7 @@ from lorascope.errors import LorascopeError, ModelError, UsageError, did_you_mea
 
 EXIT_CODES = {
     "LorascopeError": 1, "UsageError": 2, "DataError": 2, "MissingSplit": 2, "ModelError": 2, "AdapterError": 2,
-    "StoreError": 1, "RunError": 1, "CheckFailed": 3,
+    "StoreError": 1, "RunError": 1, "OutOfMemory": 1, "CheckFailed": 3,
 }  # fmt: skip
 
 

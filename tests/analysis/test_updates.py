@@ -69,7 +69,7 @@ def test_patterns_of_rank_and_alpha_count_module_by_module(adapter, random_facto
     small = random_factors(r=2, layers=1)
     tensors |= {key: value for key, value in small.items() if key.startswith(FIRST)}
     pattern = {"layers.0.self_attn.q_proj": 2}
-    document = document_of(adapter("one", tensors, rank_pattern=pattern, alpha_pattern={"layers.0.self_attn.q_proj": 5}))
+    document = document_of(adapter("one", tensors, r=4, rank_pattern=pattern, alpha_pattern={"layers.0.self_attn.q_proj": 5}))
     rows = {row["module"]: row for row in document["modules"]}
     assert (rows["model.layers.0.self_attn.q_proj"]["r"], rows["model.layers.0.self_attn.q_proj"]["scaling"]) == (2, 2.5)
     assert (rows["model.layers.1.self_attn.q_proj"]["r"], rows["model.layers.1.self_attn.q_proj"]["scaling"]) == (4, 2.0)
@@ -194,7 +194,7 @@ def test_an_adapter_that_is_given_twice_is_refused(adapter):
 def test_factors_that_do_not_belong_together_are_refused(shape, adapter, random_factors):
     tensors = random_factors()
     tensors[f"{FIRST}.lora_B.weight"] = torch.zeros(shape)
-    with pytest.raises(AdapterError, match=r"model\.layers\.0\.self_attn\.q_proj.*do not belong together"):
+    with pytest.raises(AdapterError, match=r"model\.layers\.0\.self_attn\.q_proj.*(do not belong together|rank 4 and 3 in)"):
         read_adapters([adapter("one", tensors)])
 
 
