@@ -61,7 +61,7 @@ def test_tpe_finds_a_better_region_than_chance_over_ten_seeds():
     assert 1 - late["tpe"] < 0.6 * (1 - late["random"])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "cmaes"])
 @pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
 def test_a_search_that_goes_on_from_its_rows_proposes_what_it_would_have_proposed(sampler, seeds):
     whole = searched(proposer(study(seeds, sampler=sampler, trials=13)))
@@ -83,7 +83,7 @@ def test_a_batch_that_has_not_ended_is_proposed_again():
     )
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
 def test_a_finite_space_is_proposed_once_and_then_the_search_ends(sampler):
     over = {"r": [4, 8], "learning_rate": [1e-4, 2e-4, 3e-4], "lora_dropout": [0.1]}
     rows = searched(proposer(study(over=over, sampler=sampler)))
@@ -136,9 +136,15 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(changes, words):
         proposer(study(**changes))
 
 
+def test_what_is_foreseen_has_the_largest_rank_and_dropout_at_once():
+    over = {"r": [4, 64], "lora_dropout": {"uniform": [0.0, 0.2]}, "learning_rate": {"log": [1e-5, 1e-3]}}
+    foreseen = [trial.adapter for trial in proposer(study(over=over)).foreseen()]
+    assert max(adapter.r for adapter in foreseen if adapter.lora_dropout > 0) == 64
+
+
 def test_cmaes_names_what_to_install(monkeypatch):
     monkeypatch.setattr("lorascope.search.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install cmaes"):
+    with pytest.raises(UsageError, match="pip install 'lorascope\\[cmaes\\]'"):
         proposer(study(sampler="cmaes"))
 
 

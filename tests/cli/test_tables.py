@@ -221,8 +221,9 @@ def test_controls_say_how_they_were_chosen_and_what_adapters_lack(width):
         "full: accuracy 0.9000 ± 0.0500 over 2 seeds at learning rate 0.0001, the best of 2 configurations; it is the" in text
     )
     assert "head: no configuration has a score with every seed" in text
-    assert "│ +0.0100 ± 0.0100 │ +1.10 (+0.00 … +2.20) │ yes │ 3 │" in text
-    assert "│ – │ – │ not known │ 0 of 3 │" in text
+    assert "│ +0.0100 ± 0.0100 │ +1.10 (+0.00 … +2.20) │ yes │" in text
+    assert "│ – │ – │ not known │" in text
+    assert ("│ 0 of 3 │" in text) == (width == 200)
     assert "yes and no: every seed has a score, and the 95% interval lies on one side of 3 %" in text
     assert "a control is the best by the mean over seeds on validation" in text
     tables.print_controls(console, {"study": "s"})
@@ -295,3 +296,58 @@ def test_the_bars_of_all_players_stand_on_one_scale():
     assert [line[line.index("]") :].index("│ │") for line in lines] == [2, 2, 2]
     assert marks == sorted(marks, reverse=True)
     assert len(set(marks)) == 3
+
+
+def game(**missing):
+    value = {"estimate": -0.1, "low": -0.2, "high": -0.05, "per_million_parameters": -1.0, "per_second": -0.5}
+    value |= {"per_ms_latency": -0.1} | missing
+    metric = {
+        "values": {"query": value, "value": value}, "ranking": [["query", "value"]], "higher_is_better": False,
+        "num_coalitions": 4, "exact": True, "full": value, "verdict": "v", "interactions": [], "notes": [],
+        "recommended": None,
+    }  # fmt: skip
+    shapley = {"seeds": [1, 2], "what": "usefulness", "latency": {"reason": "not timed"}, "metrics": {"eval_loss": metric}}
+    return {"study": "a", "shapley": shapley}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("missing", [{}, {"per_ms_latency": None}, {"per_ms_latency": None, "per_second": None}])
+def test_a_game_is_shown_on_a_narrow_terminal_whatever_was_not_measured(width, missing):
+    console = Console(file=StringIO(), width=width)
+    tables.print_shapley(console, game(**missing))
+    text = console.file.getvalue()
+    assert "-0.1000" in text
+    assert "query" in text
+
+
+WIDE = {"learning_rate": 0.000156627, "lora_dropout": 0.1234, "bias": "lora_only", "quantization": "nf4"}
+
+
+@pytest.mark.parametrize("width", [50, 80, 140])
+def test_a_narrow_table_gives_up_settings_before_scores_and_breaks_no_number(width):
+    trials = [
+        row(number, metrics={"eval_loss": 0.6931, "accuracy": 0.5 + number / 100},
+            config=CONFIG | {key: (value if number else None) for key, value in WIDE.items()})
+        for number in range(2)
+    ]  # fmt: skip
+    text = printed(tables.print_results, trials, width)
+    assert "01234560-s42" in text
+    assert text.count("0.6931") == 2
+    assert ("0.000156627" in text) == ("learning_rate" in text.split("no room for")[0])
+
+
+def test_every_row_of_the_shortfalls_can_be_told_from_the_others_on_a_narrow_terminal():
+    shortfall = {
+        "mean": 0.8, "interval": [0.7, 0.9], "against": "full", "shortfall": 0.01, "interval_of_shortfall": [0.0, 0.02],
+        "percent": 1.2, "percent_interval": [0.1, 2.0], "within_margin": None, "num_seeds": 3, "num_trials": 3,
+        "paired_seeds": 3,
+    }  # fmt: skip
+    rows = [shortfall | {"configuration": f"0123456{n}", "config": CONFIG | {"lora_alpha": 8.0 * n}} for n in range(1, 4)]
+    controls = {
+        "metric": "accuracy", "margin_percent": 3.0, "methods": {}, "shortfalls": rows, "confidence": 0.95,
+        "chosen_on": "eval_loss",
+    }  # fmt: skip
+    console = Console(file=StringIO(), width=70)
+    tables.print_controls(console, {"study": "a", "controls": controls})
+    text = console.file.getvalue()
+    assert all(f"0123456{n}" in text for n in range(1, 4))

@@ -157,7 +157,8 @@ def planned(study: Study, trials: list[TrialConfig] | Proposer, directory: Path,
         "train_seconds_from": source,
         "speedup": {"value": ratio, "measured_cohorts": 0 if speedup is None else speedup[1]},
     }
-    refused = _too_large(foreseen, bounds)
+    # What is proposed first is asked too: an estimate of the extremes that it passes would let it train unseen.
+    refused = _too_large([*foreseen, *rows[len(listed) :]], bounds)
     if isinstance(study.design, ShapleyDesign):
         from lorascope.attribution.players import game_plan, read_game
 

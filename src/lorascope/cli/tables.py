@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 from rich.cells import cell_len
@@ -20,8 +20,8 @@ _ADAPTER_KEYS = frozenset(AdapterConfig.model_fields)
 # Words rather than numbers; the column without a header holds bars, whose scale begins on the left.
 _LEFT = ("trial", "status", "configuration", "against", "verdict", "")
 
-# A configuration's value may be folded down to so many characters.
-_FOLD_WIDTH = 12
+# A word of a folding column that is longer than this may be broken.
+_LONGEST_WORD = 16
 
 
 def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -44,7 +44,8 @@ def print_plan(console: Console, document: Mapping[str, Any]) -> None:
         "time": [seconds_text(trial["train_seconds"]) for trial in trials],
         "fits": ["yes" if trial["fits"] else "no" for trial in trials],
     }
-    print_table(console, _title(document), columns, _config_columns(trials).keys(), ("all", "%", "memory"))
+    config = _config_columns(trials)
+    print_table(console, _title(document), columns, config.keys(), ("all", "%", *_by_need(config), "trainable", "time"))
     if document.get("shapley"):
         game = document["shapley"]
         console.print(f"{game['game']}: {game['how']}", markup=False, highlight=False, soft_wrap=True)
@@ -99,8 +100,11 @@ def print_results(console: Console, document: Mapping[str, Any]) -> None:
         "memory": [bytes_text(trial["solo_peak_memory_bytes"]) for trial in trials],
     }
     # A column is whole or absent: half a number looks like another one.
-    dispensable = ("ex/s", "%", "memory", "alone: s/epoch", "trainable", *reversed(metrics))
-    print_table(console, _title(document), columns, _config_columns(trials).keys(), dispensable)
+    config = _config_columns(trials)
+    costs = ("ex/s", "%", "memory", "alone: s/epoch", "trainable")
+    status = ("status",) if all(trial["status"] == "done" for trial in trials) else ()
+    dispensable = (*costs, *reversed(metrics[1:]), *status, *_by_need(config))
+    print_table(console, _title(document), columns, config.keys(), dispensable)
     print_comparisons(console, document)
     print_decodings(console, document)
     print_ablation(console, document)
@@ -137,8 +141,8 @@ def print_search(console: Console, document: Mapping[str, Any]) -> None:
         ],
     }  # fmt: skip
     title = f"{document['study']}: {counted(len(rows), 'configuration')} by {search['sampler']}, best first"
-    folding = {*(rows[0]["values"] if rows else ()), "status"}
-    print_table(console, title, columns, folding, ("proposed",))
+    values = dict(rows[0]["values"]) if rows else {}
+    print_table(console, title, columns, {*values, "status"}, ("proposed", "status", *_by_need(values)))
     if search["best"] is not None:
         grown = [step for step, before in zip(search["course"], [None, *search["course"]], strict=False)
                  if step["best"] is not None and (before is None or step["best"] != before["best"])]  # fmt: skip
@@ -201,8 +205,7 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
     if compared["baseline"] is not None:
         against += f" ({', '.join(f'{key} {cells[-1]}' for key, cells in varying.items())}; {compared['baseline_chosen']})"
     title = f"{document['study']}: {metrics} {against}"
-    dispensable = ("examples", "p", *(key for key in varying if key not in _ALWAYS), *_ALWAYS)
-    print_table(console, title, columns, varying.keys(), [name for name in dispensable if name in columns])
+    print_table(console, title, columns, varying.keys(), ("examples", "p", *_by_need(varying)))
     lines = [f"p and verdict: {compared['correction']}; intervals: each for itself"]
     lines += dict.fromkeys(row["note"] for row in rows if row["note"])
     for name, counts in compared["configurations"].items():
@@ -254,7 +257,7 @@ def print_ablation(console: Console, document: Mapping[str, Any]) -> None:
         "seeds": [_seeds_text(row) for row in rows],
     }
     percent = f"{ablation['confidence']:.0%}"
-    print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ())
+    print_table(console, f"{document['study']}: one factor at a time (± {percent} over seeds)", columns, {"value"}, ("seeds",))
 
 
 def print_controls(console: Console, document: Mapping[str, Any]) -> None:
@@ -275,18 +278,19 @@ def print_controls(console: Console, document: Mapping[str, Any]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     rows = controls["shortfalls"]
     if rows:
+        config, against = _config_columns(rows), dict.fromkeys(row["against"] for row in rows)
         columns = {
             "configuration": [row["configuration"] for row in rows],
-            **_config_columns(rows),
+            **config,
             metric: [mean_text(row["mean"], row["interval"]) for row in rows],
-            "against": [row["against"] for row in rows],
+            **({"against": [row["against"] for row in rows]} if len(against) > 1 else {}),
             "shortfall": [mean_text(row["shortfall"], row["interval_of_shortfall"], "+") for row in rows],
             "%": [_percent_text(row) for row in rows],
             f"within {margin:g} %": [{None: "not known", True: "yes", False: "no"}[row["within_margin"]] for row in rows],
             "seeds": [_seeds_text({**row, "num_seeds": row["paired_seeds"]}) for row in rows],
         }
-        title = f"{document['study']}: shortfall against controls"
-        print_table(console, title, columns, _config_columns(rows).keys(), (metric, "configuration", "lora_alpha"))
+        title = f"{document['study']}: shortfall against {'controls' if len(against) > 1 else ''.join(against)}"
+        print_table(console, title, columns, config.keys(), (metric, "seeds", *_by_need(config), "%"))
         level = f"{controls['confidence']:.0%}"
         how = f"yes and no: every seed has a score, and the {level} interval lies on one side of {margin:g} %"
         console.print(how, markup=False, highlight=False, soft_wrap=True)
@@ -492,18 +496,28 @@ def print_table(
     folding: Set[str],
     dispensable: Sequence[str],
 ) -> None:
-    """Print the columns; on a narrow terminal the folding ones fold, and then the dispensable ones go, by name."""
+    """Print the columns; on a narrow terminal the folding ones fold, and then the dispensable ones go, by name.
+
+    Of ``dispensable``, names of columns that there are not say nothing. What folds does so between words.
+    """
     shown = dict(columns)
     hidden = []
-    for name in dispensable:
+    for name in (one for one in dispensable if one in columns):
         if sum(_width(header, cells, header in folding) for header, cells in shown.items()) < console.width:
             break
         hidden.append(name)
         del shown[name]
     table = Table(title=escape(title), title_justify="left")
     for header in shown:
-        left = header in folding or header in _LEFT
-        table.add_column(escape(header), justify="left" if left else "right", overflow="fold", no_wrap=header not in folding)
+        left = "left" if header in folding or header in _LEFT else "right"
+        least = _width(header, shown[header], header in folding) - 3
+        table.add_column(
+            escape(header),
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=header not in folding,
+            min_width=least,
+        )
     for row in zip(*shown.values(), strict=True):
         table.add_row(*map(escape, row))
     console.print(table)
@@ -513,8 +527,16 @@ def print_table(
 
 def _width(header: str, cells: Sequence[str], folds: bool) -> int:
     """Characters that a column takes with its padding and border."""
-    width = max(map(cell_len, (header, *cells)))
-    return 3 + (min(width, _FOLD_WIDTH) if folds else width)
+    if not folds:
+        return 3 + max(map(cell_len, (header, *cells)))
+    words = [min(cell_len(word), _LONGEST_WORD) for cell in cells for word in cell.split()]
+    return 3 + max(cell_len(header), *words, 1)
+
+
+def _by_need(config: Collection[str]) -> list[str]:
+    """A configuration's keys in the order in which a narrow table does without them: the id of the row tells them too."""
+    last = [key for key in ("lora_alpha", "r", "targets") if key in config]
+    return [*(key for key in config if key not in last), *last]
 
 
 def text_of(value: Any) -> str:

@@ -118,7 +118,7 @@ class SearchDesign(Section):
     objective: str
     """A metric of the evaluation; whether higher is better is the metric's own."""
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
-    """Of Optuna."""
+    """Of Optuna; ``cmaes`` needs ``pip install 'lorascope[cmaes]'`` and two ranges at least."""
     pruner: Literal["none", "successive_halving"] = "none"
     """``successive_halving`` stops the worse part of a cohort at each rung, the rest goes on."""
     reduction: int = Field(3, ge=2)
