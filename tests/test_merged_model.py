@@ -101,9 +101,19 @@ def test_a_tokenizer_that_was_saved_with_the_adapter_goes_first(peft_adapter, me
     assert "the tokenizer is the one that was saved with the adapter" in merged.warnings
     tokenizer.add_tokens(["<extra>"] * 1 + [f"<extra {number}>" for number in range(200)])
     tokenizer.save_pretrained(adapter)
-    with pytest.raises(ModelError, match=r"the tokenizer has id .*, the model 160 embeddings"):
+    with pytest.raises(AdapterError, match=r"\d+ tokens, 160 embeddings; give the base with its vocabulary grown likewise"):
         merge(adapter)
     assert not list(out.glob("model*"))  # it is known before a weight is written
+
+
+def test_a_base_whose_own_tokenizer_has_more_tokens_than_embeddings_is_refused_as_everywhere(peft_adapter, merge, copied):
+    base = copied("llama")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(200)])
+    tokenizer.save_pretrained(base)
+    adapter, _ = peft_adapter("llama", "CAUSAL_LM", base=base)
+    with pytest.raises(ModelError, match=r"the model 160 embeddings; use the tokenizer that belongs to the model"):
+        merge(adapter)
 
 
 @pytest.mark.parametrize("name", ["source.spm", "sentencepiece.bpe.model", "qwen.tiktoken", "vocab-src.json"])

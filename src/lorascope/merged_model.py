@@ -43,8 +43,8 @@ from lorascope.base_model import (
     task_type_of,
 )
 from lorascope.config import BaseModelConfig, TaskType, validate
-from lorascope.errors import ModelError, UsageError
-from lorascope.lora.beside import TOKENIZER_FILES, copy_files, has_tokenizer
+from lorascope.errors import AdapterError, ModelError, UsageError
+from lorascope.lora.beside import TOKENIZER_FILES, copy_files, has_tokenizer, larger_vocabulary
 from lorascope.lora.checkpoint_files import open_checkpoint
 from lorascope.lora.merge import merge_files, merge_into
 from lorascope.lora.merge_plan import MergeDtype, MergePlan, plan_merge, replacements
@@ -157,7 +157,7 @@ def write_merged(
         max_shard_bytes: where a file ends and the next begins.
 
     Raises:
-        AdapterError: the adapter does not fit the base.
+        AdapterError: the adapter does not fit the base, or its tokenizer has more tokens than the base has embeddings.
         ModelError: the base is damaged.
         CheckFailed: a merged number overflows ``dtype``, or the base holds NaN.
     """
@@ -286,9 +286,12 @@ def _write_tokenizer(adapter: Path, base: MergeBase, directory: Path, changes: d
     tokenizer = load_tokenizer(BaseModelConfig(model=str(_with_config(base, directory))))
     rows = len(cast(Tensor, base.model.get_input_embeddings().weight))
     largest = max(tokenizer.get_vocab().values())
+    if rows <= largest and source == adapter:
+        what, fix = larger_vocabulary(largest + 1, rows)
+        raise AdapterError(what, where=str(adapter), fix=fix)
     if rows <= largest:
-        fix = "train with modules_to_save for the embeddings, or remove the tokenizer from the adapter's directory"
-        raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=str(source), fix=fix)
+        fix = "use the tokenizer that belongs to the model"
+        raise ModelError(f"the tokenizer has id {largest}, the model {rows} embeddings", where=base.name, fix=fix)
     own = base.model.config.pad_token_id
     # A causal model's classifier finds a row's last word by the pad token, which was the tokenizer's when it was trained.
     if base.task_type == "SEQ_CLS" and (own is None or hasattr(base.model, "score")):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from lorascope.base_model import load_base
 from lorascope.certify import certify, examine, refused
@@ -49,6 +50,22 @@ def test_keys_that_match_nothing_or_have_another_shape_are_told(scene):
     assert "[32, 31] in the adapter" in next(
         check.says for check in examine(made.claim(tensors_only=NO_MODEL)).checks if check.verdict == "fails"
     )
+
+
+def test_a_tokenizer_of_the_adapter_s_with_more_tokens_than_the_base_has_embeddings_is_refused_with_a_certificate(scene):
+    made = scene("llama")
+    tokenizer = AutoTokenizer.from_pretrained(made.base)
+    tokenizer.save_pretrained(made.adapter)
+    claim = made.claim(tensors_only=NO_MODEL)
+    assert examine(claim).holds
+    rows = len(claim.model.get_input_embeddings().weight)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(rows)])
+    tokenizer.save_pretrained(made.adapter)
+    (failure,) = refused(claim, examine(claim)).failures
+    assert failure.startswith("adapter-fits: the adapter's vocabulary is larger than the base's")
+    assert f"{len(tokenizer)} tokens, {rows} embeddings; give the base with its vocabulary grown likewise" in failure
+    (made.adapter / "tokenizer.json").write_text("{")  # what comes to need it says that it is damaged
+    assert examine(claim).holds
 
 
 DAMAGES = {

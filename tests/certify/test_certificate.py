@@ -1,12 +1,13 @@
 """The certificate: planted faults are caught, good merges pass, and the document says what it rests on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
 from lorascope.base_model import load_base
-from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, outputs
+from lorascope.certify import CERTIFICATE_FILE, certificate_text, certify, examine, outputs
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskConfig
 from lorascope.errors import CheckFailed, ModelError, OutOfMemory
@@ -88,12 +89,15 @@ def test_an_adapter_that_cannot_be_run_fails_where_outputs_were_asked_for_and_el
 
 
 @pytest.mark.parametrize(
-    ("score", "doing"), [(0, "the adapter was run unmerged in float32"), (1, "the merged model was scored")]
+    ("score", "doing"),
+    [
+        (0, "the adapter was scored unmerged in float32"),
+        (1, "the adapter was scored unmerged in bfloat16"),
+        (2, "the merged model was scored"),
+    ],
 )
-def test_memory_that_runs_out_while_scoring_keeps_what_was_found_and_names_the_step(
-    score, doing, scene, monkeypatch, tmp_path
-):
-    made, scores, done = scene("bert"), outputs.Runner.scores, []
+def test_memory_that_runs_out_while_scoring_names_the_step_and_the_logits_go_on(score, doing, scene, monkeypatch, tmp_path):
+    made, scores, done = scene("bert", "large", "bfloat16"), outputs.Runner.scores, []
     (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
     task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
 
@@ -105,13 +109,59 @@ def test_memory_that_runs_out_while_scoring_keeps_what_was_found_and_names_the_s
 
     monkeypatch.setattr(outputs.Runner, "scores", runs_out)
     certificate = certify(made.claim(), task)
+    assert len(done) == score + 1  # and is not tried again
     says = f"the task's score was asked for, and cannot be had: memory ran out (while {doing})"
     assert certificate.failures == [f"outputs: {says}"]
     verdicts = {check["name"]: check["verdict"] for check in certificate.document["checks"]}
     assert verdicts["update-arrived"] == "holds"
-    assert certificate.document["level"] == ("outputs" if score else "tensors")
-    assert ("loads" in verdicts) == bool(score)
+    assert (certificate.document["level"], verdicts["loads"]) == ("outputs", "holds")
+    assert certificate.document["effect"]["relative_difference"] > 0
+    rows = {row["name"]: bool(row["scores"]) for row in certificate.document["comparisons"]}
+    assert rows == {
+        outputs.BASE: False, outputs.REFERENCE: score > 0, outputs.UNMERGED: score > 1, outputs.RELOADED: False,
+    }  # fmt: skip
     assert "score" not in verdicts
+
+
+@pytest.mark.parametrize("error", [TypeError("no such argument"), KeyError("head"), OSError("no such file"), ValueError("no")])
+def test_a_merged_model_that_cannot_be_scored_leaves_a_certificate(error, scene, monkeypatch, tmp_path):
+    made, load = scene("bert"), outputs.load
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
+    task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
+
+    def fails(claim, model, *rest):
+        if model == str(claim.merged):
+            raise error
+        return load(claim, model, *rest)
+
+    monkeypatch.setattr(outputs, "load", fails)
+    certificate = certify(made.claim(), task)
+    says = f"the task's score was asked for, and cannot be had: {error} (while the merged model was scored)"
+    assert certificate.failures == [f"outputs: {says}"]
+    assert certificate.document["level"] == "outputs"
+
+
+def test_what_float32_costs_is_measured_although_nothing_could_be_scored(scene, monkeypatch, tmp_path):
+    made = scene("bert")
+    made.reweigh(lambda name: 1.01)
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "ba de", "label": "negative"}) + "\n")
+    task = TaskConfig(name="file", data=str(tmp_path), labels=["negative", "neutral", "positive"], max_length=16)
+
+    def runs_out(self, base, stack=None):
+        raise OutOfMemory("memory ran out with batches of 64 tokens", where="evaluate")
+
+    monkeypatch.setattr(outputs.Runner, "scores", runs_out)
+    document = certify(made.claim(), task).document
+    assert outputs.UNMERGED_FLOAT64 in {row["name"] for row in document["comparisons"]}
+
+
+def test_four_bits_that_were_compared_are_not_said_to_be_missing_where_only_the_score_is(scene, monkeypatch, tmp_path):
+    before = examine(scene("bert").claim())
+    found = outputs.Outputs(unscored="memory ran out (while the merged model was scored)")
+    monkeypatch.setattr("lorascope.certify.certificate.compare_outputs", lambda *_: found)
+    asked = replace(before, asked="the task's score and the comparison in four bits")
+    (failure,) = certify(scene("bert").claim(), before=asked).failures
+    assert failure.startswith("outputs: the task's score was asked for, and cannot be had")
 
 
 def test_the_base_and_the_merged_model_are_read_once_for_tensors_and_checksums(scene, monkeypatch):

@@ -142,6 +142,13 @@ def test_that_there_was_no_room_to_measure_float32_is_said():
     assert check.says.endswith("what float32 itself costs was not measured: 1 GB is free")
 
 
+def test_that_the_comparison_ended_before_float32_was_measured_is_said():
+    stopped = "memory ran out (while the merged model was run)"
+    found = checks.output_checks(outputs(row(RELOADED, 0.0, 3e-5), stopped=stopped), "float32")
+    (check,) = [one for one in found if one.name == f"relative-difference ({RELOADED})"]
+    assert check.says.endswith(f"what float32 itself costs was not measured: {stopped}")
+
+
 def test_the_disk_must_give_back_the_bits_that_were_in_memory():
     rows = (row(RELOADED), row(IN_MEMORY), row(RELOADED, 0.0, 1e-9, against=IN_MEMORY))
     for names, verdict in (((), "holds"), (("h.0.q.weight",), "fails")):
@@ -217,4 +224,5 @@ def test_a_merged_model_without_a_score_has_not_the_same_one():
     for scores, verdict in (({"accuracy": 0.75}, "holds"), ({"accuracy": 0.5}, "warning"), ({}, "warning")):
         found = Outputs(inputs, [row(BASE, 0.5, 0.1), row(RELOADED, scores=scores)], {"accuracy": 0.75})
         assert verdicts(checks.output_checks(found, "bfloat16"))["score"] == verdict
-    assert "score" not in verdicts(checks.output_checks(replace(found, stopped="memory ran out"), "bfloat16"))
+    for why in ("stopped", "unscored"):
+        assert "score" not in verdicts(checks.output_checks(replace(found, **{why: "memory ran out"}), "bfloat16"))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from lorascope.certify import certify, directory
 
@@ -81,3 +81,15 @@ def test_a_special_token_that_became_another_is_told(scene, name, value):
     path = made.merged / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     assert f"{name} is '{value}'" in checks_of(made)["tokenizer"]["says"]
+
+
+def test_an_adapter_s_tokenizer_is_read_with_the_base_s_configuration_which_alone_tells_its_class(scene):
+    made = scene("bert")
+    vocabulary = AutoTokenizer.from_pretrained(made.base).get_vocab()
+    words = [word for word, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+    words[:5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # which a BERT's would otherwise add
+    for place in (made.adapter, made.merged):
+        for path in place.glob("*token*"):
+            path.unlink()
+        (place / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    assert checks_of(made)["tokenizer"]["verdict"] == "holds"

@@ -121,3 +121,20 @@ def test_a_merge_that_does_not_hold_leaves_nothing(peft_adapter, tmp_path, monke
     with pytest.raises(CheckFailed, match="the merge does not hold"):
         export(adapter, tmp_path / "exports" / "out")
     assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_the_card_says_why_outputs_were_not_compared(peft_adapter, tmp_path, monkeypatch):
+    adapter, _ = peft_adapter("bert")
+
+    def runs_out(self, reference):
+        raise MemoryError
+
+    monkeypatch.setattr("lorascope.certify.outputs._Comparison.merged", runs_out)
+    export(adapter, tmp_path / "halfway")
+    card = (tmp_path / "halfway" / "README.md").read_text()
+    why = "memory ran out (while the merged model was run)"
+    assert f"its tensors were compared, the outputs of the merged model were not ({why})" in card
+    monkeypatch.setattr("lorascope.certified_merge.why_tensors_only", lambda model, device: "1 GB is free")
+    export(adapter, tmp_path / "unrun")
+    card = (tmp_path / "unrun" / "README.md").read_text()
+    assert "its tensors were compared, no model was run (1 GB is free)" in card

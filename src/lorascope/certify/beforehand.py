@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from lorascope.base_model import head_modules, load_tokenizer, task_type_of
 from lorascope.certify import checks as judged
@@ -24,9 +26,11 @@ from lorascope.certify.layout import Layout, base_weights_checksum, place
 from lorascope.certify.tensors import is_base_s
 from lorascope.certify.update import AdapterFiles, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
-from lorascope.errors import UsageError
-from lorascope.lora.beside import grown_vocabulary
+from lorascope.errors import ModelError, UsageError
+from lorascope.lora.beside import grown_vocabulary, larger_vocabulary
 from lorascope.plan import check_lengths
+
+SCORE = "the task's score"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     settings = settings or EvaluateConfig()
     adapter, base = read_updates(claim.adapter), open_checkpoint(claim.base_directory)
     layout = Layout.of(claim.model)
-    wanted = ["the task's score" if task is not None else "", "the comparison in four bits" if claim.quantise else ""]
+    wanted = [SCORE if task is not None else "", "the comparison in four bits" if claim.quantise else ""]
     asked = " and ".join(filter(None, wanted)) or None
     found = [*_adapter_checks(claim, adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
     why = why_no_outputs(claim)
@@ -101,7 +105,7 @@ def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, ba
     for name, value in adapter.replaced.items():
         if shapes.get(name, tuple(value.shape)) != tuple(value.shape):
             misfits.append(f"{name} is {list(shapes[name])} in the base, {list(value.shape)} in the adapter")
-    grown = grown_vocabulary(adapter.replaced, claim.model)
+    grown = grown_vocabulary(adapter.replaced, claim.model) or _larger_tokenizer(claim)
     misfits = misfits if grown is None else ["; ".join(grown)]
     num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
     found = judged.adapter_checks(adapter.problems, sorted(homeless), misfits, num_placed)
@@ -109,6 +113,18 @@ def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, ba
     foreign = [name for name, value in adapter.copies.items() if placed is not None and not is_base_s(value, placed.get(name))]
     copies = judged.copies_check(foreign, len(adapter.copies))
     return [*found, *([] if copies is None else [copies])]
+
+
+def _larger_tokenizer(claim: MergeClaim) -> tuple[str, str] | None:
+    """``larger_vocabulary`` of the adapter's own tokenizer; None where it has none that is larger, or that can be loaded."""
+    if claim.tokenizer_beside is None:
+        return None
+    try:
+        num_tokens = 1 + max(load_tokenizer(claim.tokenizer_source).get_vocab().values())
+    except ModelError:  # told by what comes to need it
+        return None
+    num_embeddings = len(cast(Tensor, claim.model.get_input_embeddings().weight))
+    return larger_vocabulary(num_tokens, num_embeddings) if num_tokens > num_embeddings else None
 
 
 def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, base: Checkpoint) -> Sequence[Check]:

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 from lorascope import __version__
 from lorascope.certify import checks as judged
-from lorascope.certify.beforehand import Beforehand, examine, why_no_outputs
+from lorascope.certify.beforehand import SCORE, Beforehand, examine, why_no_outputs
 from lorascope.certify.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lorascope.certify.checks import Check
 from lorascope.certify.claim import MergeClaim, trained_in
@@ -109,7 +109,8 @@ def certify(
         found += [] if effect is None else [judged.effect_check(outputs, effect)]
         found += judged.output_checks(outputs, dtype) if outputs.reached_the_disk else []
     if why is not None and claim.tensors_only is None and not _fails(found):
-        found.append(judged.tensors_only_check(why, before.asked))
+        asked = before.asked if outputs is None or outputs.stopped is not None else SCORE
+        found.append(judged.tensors_only_check(why, asked))
     return Certificate(_document(claim, before, found, merged=merged, figures=figures, outputs=outputs, why=why))
 
 
@@ -135,7 +136,7 @@ def _outputs(claim: MergeClaim, found: Sequence[Check], before: Beforehand) -> t
     if any(check.name == "tokenizer" and check.verdict == "not judged" for check in found):
         return None, "there is no tokenizer"
     outputs = compare_outputs(claim, before.inputs, before.settings)
-    return outputs, outputs.stopped
+    return outputs, outputs.incomplete
 
 
 def _fails(found: Sequence[Check]) -> bool:

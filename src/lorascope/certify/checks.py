@@ -227,9 +227,9 @@ def _packed_checks(outputs: Outputs) -> list[Check]:
 
 def _relative_tolerance(outputs: Outputs) -> tuple[float, str]:
     """How far float32 logits may be apart, and why that is more than usual."""
-    exact = outputs.find(UNMERGED_FLOAT64)
-    if exact is None and outputs.no_float64 is not None:
-        return MOST_RELATIVE_FLOAT32, f"; what float32 itself costs was not measured: {outputs.no_float64}"
+    exact, why_not = outputs.find(UNMERGED_FLOAT64), outputs.no_float64 or outputs.stopped
+    if exact is None and why_not is not None:
+        return MOST_RELATIVE_FLOAT32, f"; what float32 itself costs was not measured: {why_not}"
     own = 0.0 if exact is None else exact.difference.relative_difference or 0.0
     if FLOAT32_FACTOR * own <= MOST_RELATIVE_FLOAT32:
         return MOST_RELATIVE_FLOAT32, ""
@@ -250,7 +250,7 @@ def _score_checks(outputs: Outputs) -> list[Check]:
     """A score that moves by more than one example, and more than it does unmerged: worth a look, no proof of a fault."""
     row, unmerged = outputs.find(RELOADED), outputs.find(UNMERGED)
     task = None if outputs.inputs is None else outputs.inputs.task
-    if task is None or row is None or not outputs.scores or (not row.scores and outputs.stopped is not None):
+    if task is None or row is None or not outputs.scores or (not row.scores and outputs.incomplete is not None):
         return []
     if not row.scores:
         return [Check("score", "warning", "the merged model has none: in its answers are NaN or infinite numbers")]

@@ -63,6 +63,12 @@ class MergeClaim:
         """The adapter's directory where its tokenizer goes before the base's."""
         return self.adapter if has_tokenizer(self.adapter) else None
 
+    @property
+    def tokenizer_source(self) -> BaseModelConfig:
+        """Where the merged model's tokenizer comes from, with the base's configuration, which may alone tell its class."""
+        # By the directory, which is of the commit that was merged into: a branch may have moved meanwhile.
+        return BaseModelConfig(model=str(self.base_directory)).with_tokenizer(self.tokenizer_beside)
+
     @cached_property
     def stored_dtype(self) -> str:
         """The dtype in which the merged model is loaded: the base's own for ``as-base``."""

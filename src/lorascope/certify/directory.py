@@ -20,7 +20,6 @@ from lorascope.certify.claim import MergeClaim
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import BaseModelConfig
 from lorascope.errors import ModelError
-from lorascope.lora.beside import has_tokenizer
 
 GENERATION_FILE = "generation_config.json"
 # Keys of config.json that may differ from the base's, or that are judged by something else than the base's.
@@ -46,9 +45,9 @@ def directory_checks(claim: MergeClaim, adapter: AdapterFiles, merged: Pretraine
     """
     own, config = AutoConfig.from_pretrained(claim.base_directory), merged.to_dict()
     expected = own.to_dict() if claim.cleaned is None else claim.cleaned(own.to_dict())
-    whose, source = _tokenizer_source(claim)
+    whose = "base" if claim.tokenizer_beside is None else "adapter"
     try:
-        theirs, problem = load_tokenizer(BaseModelConfig(model=str(source))), ""
+        theirs, problem = load_tokenizer(claim.tokenizer_source), ""
     except ModelError as error:
         theirs, problem = None, f"the {whose} has none that can be used: {error.what}"
     labels = [str(label) for label in adapter.record.get("labels") or claim.labels]
@@ -148,11 +147,6 @@ def _settings(directory: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError("it holds no object")
     return {key: value for key, value in content.items() if key not in _NOT_SETTINGS and value is not None}
-
-
-def _tokenizer_source(claim: MergeClaim) -> tuple[str, Path]:
-    """Whose tokenizer the merged model should have: the adapter's, if that has one, or else the base's."""
-    return ("adapter", claim.adapter) if has_tokenizer(claim.adapter) else ("base", claim.base_directory)
 
 
 def tokenizer_check(claim: MergeClaim, whose: str, own: PreTrainedTokenizerBase) -> Check:

@@ -2,7 +2,7 @@
 
 The reference is the adapter, unmerged, on its base in float32. One model is in memory at a time. Where a step fails, for want
 of memory say, the comparison ends with what was found until then, and says at what it ended: hours of merging are not lost by
-it.
+it. Where a score alone cannot be made, the logits go on.
 
 Knows the order of the steps, and which model is compared with which. Does not know how one is run (``running``), nor what
 differences are tolerable (``checks``). Floor: ``certify``.
@@ -11,7 +11,8 @@ differences are tolerable (``checks``). Floor: ``certify``.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -28,6 +29,7 @@ from lorascope.certify.running import Runner, load, load_untouched, placed, stat
 from lorascope.config import BaseModelConfig, EvaluateConfig
 from lorascope.errors import LorascopeError, ModelError, OutOfMemory
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
+from lorascope.lora.stack import Stack
 from lorascope.losses import is_out_of_memory
 
 REFERENCE, UNMERGED = "adapter, float32", "adapter, unmerged"
@@ -38,6 +40,8 @@ MOST_RELATIVE_FLOAT32 = 1e-5
 QUANTISED, UNMERGED_QUANTISED = "merged and quantised (nf4)", "adapter on the nf4 base"
 # What a machine may not be able to do: no memory, no kernel for it, no library. Anything else is a bug.
 _FAILURES = (LorascopeError, MemoryError, RuntimeError, ImportError)
+# What libraries raise besides for a directory that cannot be loaded or run.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Outputs:
         inputs: on what; None where it ended before they were drawn.
         scores: of the reference.
         stopped: why the comparison ended early, and at what; None where it was carried through.
+        unscored: why there are no scores, or none from a step on, and at which; None where there are all that were asked for.
         unloadable: why the merged model cannot be loaded or run; None where it can.
         new_parameters: what its files lack, so that loading them draws it anew.
         reloaded_otherwise: tensors that the disk gives back with other bits than they had in memory; None where the model
@@ -71,6 +76,7 @@ class Outputs:
     rows: list[Compared] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
+    unscored: str | None = None
     unloadable: str | None = None
     new_parameters: tuple[str, ...] = ()
     reloaded_otherwise: tuple[str, ...] | None = None
@@ -78,6 +84,11 @@ class Outputs:
     not_packed: str | None = None
     no_float64: str | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def incomplete(self) -> str | None:
+        """Why not everything was compared and scored; None where it was."""
+        return "; ".join(filter(None, (self.stopped, self.unscored))) or None
 
     @property
     def reached_the_disk(self) -> bool:
@@ -96,8 +107,8 @@ def compare_outputs(claim: MergeClaim, given: Inputs | None, settings: EvaluateC
         given: a task's examples; None for drawn texts.
 
     Returns:
-        What was found. Where a base, an adapter or a score cannot be had on this machine, ``stopped`` says so; what is wrong
-        with the merged model is a result too.
+        What was found. Where a base or an adapter cannot be had on this machine, ``stopped`` says so, ``unscored`` where a
+        score cannot; what is wrong with the merged model is a result too.
     """
     comparison = _Comparison(claim)
     try:
@@ -133,15 +144,11 @@ class _Comparison:
         self.doing = "the merged model was run"
         try:
             reloaded = self.merged(reference)
-        except (LorascopeError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (LorascopeError, RuntimeError, *_DAMAGE) as error:
             if is_out_of_memory(error):
                 raise
             outputs.unloadable = (str(error).splitlines() or [type(error).__name__])[0][:300]
             return
-        self.doing = "the merged model was scored"
-        self.score_merged()
-        if claim.quantise or trained_in(claim, saved.origin) == "nf4":
-            self.packed(saved, reference, reloaded)
         rows = (outputs.find(RELOADED), outputs.find(IN_MEMORY))
         apart = max((row.difference.relative_difference or 0.0 for row in rows if row is not None), default=0.0)
         if claim.dtype == "float32" and apart > MOST_RELATIVE_FLOAT32:
@@ -149,6 +156,11 @@ class _Comparison:
             outputs.no_float64 = why_tensors_only(claim.model, claim.device, copies=2.0)
             if outputs.no_float64 is None:
                 self.in_float64(saved, reference)
+        row = outputs.find(RELOADED)
+        assert row is not None
+        self.score(row.scores, "the merged model was scored", None)
+        if claim.quantise or trained_in(claim, saved.origin) == "nf4":
+            self.packed(saved, reference, reloaded)
 
     def of_reference(self, given: Inputs | None, settings: EvaluateConfig) -> tuple[SavedAdapter, list[Tensor]]:
         """The adapter and its logits on the base in float32; what the inputs are, and what the base alone answers."""
@@ -164,9 +176,12 @@ class _Comparison:
         self.outputs.warnings += inputs.warnings
         start_id = base.start_id if base.task_type == "SEQ_2_SEQ_LM" else 0
         self.runner, self.pad_id = Runner(inputs, num_logits, start_id, settings), base.pad_id
-        alone, _ = self.with_adapter(base, _without_update(saved), scored=False)
-        reference, self.outputs.scores = self.with_adapter(base, saved)
-        self.outputs.rows.append(Compared(BASE, REFERENCE, difference(reference, alone)))
+        with self.adapted(base, _without_update(saved)):
+            alone = self.runner.logits(base.model, base.pad_id)
+        with self.adapted(base, saved) as stack:
+            reference = self.runner.logits(base.model, base.pad_id)
+            self.row(BASE, reference, alone)
+            self.score(self.outputs.scores, "the adapter was scored unmerged in float32", base, stack)
         del base
         gc.collect()
         return saved, reference
@@ -209,11 +224,25 @@ class _Comparison:
             raise ModelError(what, fix="give the tokenizer a pad token, and config.json its id")
         return self.pad_id if pads is None else int(pads)
 
-    def score_merged(self) -> None:
-        """The task's metrics of the merged model beside its logits; nothing where there is no task."""
-        row = self.outputs.find(RELOADED)
-        if row is not None and self.runner.inputs.task is not None:
-            row.scores.update(self.runner.scores(load(self.claim, str(self.claim.merged), self.claim.dtype)))
+    def score(self, scores: dict[str, float], doing: str, base: BaseModel | None, stack: Stack | None = None) -> None:
+        """The task's metrics, put beside the logits that were compared before; nothing where there is no task.
+
+        Where that fails, nothing more is scored: scores say something beside each other alone.
+
+        Args:
+            scores: are filled.
+            doing: as ``while …`` goes on.
+            base: the model that is scored; None for the merged one, which is loaded for it.
+        """
+        outputs, claim = self.outputs, self.claim
+        if self.runner.inputs.task is None or outputs.unscored is not None:
+            return
+        failures = (*_FAILURES, *_DAMAGE) if base is None else _FAILURES
+        try:
+            model = load(claim, str(claim.merged), claim.dtype) if base is None else base
+            scores.update(self.runner.scores(model, stack))
+        except failures as error:
+            outputs.unscored = f"{_reason(error)} (while {doing})"
 
     def packed(self, saved: SavedAdapter, reference: Sequence[Tensor], reloaded: Sequence[Tensor]) -> None:
         """The adapter on the base in four bits, how far the merged model in full is from that, and the merged model packed.
@@ -229,16 +258,21 @@ class _Comparison:
             own = self.unmerged(saved, reference, "nf4", UNMERGED_QUANTISED)
             outputs.rows.append(Compared(RELOADED, UNMERGED_QUANTISED, difference(own, list(reloaded))))
             packed = load(claim, str(claim.merged), claim.dtype, None, "nf4")
-            logits, scores = self.runner.logits(packed.model, self.pad_id), self.runner.scores(packed)
-            self.row(QUANTISED, reference, logits, scores)
+            row = self.row(QUANTISED, reference, self.runner.logits(packed.model, self.pad_id))
+            self.score(row.scores, "the merged model was scored in four bits", packed)
         except (*_FAILURES, ValueError) as error:
             outputs.not_packed = f"{why}, which cannot be run here: {_reason(error)}"
 
     def unmerged(self, saved: SavedAdapter, reference: Sequence[Tensor], kind: str, name: str) -> list[Tensor]:
         """The adapter on the base in this dtype, or in four bits: what merging has to be measured by; its logits."""
         dtype, quantization = (self.claim.dtype, "nf4") if kind == "nf4" else (kind, None)
-        logits, scores = self.with_adapter(self.base(dtype, quantization), saved, scored=kind != "float64")
-        self.row(name, reference, logits, scores)
+        base = self.base(dtype, quantization)
+        with self.adapted(base, saved) as stack:
+            logits = self.runner.logits(base.model, base.pad_id)
+            row = self.row(name, reference, logits)
+            if kind != "float64":
+                bits = "four bits" if kind == "nf4" else kind
+                self.score(row.scores, f"the adapter was scored unmerged in {bits}", base, stack)
         return logits
 
     def in_float64(self, saved: SavedAdapter, reference: Sequence[Tensor]) -> None:
@@ -253,21 +287,20 @@ class _Comparison:
         own = self.claim.base
         return load(self.claim, own.model, dtype, self.claim.commit or own.revision, quantization)
 
-    def with_adapter(
-        self, base: BaseModel, saved: SavedAdapter, *, scored: bool = True
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """Logits and scores of the adapter on this base."""
+    @contextmanager
+    def adapted(self, base: BaseModel, saved: SavedAdapter) -> Iterator[Stack]:
+        """The adapter on this base, within the block."""
         stack = stack_saved(base, saved, str(self.claim.adapter))
         try:
-            return self.runner.logits(base.model, base.pad_id), self.runner.scores(base, stack) if scored else {}
+            yield stack
         finally:
             stack.detach()
 
-    def row(
-        self, name: str, reference: Sequence[Tensor], logits: Sequence[Tensor], scores: dict[str, float] | None = None
-    ) -> None:
+    def row(self, name: str, reference: Sequence[Tensor], logits: Sequence[Tensor]) -> Compared:
         """Take a comparison with the reference down."""
-        self.outputs.rows.append(Compared(name, REFERENCE, difference(list(reference), list(logits)), scores or {}))
+        row = Compared(name, REFERENCE, difference(list(reference), list(logits)))
+        self.outputs.rows.append(row)
+        return row
 
 
 def _reason(error: BaseException) -> str:

@@ -29,7 +29,7 @@ def write_adapter_directory(source: Source, saved: SavedAdapter, out: Path, wish
 
     Args:
         saved: what lies in ``source.adapter``.
-        out: does not exist yet.
+        out: is not there, or is an empty directory.
 
     Returns:
         What the card says.
@@ -80,7 +80,10 @@ def privacy_for(source: Source, saved: SavedAdapter, wishes: Wishes) -> Privacy:
 
 
 def _study_file(study: Study, row: TrialRow, facts: CardFacts, privacy: Privacy) -> str:
-    """The trial as a study of its own, its base, data and judge by their public names, and all else as it was."""
+    """The trial as a study of its own, its base, data and judge by their public names.
+
+    All else is as it was, less the machine's places and secrets, which leave every text but class names.
+    """
     trial = TrialConfig.from_flat(row.config, row.seed)
     document: dict[str, Any] = study.model_dump(mode="json", exclude={"tracking", "controls", "design"})
     for section in SECTIONS:

@@ -46,7 +46,7 @@ def write_merged_directory(
 
     Args:
         saved: what lies in ``source.adapter``.
-        out: does not exist yet.
+        out: is not there, or is an empty directory.
         dtype: of the merged weights; ``as-base`` keeps each tensor's own.
         device: where models are compared; as of a ``MergeOrder``.
 
@@ -78,7 +78,9 @@ def _sentence(document: dict[str, Any]) -> str:
     """What the certificate says, for the card."""
     verdicts = Counter(check["verdict"] for check in document["checks"])
     others = "".join(f", {count} {verdict}" for verdict, count in verdicts.items() if verdict != "holds")
-    ran = document["level"] == "outputs"
-    compared = "tensors and outputs were compared" if ran else "its tensors were compared, no model was run"
+    compared = "tensors and outputs were compared"
+    if document["level"] != "outputs":
+        missing = "the outputs of the merged model were not" if document["comparisons"] else "no model was run"
+        compared = f"its tensors were compared, {missing} ({document['why_level']})"
     held = f"The weights are in {document['merged']['dtype']}."
     return f"`{CERTIFICATE_FILE}` certifies the merge: {verdicts['holds']} checks hold{others}; {compared}. {held}"
