@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from lorascope.certify import certify, directory
 
@@ -81,3 +81,27 @@ def test_a_special_token_that_became_another_is_told(scene, name, value):
     path = made.merged / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     assert f"{name} is '{value}'" in checks_of(made)["tokenizer"]["says"]
+
+
+def test_an_adapter_s_vocabulary_alone_is_read_with_the_base_s_configuration(scene):
+    made = scene("bert")
+    tokenizer = AutoTokenizer.from_pretrained(made.base)
+    vocabulary, theirs = tokenizer.get_vocab(), {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    theirs |= {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    # A vocabulary alone says nothing of special tokens: they are BERT's.
+    names = {str(token): theirs[kind] for kind, token in tokenizer.special_tokens_map.items() if kind in theirs}
+    words = [names.get(word, word) for word in sorted(vocabulary, key=vocabulary.get)]
+    for place in (made.adapter, made.merged):
+        for path in [*place.glob("tokenizer*"), *place.glob("special_tokens_map.json"), *place.glob("vocab*")]:
+            path.unlink()
+        (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    check = checks_of(made)["tokenizer"]
+    assert (check["verdict"], check["says"]) == ("holds", "it encodes as the adapter's does, with the same chat template")
+
+
+def test_another_chat_template_fails(scene):
+    made = scene("llama")
+    tokenizer = AutoTokenizer.from_pretrained(made.merged)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(made.merged)
+    assert "it has another chat template" in checks_of(made)["tokenizer"]["says"]
