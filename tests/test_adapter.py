@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lorascope import adapter as adapters_module
 from lorascope.adapter import (
     adapter_directory,
     adapter_names,
@@ -17,6 +18,7 @@ from lorascope.adapter import (
     stack_several,
 )
 from lorascope.base_model import BaseModel, head_modules
+from lorascope.config import BaseModelConfig
 from lorascope.errors import AdapterError, UsageError
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -164,6 +166,67 @@ def test_the_base_is_the_one_that_all_adapters_name_in_its_revision(saved, tmp_p
         agreed_base({"one": replace(one, base_model=str(tmp_path / "gone"))})
     with pytest.raises(UsageError, match="no whole model"):
         agreed_base({}, str(directory))
+
+
+def test_the_base_s_name_given_again_keeps_its_revision(saved):
+    one = replace(read_adapter(saved[0]), base_model="org/a", config={"revision": "v1"})
+    assert agreed_base({"one": one}, "org/a").revision == "v1"
+    assert agreed_base({"one": one, "other": replace(one, base_model="org/b", config={})}, "org/a").revision == "v1"
+    assert agreed_base({"one": one}, "org/b").revision is None
+    assert agreed_base({"one": one, "two": replace(one, config={"revision": "v2"})}, "org/a").revision is None
+
+
+def test_another_revision_of_its_base_is_told(saved, tiny_model):
+    directory, _ = saved
+    one = replace(read_adapter(directory), base_model="org/a", config={"revision": "v1"})
+    for revision, told in (
+        ("v1", []),
+        (None, ["there was trained on revision v1 of org/a, and runs on its default one here"]),
+    ):
+        base = replace(base_of(tiny_model("bert")), source=BaseModelConfig(model="org/a", revision=revision))
+        stack_saved(base, one, "there").detach()
+        assert base.warnings == told
+
+
+def test_a_tokenizer_is_held_against_that_of_the_base_s_revision_and_only_once(saved, tiny_model, monkeypatch):
+    directory, _ = saved
+    (directory / "tokenizer.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr(adapters_module, "load_tokenizer", asked.append)
+    monkeypatch.setattr(adapters_module, "tokenizer_difference", lambda *_: "another chat template")
+    source = BaseModelConfig(model="org/a", revision="v1")
+    base = replace(base_of(tiny_model("bert")), source=source)
+    stack_saved(base, read_adapter(directory), "there").detach()
+    assert [(one.model, one.revision, one.tokenizer_beside) for one in asked] == [("org/a", "v1", directory)]
+    assert base.warnings == ["there was saved with a tokenizer that is not used here: it has another chat template"]
+    agreed = replace(base_of(tiny_model("bert")), source=source.with_tokenizer(directory))
+    stack_saved(agreed, read_adapter(directory), "there").detach()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "base_model", "refused"),
+    [
+        ({}, "/there/tiny", False),
+        ({}, "/elsewhere/tiny", False),
+        ({}, "/there/other", True),
+        ({}, None, False),
+        ({"checksum": "x", "dtype": "float64", "quantization": None}, "/there/other", False),
+        ({"checksum": "y", "dtype": "float64", "quantization": None}, "/there/tiny", True),
+    ],
+)
+def test_what_an_adapter_trained_whole_must_not_be_in_another_base(origin, base_model, refused, saved, tiny_model):
+    model = tiny_model("bert")
+    base = replace(base_of(model), checksum="x", source=BaseModelConfig(model="/there/tiny"))
+    adapter = replace(read_adapter(saved[0]), origin=origin, base_model=base_model)
+    name = "bert.embeddings.word_embeddings.weight"
+    own = model.get_parameter(name).detach().clone()
+    adapter = replace(adapter, weights=replace(adapter.weights, heads={**adapter.weights.heads, name: own}))
+    if refused:
+        with pytest.raises(AdapterError, match=f"there: the base is not the adapter's, and yet has its '{name}'"):
+            stack_saved(base, adapter, "there")
+    else:
+        stack_saved(base, adapter, "there").detach()
 
 
 def test_what_an_adapter_is_run_as_is_what_its_file_says_or_what_it_holds(saved):

@@ -50,6 +50,11 @@ def load(directory, task_type="SEQ_CLS", dtype="float32"):
     return load_base(BaseModelConfig(model=str(directory), dtype=dtype), task_type, LABELS if task_type == "SEQ_CLS" else ())
 
 
+def test_a_base_knows_what_it_was_loaded_from(model_directory):
+    config = BaseModelConfig(model=str(model_directory("gpt2")))
+    assert load_base(config, "CAUSAL_LM").source == config
+
+
 @pytest.fixture
 def copy_of(model_directory, tmp_path):
     """``copy_of(family)``: a copy of the model's directory, to be damaged."""

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from lorascope.base_model import HEAD_NAMES, BaseModel, load_tokenizer, tokenizer_difference
 from lorascope.config import BaseModelConfig, TaskType, validate
@@ -65,20 +64,21 @@ def adapter_names(paths: Sequence[Path]) -> dict[str, Path]:
 def agreed_base(
     adapters: Mapping[str, SavedAdapter], base: str | None = None, *, dtype: str = "float32", quantization: str | None = None
 ) -> BaseModelConfig:
-    """The base to load for adapters: the one that is given, or the one that all of them name, in its revision.
+    """The base to load for adapters: the one that is given, or the one that all of them name, in the revision that they name.
 
-    A tokenizer that was saved with them goes before the base's (``own_tokenizer``).
+    Adapters that are put together on one base, and name it in several revisions, get its default one, and a warning
+    (``stack_several``). A tokenizer that was saved with them goes before the base's (``own_tokenizer``).
 
     Args:
         adapters: by the place that an error names.
-        base: a model's directory or hub id.
+        base: a model's directory or hub id; with the adapters' revision where it is what they name.
 
     Raises:
         UsageError: there is neither a base nor an adapter that names one, adapters name different ones or read texts
             differently, or the dtype or the quantisation is unknown.
         AdapterError: the directory that the adapters name is not there.
     """
-    model, revision = (base, None) if base is not None else _named(adapters)
+    model, revision = _named(adapters) if base is None else (base, _revision(adapters, base))
     if (Path(model) / CONFIG_FILE).is_file() and not (Path(model) / "config.json").exists():
         raise UsageError("this is an adapter, no whole model", where=model, fix="give the base that it was trained on")
     values = {"model": model, "dtype": dtype, "quantization": quantization, "revision": revision}
@@ -197,7 +197,7 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
     for where, saved in adapters.items():
         check_fits(saved, base.model, where)
     found = [told for where, saved in adapters.items() for told in _differences(base, saved, where)]
-    adapters = {where: own_part(saved, base.model) for where, saved in adapters.items()}
+    adapters = {where: _own_part_on(base, saved, where) for where, saved in adapters.items()}
     inside = tuple(f"{head}." for head in base.heads)
     held = (name for saved in adapters.values() for name in saved.weights.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
@@ -213,48 +213,100 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
     return stack
 
 
+def _own_part_on(base: BaseModel, saved: SavedAdapter, where: str) -> SavedAdapter:
+    """``own_part``, on a base that is not the adapter's merged model.
+
+    Raises:
+        AdapterError: what was saved whole is in a base of another checksum, or of another name, than the adapter's. If it was
+            trained, that is a merged model, on which the updates would count twice.
+    """
+    own = own_part(saved, base.model)
+    copies = saved.weights.heads.keys() - own.weights.heads.keys()
+    if copies and (_has_other_checksum(base, saved) or _other_name(base, saved, moved=True)):
+        what = f"the base is not the adapter's, and yet has its {min(copies)!r}: the adapter may be merged into it already"
+        fix = (
+            "run a merged model without the adapter (generate and chat with --base alone), or the adapter on its own base; if "
+            f"this is that base, write its place into {CONFIG_FILE} (base_model_name_or_path)"
+        )
+        raise AdapterError(what, where=where, fix=fix)
+    return own
+
+
 def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter], modules: Iterable[str]) -> None:
     """Raise an AdapterError where one brings embeddings that were trained: no slot has a place for them."""
     trained = next((name for name in modules if isinstance(model.get_submodule(name), nn.Embedding)), None)
     if trained is not None:
         where = next(where for where, saved in adapters.items() if f"{trained}.weight" in saved.weights.heads)
         what = f"the adapter brings embeddings of its own ({trained!r}), which cannot be run beside the base's"
-        raise AdapterError(what, where=where, fix="merge it, and use the merged model with --base")
+        fix = "merge it, and run the merged model alone: generate or chat with --base, without this adapter"
+        raise AdapterError(what, where=where, fix=fix)
 
 
 def _differences(base: BaseModel, saved: SavedAdapter, where: str) -> list[str]:
     """In what an adapter was trained otherwise than it runs here."""
     told = [_other_base(base, saved, where)]
-    tokenizer, own = base.tokenizer, saved.directory
-    if tokenizer is not None and own is not None and has_tokenizer(own) and not _is_from(tokenizer, own):
-        config = BaseModelConfig(model=str(base.model.name_or_path)).with_tokenizer(own)
-        difference = tokenizer_difference(tokenizer, load_tokenizer(config))
+    source, own = base.source, saved.directory
+    # Where an adapter's tokenizer goes before the base's, those of all were held against it (``own_tokenizer``).
+    if source is not None and source.tokenizer_beside is None and own is not None and has_tokenizer(own):
+        difference = tokenizer_difference(base.tokenizer, load_tokenizer(source.with_tokenizer(own)))
         if difference is not None:
             told.append(f"{where} was saved with a tokenizer that is not used here: it has {difference}")
     return [one for one in told if one is not None]
 
 
-def _is_from(tokenizer: PreTrainedTokenizerBase, directory: Path) -> bool:
-    return Path(tokenizer.name_or_path).resolve() == directory.resolve()
-
-
 def _other_base(base: BaseModel, saved: SavedAdapter, where: str) -> str | None:
-    """In what an adapter's own base differs from this one, by its record's checksum, or by name where there is none."""
-    origin, model = saved.origin, base.model
-    packed = any(isinstance(module, NF4Linear) for module in model.modules())
-    here = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": "nf4" if packed else None}
-    there = {key: origin[key] for key in here if key in origin}
-    told = []
-    # Equal weights have equal checksums in the same form only, and what is packed depends on who packed it.
-    comparable = there == here and not packed and origin.get("checksum") and base.checksum
-    same = bool(base.checksum) and origin.get("checksum") == base.checksum
-    if comparable and not same:
-        told.append(f"other weights than those of {model.name_or_path} here")
-    elif not same and saved.base_model and _place(saved.base_model) != _place(str(model.name_or_path)):
-        told.append(f"{saved.base_model}, and runs on {model.name_or_path} here")
+    """In what an adapter's own base differs from this one: in weights, revision, dtype or quantisation."""
+    here = _held(base)
+    there = {key: saved.origin[key] for key in here if key in saved.origin}
+    told = [_other_weights(base, saved) or _other_revision(base, saved)]
     if any(there[key] != here[key] for key in there):
         told.append(f"a base in {_form(there)}, and runs on one in {_form(here)}")
-    return f"{where} was trained on {'; on '.join(told)}" if told else None
+    found = [one for one in told if one is not None]
+    return f"{where} was trained on {'; on '.join(found)}" if found else None
+
+
+def _other_weights(base: BaseModel, saved: SavedAdapter) -> str | None:
+    """On what other weights an adapter was trained, by its record's checksum, or by name where that tells nothing."""
+    if _has_other_checksum(base, saved):
+        return f"other weights than those of {base.model.name_or_path} here"
+    return f"{saved.base_model}, and runs on {base.model.name_or_path} here" if _other_name(base, saved) else None
+
+
+def _other_revision(base: BaseModel, saved: SavedAdapter) -> str | None:
+    """In what other revision of this very base an adapter was trained, as far as its name tells."""
+    source, revision = base.source, saved.config.get("revision")
+    if source is None or revision in (None, source.revision) or _has_checksum(base, saved) or Path(source.place).is_dir():
+        return None
+    return f"revision {revision} of {source.model}, and runs on {source.revision or 'its default one'} here"
+
+
+def _has_checksum(base: BaseModel, saved: SavedAdapter) -> bool:
+    return bool(base.checksum) and saved.origin.get("checksum") == base.checksum
+
+
+def _has_other_checksum(base: BaseModel, saved: SavedAdapter) -> bool:
+    here, checksum = _held(base), saved.origin.get("checksum")
+    # Equal weights have equal checksums in the same form only, and what is packed depends on who packed it.
+    comparable = all(saved.origin.get(key, "") == value for key, value in here.items()) and here["quantization"] is None
+    return comparable and bool(checksum and base.checksum) and checksum != base.checksum
+
+
+def _other_name(base: BaseModel, saved: SavedAdapter, *, moved: bool = False) -> bool:
+    """Whether the adapter names another base and no checksum says that it is the same; ``moved``: of another last part."""
+    if _has_checksum(base, saved) or not saved.base_model or _place(saved.base_model) == _place(_name(base)):
+        return False
+    return not moved or Path(saved.base_model).name != Path(_name(base)).name
+
+
+def _held(base: BaseModel) -> dict[str, str | None]:
+    """How the base's weights are held."""
+    packed = any(isinstance(module, NF4Linear) for module in base.model.modules())
+    return {"dtype": str(base.model.dtype).removeprefix("torch."), "quantization": "nf4" if packed else None}
+
+
+def _name(base: BaseModel) -> str:
+    """The base as an adapter of it names it."""
+    return str(base.model.name_or_path) if base.source is None else base.source.model
 
 
 def _form(of: Mapping[str, str | None]) -> str:
@@ -276,8 +328,13 @@ def _named(adapters: Mapping[str, SavedAdapter]) -> tuple[str, str | None]:
     model = str(example.base_model)
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise AdapterError(f"its base model {model} is not there", where=first, fix="say where with --base")
-    revision = example.config.get("revision")
-    return model, None if revision is None else str(revision)
+    return model, example.base_at()[1]
+
+
+def _revision(adapters: Mapping[str, SavedAdapter], base: str) -> str | None:
+    """The revision of a base that is given, where the adapters that name it agree."""
+    named = {saved.base_at(base)[1] for saved in adapters.values() if saved.base_model == base}
+    return named.pop() if len(named) == 1 else None
 
 
 def _identity(saved: SavedAdapter) -> tuple[str, str | None]:

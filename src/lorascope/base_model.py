@@ -54,6 +54,7 @@ class BaseModel:
         heads: modules that are trained whole, newly initialised ones always among them.
         new_parameters: full names of the parameters that no checkpoint provided.
         checksum: SHA-256 of all weights outside the heads.
+        source: what it was loaded from; None for a model that never was on disk.
         unpacked_checksum: the same before they were packed in four bits; None where they were not.
         plain_head: logits are exactly ``output_embeddings(head_scale · last_hidden_state)``, so they can be computed for some
             positions alone; False where the model scales or caps them otherwise.
@@ -75,6 +76,7 @@ class BaseModel:
     last_block: LastBlock | None = None
     head_scale: float = 1.0
     unpacked_checksum: str | None = None
+    source: BaseModelConfig | None = None
     scratch: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -285,7 +287,7 @@ def load_base(base: BaseModelConfig, task_type: TaskType, labels: Sequence[str] 
         warnings.append(f"the last block is computed for every token: {reason}")
     return BaseModel(
         model, tokenizer, task_type, heads, new, checksum, scale is not None, warnings,
-        last_block=last_block, head_scale=1.0 if scale is None else scale, unpacked_checksum=unpacked,
+        last_block=last_block, head_scale=1.0 if scale is None else scale, unpacked_checksum=unpacked, source=base,
     )  # fmt: skip
 
 

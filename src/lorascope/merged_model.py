@@ -122,10 +122,9 @@ def open_merge_base(saved: SavedAdapter, where: str, base: str | None = None) ->
         UsageError: no base is named.
         ModelError: it is not there, damaged, quantised already, or of no class that the adapter can be for.
     """
-    name = base or saved.base_model
+    name, revision = saved.base_at(base)
     if not name:
         raise UsageError("the adapter names no base model", where=where, fix="give it with --base")
-    revision = saved.config.get("revision") if name == saved.base_model else None
     settings = validate(BaseModelConfig, {"model": name, "revision": revision}, "merge")
     config = read_config(settings)
     directory, commit = _files_of(settings)

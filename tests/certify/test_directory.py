@@ -93,3 +93,11 @@ def test_an_adapter_s_tokenizer_is_read_with_the_base_s_configuration_which_alon
             path.unlink()
         (place / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     assert checks_of(made)["tokenizer"]["verdict"] == "holds"
+
+
+def test_another_chat_template_fails(scene):
+    made = scene("llama")
+    tokenizer = AutoTokenizer.from_pretrained(made.merged)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(made.merged)
+    assert "it has another chat template" in checks_of(made)["tokenizer"]["says"]

@@ -138,7 +138,23 @@ def test_embeddings_that_were_trained_are_refused_before_they_could_be_left_out(
         ended = cli(*command)
         assert (ended.code, ended.out) == (2, "")
         assert "the adapter brings embeddings of its own ('model.embed_tokens')" in ended.err
-        assert "merge it, and use the merged model with --base" in ended.err
+        assert "merge it, and run the merged model alone: generate or chat with --base, without this adapter" in ended.err
+
+
+def test_an_adapter_with_trained_embeddings_is_refused_on_its_own_merged_model_which_runs_alone(
+    cli, with_embeddings, texts, tmp_path
+):
+    path, merged = with_embeddings("trained", more=0.25), tmp_path / "merged"
+    assert cli("merge", path, "--out", merged).code == 0
+    assert cli("generate", "--base", merged, *ASK).code == 0
+    for command in (
+        ("generate", "--adapter", path, *ASK),
+        ("evaluate", path, "--task", "file", "--data", texts, *SHORT),
+        ("inspect", path, "--speed", *QUICK),
+    ):
+        ended = cli(*command, "--base", merged)
+        assert (ended.code, ended.out) == (2, "")
+        assert "the adapter may be merged into it already; run a merged model without the adapter" in ended.err
 
 
 def test_a_vocabulary_that_grew_has_one_error_in_every_command(cli, with_embeddings, texts, tmp_path):

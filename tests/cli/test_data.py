@@ -224,6 +224,21 @@ def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
     assert "something is there already; give a new directory" in again.err
 
 
+def test_what_came_to_be_where_a_world_goes_is_kept(cli, tmp_path, monkeypatch):
+    documents, out = data_commands.documents, tmp_path / "world"
+
+    def meanwhile(*given):
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+        return documents(*given)
+
+    monkeypatch.setattr(data_commands, "documents", meanwhile)
+    ended = cli("data", "world", "--out", out, "--size", 10)
+    assert ended.code != 0
+    assert "something came to be there meanwhile, and is kept" in ended.err
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.parametrize(("seed", "warned"), [(999, False), (1000, True)])
 def test_a_world_that_the_embedded_base_may_have_read_is_told_of(seed, warned, cli, tmp_path):
     ended = cli("data", "world", "--out", tmp_path / "world", "--size", 10, "--seed", seed, "--json")

@@ -168,7 +168,7 @@ def world_command(
     with _stage("making a world"):
         sets = world(seed, size)
         files = documents(sets, seed, size)
-    with atomic_directory(out) as unfinished:
+    with atomic_directory(out, replace=False) as unfinished:
         for name, text in files.items():
             path = unfinished / name
             path.parent.mkdir(exist_ok=True)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from lorascope.cli import tables
-from lorascope.cli.console import AsJson, decoding_of, print_json, stdout, tell
-from lorascope.cli.options import Base, Examples
+from lorascope.cli.console import AsJson, print_json, stdout, tell
+from lorascope.cli.options import Answers, Base, Examples
 from lorascope.cli.records import with_records
 from lorascope.config import EvaluateConfig, validate
 from lorascope.errors import UsageError
@@ -26,16 +26,9 @@ class Scored(Examples):
 
 
 @dataclass(frozen=True)
-class Answering:
-    """How answers are generated, and who judges them."""
+class Answering(Answers):
+    """How answers are generated, each way to decode beside the others, and who judges them."""
 
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32
-    decode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STRATEGY[,K=V…]", help="A way to decode, e.g. nucleus,top_p=0.9,samples=4; several are compared."
-        ),
-    ] = None
     judge: Annotated[str | None, typer.Option(help="An NLI model or adapter: gives replies to a persona their C-score.")] = (
         None
     )
@@ -81,5 +74,4 @@ def _settings(answering: Answering) -> dict[str, Any]:
         raise UsageError("there is no judge to measure", where="--judge-data", fix="give one with --judge")
     check = None if answering.judge_data is None else {"data": answering.judge_data}
     judge = None if answering.judge is None else {"model": answering.judge, "check": check}
-    decodings = [{"max_new_tokens": answering.max_new_tokens, **decoding_of(text)} for text in answering.decode or ["greedy"]]
-    return {"decoding": decodings, "judge": judge}
+    return {"decoding": answering.decodings(), "judge": judge}

@@ -12,7 +12,7 @@ import typer
 from lorascope.analysis.figures import FIGURES
 from lorascope.cli import inspection
 from lorascope.cli.console import AsJson, print_json, stderr, stdout, tell
-from lorascope.cli.options import Base, Examples
+from lorascope.cli.options import Answers, Base, Examples
 from lorascope.cli.progress import StudyProgress
 from lorascope.cli.records import given, with_records
 from lorascope.cli.speed import print_speed, speed_of
@@ -191,9 +191,9 @@ def _scoring(on_task: OnTask, running: Running, cutting: Cutting) -> Scoring:
     """What the score is of, or hidden states are compared on."""
     from lorascope.smallest_adapter import Scoring
 
-    decoding = {} if running.max_new_tokens is None else {"max_new_tokens": running.max_new_tokens}
+    decodings = Answers(max_new_tokens=running.max_new_tokens).decodings()
     task = on_task.task_config(on_task.task, on_task.data, "inspect")
-    settings = validate(EvaluateConfig, {"decoding": [decoding], **on_task.evaluation()}, "inspect")
+    settings = validate(EvaluateConfig, {"decoding": decodings, **on_task.evaluation()}, "inspect")
     bound = {} if running.slots is None else {"num_slots": running.slots}
     return Scoring(task, settings, running.on_base(), cutting.metric, **bound)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli.certificate import print_certificate
-from lorascope.cli.console import AsJson, Device, decoding_of, print_json, stdout, tell
+from lorascope.cli.console import AsJson, Device, print_json, stdout, tell
+from lorascope.cli.options import Answers, Examples
 from lorascope.cli.planning import chosen_device
 from lorascope.cli.records import given, with_records
-from lorascope.config import EvaluateConfig, TaskConfig, parse_memory, validate
+from lorascope.config import EvaluateConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
 from lorascope.store import check_new
 
@@ -24,19 +25,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OnTask:
+class OnTask(Examples, Answers):
     """A task on whose examples outputs are compared and scored."""
 
     task: Annotated[str | None, typer.Option(help="Compare outputs and score on this task's examples.")] = None
     data: Annotated[str | None, typer.Option(help="The task's data: a file, a directory or a hub id.")] = None
-    split: Annotated[str | None, typer.Option(help="train, validation or test; validation.")] = None
-    max_eval: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None
-    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer; 32.")] = None
-    decode: Annotated[
-        list[str] | None, typer.Option(metavar="STRATEGY[,K=V…]", help="How answers are decoded, e.g. nucleus,top_p=0.9.")
-    ] = None
-    speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +50,6 @@ def merge(
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or as-base: each tensor as it is.")] = "as-base",
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Where a file of weights ends.")] = "5GB",
-    labels: Annotated[
-        str | None, typer.Option(help="The classes in the adapter's order, where it does not name them.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base: a directory that transformers loads as it is, with a certificate that it is the same."""
@@ -77,7 +67,7 @@ def merge(
     if comparing.quantization == "nf4":
         check_installed()
     # What does not hold together is the certificate's to tell.
-    saved = _labelled(read_adapter(adapter, str(adapter), damaged=True), labels)
+    saved = _labelled(read_adapter(adapter, str(adapter), damaged=True), on_task.classes)
     found = open_merge_base(saved, str(adapter), base)
     order = MergeOrder(
         saved,
@@ -87,7 +77,7 @@ def merge(
         max_shard_bytes,
         comparing.quantization,
         comparing.tensors_only,
-        task=_task(on_task, saved),
+        task=None if on_task.task is None else on_task.task_config(on_task.task, on_task.data, "merge", saved.labels),
         settings=settings,
         device=None if comparing.device is None else chosen_device(comparing.device),
     )
@@ -105,7 +95,8 @@ def _check(on_task: OnTask, comparing: Comparing) -> None:
     """What belongs to a task means nothing without, nor what belongs to models where none is run."""
     if (on_task.task is None) != (on_task.data is None):
         raise UsageError("a task needs data, and data a task", where="merge", fix="give both --task and --data, or neither")
-    for option in given(on_task) if on_task.task is None else ():
+    # Classes are the merged model's names too.
+    for option in given(on_task, "labels") if on_task.task is None else ():
         fix = "leave it out, or give --task and --data"
         raise UsageError("it says on what to compare and how to score, which needs a task", where=option, fix=fix)
     if len(on_task.decode or ()) > 1:
@@ -121,28 +112,8 @@ def _check(on_task: OnTask, comparing: Comparing) -> None:
 
 def _settings(on_task: OnTask) -> EvaluateConfig:
     """How the task is evaluated: what is not given is as ``evaluate`` has it."""
-    length = {} if on_task.max_new_tokens is None else {"max_new_tokens": on_task.max_new_tokens}
-    decoding = {**length, **decoding_of(on_task.decode[0] if on_task.decode else "greedy")}
-    values = {"split": on_task.split or "validation", "decoding": [decoding]}
-    settings: EvaluateConfig = validate(EvaluateConfig, values, "merge")
+    settings: EvaluateConfig = validate(EvaluateConfig, {**on_task.evaluation(), "decoding": on_task.decodings()}, "merge")
     return settings
-
-
-def _task(on_task: OnTask, saved: SavedAdapter) -> TaskConfig | None:
-    """The task that outputs are compared on, with the adapter's classes."""
-    if on_task.task is None:
-        return None
-    values: dict[str, Any] = {
-        "name": on_task.task,
-        "data": on_task.data,
-        "max_eval": on_task.max_eval,
-        "speaker": on_task.speaker,
-        "labels": saved.labels or None,
-    }
-    if on_task.max_length is not None:
-        values["max_length"] = on_task.max_length
-    config: TaskConfig = validate(TaskConfig, values, "merge")
-    return config
 
 
 def merge_dtype(text: str) -> MergeDtype:
@@ -165,11 +136,10 @@ def _announce(order: MergeOrder) -> None:
     tell(line)
 
 
-def _labelled(saved: SavedAdapter, labels: str | None) -> SavedAdapter:
-    """The adapter, with class names where it has none of its own."""
-    if labels is None:
+def _labelled(saved: SavedAdapter, names: tuple[str, ...]) -> SavedAdapter:
+    """The adapter, with these class names where it has none of its own."""
+    if not names:
         return saved
-    names = tuple(name.strip() for name in labels.split(","))
     if saved.labels not in ((), names):
         has = ", ".join(saved.labels)
         raise UsageError("the adapter names its classes otherwise", where="--labels", fix=f"leave it out: {has}")

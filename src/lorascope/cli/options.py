@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli.console import Device
+from lorascope.cli.console import Device, decoding_of
 from lorascope.cli.planning import chosen_device
 from lorascope.config import TaskConfig, validate
 
@@ -29,17 +30,24 @@ class Examples:
     max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of an example; 512.")] = None
     speaker: Annotated[str | None, typer.Option(help="The side of a dialogue that is modelled.")] = None
 
-    def task_config(self, task: str | None, data: str | None, where: str) -> TaskConfig:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that were given; empty where none were."""
+        return () if self.labels is None else tuple(name.strip() for name in self.labels.split(","))
+
+    def task_config(self, task: str | None, data: str | None, where: str, classes: Sequence[str] = ()) -> TaskConfig:
         """A study file's ``task`` of these examples.
+
+        Args:
+            classes: where none were given, those that are known otherwise.
 
         Raises:
             UsageError: a value is none that a study file may have.
         """
-        names = None if self.labels is None else [name.strip() for name in self.labels.split(",")]
         values: dict[str, Any] = {
             "name": task,
             "data": data,
-            "labels": names,
+            "labels": list(self.classes or classes) or None,
             "max_eval": self.max_eval,
             "speaker": self.speaker,
         }
@@ -50,6 +58,26 @@ class Examples:
     def evaluation(self) -> dict[str, Any]:
         """What they say of a study file's ``evaluate``."""
         return {} if self.split is None else {"split": self.split}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How answers are generated."""
+
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer; 32.")] = None
+    decode: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STRATEGY[,K=V…]", help="How answers are decoded, e.g. nucleus,top_p=0.9,samples=4; greedy."),
+    ] = None
+
+    def decodings(self) -> list[dict[str, Any]]:
+        """What they say of a study file's ``evaluate.decoding``.
+
+        Raises:
+            UsageError: a setting has no value.
+        """
+        bound = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        return [{**bound, **decoding_of(text)} for text in self.decode or ["greedy"]]
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,9 @@ def _settings(row: TrialRow | None) -> dict[str, Any] | None:
 
 def _base(source: Source, saved: SavedAdapter, wishes: Wishes, place: str) -> BaseFacts:
     config = {} if source.trial is None else source.trial.config
-    other = wishes.base is not None and wishes.base != saved.base_model
-    revision = None if other else saved.config.get("revision") or config.get("revision")
+    _, revision = saved.base_at(wishes.base)
+    if wishes.base in (None, saved.base_model):
+        revision = revision or config.get("revision")
     name = wishes.base_name or public_name(place)
     return BaseFacts(
         name=name,

@@ -38,7 +38,12 @@ def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> int:
 
 
 def is_copy(own: Tensor, value: Tensor) -> bool:
-    """Whether an adapter's tensor is the base's, in whichever of the two dtypes holds less."""
+    """Whether an adapter's tensor is the base's, in whichever of the two dtypes holds less.
+
+    A base in memory may be held in less than its files and the adapter's are. Against the files themselves (``merge_plan``,
+    ``certify.tensors``) only the base's numbers are rounded, to the adapter's dtype: digits that the base's file has not were
+    trained.
+    """
     if own.shape != value.shape:
         return False
     own, value = own.detach().cpu(), value.detach().cpu()

@@ -84,6 +84,14 @@ class SavedAdapter:
     left_out: tuple[str, ...] = ()
     directory: Path | None = None
 
+    def base_at(self, given: str | None = None) -> tuple[str | None, str | None]:
+        """The base to take, and its revision: the one that is given, or the one that the adapter names.
+
+        The adapter's revision is of the base that it names, and of no other: giving that very name changes nothing.
+        """
+        revision = self.config.get("revision") if given in (None, self.base_model) else None
+        return given or self.base_model, None if revision is None else str(revision)
+
 
 def write_adapter(
     directory: Path,
