@@ -16,7 +16,8 @@ from lorascope.adapter import (
     stack_saved,
     stack_several,
 )
-from lorascope.base_model import BaseModel, head_modules
+from lorascope.base_model import BaseModel, head_modules, load_base
+from lorascope.config import BaseModelConfig
 from lorascope.errors import AdapterError, UsageError
 from lorascope.lora.peft_io import read_adapter, write_adapter
 from lorascope.lora.stack import Placement, Slot, Stack
@@ -78,6 +79,19 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_as_it_was(sa
     with pytest.raises(AdapterError, match="check the base model and the number of labels"):
         stack_saved(base, read_adapter(directory), "there")
     assert {name: type(module) for name, module in base.model.named_modules()} == modules
+
+
+def test_an_output_layer_of_its_own_on_a_base_that_ties_it_is_refused(peft_adapter, model_directory):
+    directory = peft_adapter("gpt2", "CAUSAL_LM")[0]
+    base = load_base(BaseModelConfig(model=str(model_directory("gpt2"))), "CAUSAL_LM")
+    adapter, tied = read_adapter(directory), base.model.get_output_embeddings().weight.detach()
+
+    def with_head(value):
+        return replace(adapter, weights=replace(adapter.weights, heads={"lm_head.weight": value}))
+
+    with pytest.raises(AdapterError, match=r"there: the adapter brings a layer of its own \('lm_head'\).*; merge it, and use"):
+        stack_saved(base, with_head(tied + 0.5), "there")
+    stack_saved(base, with_head(tied.clone()), "there").detach()
 
 
 def test_adapters_beside_their_base_answer_as_each_does_alone(saved, tiny_model):

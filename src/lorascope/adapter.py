@@ -198,6 +198,7 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
         check_fits(saved, base.model, where)
     found = [told for where, saved in adapters.items() for told in _differences(base, saved, where)]
     adapters = {where: own_part(saved, base.model) for where, saved in adapters.items()}
+    _check_no_tied_heads(base.model, adapters)
     inside = tuple(f"{head}." for head in base.heads)
     held = (name for saved in adapters.values() for name in saved.weights.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
@@ -211,6 +212,17 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
         raise
     base.warnings += [warning for warning in found if warning not in base.warnings]
     return stack
+
+
+def _check_no_tied_heads(model: nn.Module, adapters: Mapping[str, SavedAdapter]) -> None:
+    """Raise an AdapterError where one brings a layer whose weight the base ties to another's: it has no place of its own."""
+    own = {name for name, _ in model.named_parameters()}
+    for where, saved in adapters.items():
+        tied = next((name for name in saved.weights.heads if name not in own), None)
+        if tied is not None:
+            layer = tied.rpartition(".")[0]
+            what = f"the adapter brings a layer of its own ({layer!r}) whose weight the base ties to another's"
+            raise AdapterError(what, where=where, fix="merge it, and use the merged model with --base")
 
 
 def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter], modules: Iterable[str]) -> None:
