@@ -122,8 +122,8 @@ def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, ba
     num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
     problems = list(adapter.problems)
     heads = () if claim.task_type is None else head_modules(claim.model, claim.task_type)
-    # Where the files do not hold together, a module may be absent for that alone.
-    absent = [] if problems else absent_modules(adapter, claim.model, heads)
+    # Where the files do not hold together, or are of another base, a module may be absent for that alone.
+    absent = [] if problems or homeless else absent_modules(adapter, claim.model, heads)
     if absent:
         problems.append(f"its configuration names modules of which the weights hold nothing: {judged.few(absent)}")
     found = judged.adapter_checks(problems, sorted(homeless), misfits, num_placed)
