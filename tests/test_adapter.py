@@ -17,7 +17,7 @@ from lorascope.adapter import (
     stack_saved,
     stack_several,
 )
-from lorascope.base_model import BaseModel, head_modules
+from lorascope.base_model import BaseModel, head_modules, load_base
 from lorascope.config import BaseModelConfig
 from lorascope.errors import AdapterError, UsageError
 from lorascope.lora.peft_io import read_adapter, write_adapter
@@ -80,6 +80,19 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_as_it_was(sa
     with pytest.raises(AdapterError, match="check the base model and the number of labels"):
         stack_saved(base, read_adapter(directory), "there")
     assert {name: type(module) for name, module in base.model.named_modules()} == modules
+
+
+def test_an_output_layer_of_its_own_on_a_base_that_ties_it_is_refused(peft_adapter, model_directory):
+    directory = peft_adapter("gpt2", "CAUSAL_LM")[0]
+    base = load_base(BaseModelConfig(model=str(model_directory("gpt2"))), "CAUSAL_LM")
+    adapter, tied = read_adapter(directory), base.model.get_output_embeddings().weight.detach()
+
+    def with_head(value):
+        return replace(adapter, weights=replace(adapter.weights, heads={"lm_head.weight": value}))
+
+    with pytest.raises(AdapterError, match=r"there: the adapter brings a layer of its own \('lm_head'\).*; merge it, and use"):
+        stack_saved(base, with_head(tied + 0.5), "there")
+    stack_saved(base, with_head(tied.clone()), "there").detach()
 
 
 def test_adapters_beside_their_base_answer_as_each_does_alone(saved, tiny_model):
@@ -207,18 +220,19 @@ def test_a_tokenizer_is_held_against_that_of_the_base_s_revision_and_only_once(s
 @pytest.mark.parametrize(
     ("origin", "base_model", "refused"),
     [
-        ({}, "/there/tiny", False),
-        ({}, "/elsewhere/tiny", False),
-        ({}, "/there/other", True),
+        ({}, "base", False),
+        ({}, "other", True),
         ({}, None, False),
-        ({"checksum": "x", "dtype": "float64", "quantization": None}, "/there/other", False),
-        ({"checksum": "y", "dtype": "float64", "quantization": None}, "/there/tiny", True),
+        ({"checksum": "x", "dtype": "float64", "quantization": None}, "other", False),
+        ({"checksum": "y", "dtype": "float64", "quantization": None}, "base", True),
     ],
 )
-def test_what_an_adapter_trained_whole_must_not_be_in_another_base(origin, base_model, refused, saved, tiny_model):
-    model = tiny_model("bert")
-    base = replace(base_of(model), checksum="x", source=BaseModelConfig(model="/there/tiny"))
-    adapter = replace(read_adapter(saved[0]), origin=origin, base_model=base_model)
+def test_what_an_adapter_trained_whole_must_not_be_in_another_base(origin, base_model, refused, saved, tiny_model, tmp_path):
+    model, place = tiny_model("bert"), tmp_path / "base"
+    place.mkdir()
+    (place / "merge-certificate.json").write_text("{}")
+    base = replace(base_of(model), checksum="x", source=BaseModelConfig(model=str(place)))
+    adapter = replace(read_adapter(saved[0]), origin=origin, base_model=base_model and str(tmp_path / base_model))
     name = "bert.embeddings.word_embeddings.weight"
     own = model.get_parameter(name).detach().clone()
     adapter = replace(adapter, weights=replace(adapter.weights, heads={**adapter.weights.heads, name: own}))

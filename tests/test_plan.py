@@ -19,6 +19,7 @@ from lorascope.plan import (
     Workload,
     check_lengths,
     estimate,
+    fitting_lengths,
     largest_load,
     meta_model,
     parameters,
@@ -220,6 +221,22 @@ def test_rows_and_answers_that_exceed_the_models_positions_are_refused(model_dir
     check("roberta", 128, 1, generates=False)
     with pytest.raises(ModelError, match=r"max_length 129 exceeds the model's 128 positions"):
         check("roberta", 129, 1, generates=False)
+
+
+def test_a_length_that_nobody_gave_is_cut_to_the_models_positions_and_said(model_directory):
+    def fitted(max_new_tokens, **given):
+        base = BaseModelConfig(model=str(model_directory("gpt2")))
+        settings = EvaluateConfig(decoding=[{"max_new_tokens": max_new_tokens}])
+        return fitting_lengths(TaskConfig(name="squad", data="x", **given), settings, base, generates=True)
+
+    task, notices = fitted(32)
+    assert task.max_length == 96
+    assert notices == ["max_length is 96: the model has 128 positions, 32 of them for the answer (by default it would be 512)"]
+    assert fitted(32, max_length=96)[1] == []
+    with pytest.raises(ModelError, match=r"max_length 512 \+ 32 new tokens exceeds"):
+        fitted(32, max_length=512)
+    with pytest.raises(ModelError, match="ask for fewer new tokens"):
+        fitted(100)
 
 
 def row(number, ids, num_targets=0):

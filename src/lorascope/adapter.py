@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lorascope.base_model import HEAD_NAMES, BaseModel, load_tokenizer, tokenizer_difference
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import AdapterError, UsageError
-from lorascope.lora.beside import has_tokenizer, is_copy
+from lorascope.lora.beside import CERTIFICATE_FILE, has_tokenizer, is_copy
 from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, check_fits
 from lorascope.lora.quantised import NF4Linear
@@ -198,6 +198,7 @@ def _stacked(base: BaseModel, adapters: Mapping[str, SavedAdapter], slots: Seque
         check_fits(saved, base.model, where)
     found = [told for where, saved in adapters.items() for told in _differences(base, saved, where)]
     adapters = {where: _own_part_on(base, saved, where) for where, saved in adapters.items()}
+    _check_no_tied_heads(base.model, adapters)
     inside = tuple(f"{head}." for head in base.heads)
     held = (name for saved in adapters.values() for name in saved.weights.heads)
     more = dict.fromkeys(name.rpartition(".")[0] for name in held if not name.startswith(inside))
@@ -217,19 +218,28 @@ def _own_part_on(base: BaseModel, saved: SavedAdapter, where: str) -> SavedAdapt
     """``own_part``, on a base that is not the adapter's merged model.
 
     Raises:
-        AdapterError: what was saved whole is in a base of another checksum, or of another name, than the adapter's. If it was
-            trained, that is a merged model, on which the updates would count twice.
+        AdapterError: what was saved whole is in a base of another checksum than the adapter's, or in one of another name that a
+            merge wrote. If it was trained, that is the adapter's merged model, on which the updates would count twice.
     """
     own = own_part(saved, base.model)
     copies = saved.weights.heads.keys() - own.weights.heads.keys()
-    if copies and (_has_other_checksum(base, saved) or _other_name(base, saved, moved=True)):
+    merged = _other_name(base, saved) and base.source is not None and (Path(base.source.model) / CERTIFICATE_FILE).is_file()
+    if copies and (_has_other_checksum(base, saved) or merged):
         what = f"the base is not the adapter's, and yet has its {min(copies)!r}: the adapter may be merged into it already"
-        fix = (
-            "run a merged model without the adapter (generate and chat with --base alone), or the adapter on its own base; if "
-            f"this is that base, write its place into {CONFIG_FILE} (base_model_name_or_path)"
-        )
+        fix = "run a merged model without the adapter (generate and chat with --base alone), or the adapter on its own base"
         raise AdapterError(what, where=where, fix=fix)
     return own
+
+
+def _check_no_tied_heads(model: nn.Module, adapters: Mapping[str, SavedAdapter]) -> None:
+    """Raise an AdapterError where one brings a layer whose weight the base ties to another's: it has no place of its own."""
+    own = {name for name, _ in model.named_parameters()}
+    for where, saved in adapters.items():
+        tied = next((name for name in saved.weights.heads if name not in own), None)
+        if tied is not None:
+            layer = tied.rpartition(".")[0]
+            what = f"the adapter brings a layer of its own ({layer!r}) whose weight the base ties to another's"
+            raise AdapterError(what, where=where, fix="merge it, and use the merged model with --base")
 
 
 def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter], modules: Iterable[str]) -> None:
@@ -291,11 +301,9 @@ def _has_other_checksum(base: BaseModel, saved: SavedAdapter) -> bool:
     return comparable and bool(checksum and base.checksum) and checksum != base.checksum
 
 
-def _other_name(base: BaseModel, saved: SavedAdapter, *, moved: bool = False) -> bool:
-    """Whether the adapter names another base and no checksum says that it is the same; ``moved``: of another last part."""
-    if _has_checksum(base, saved) or not saved.base_model or _place(saved.base_model) == _place(_name(base)):
-        return False
-    return not moved or Path(saved.base_model).name != Path(_name(base)).name
+def _other_name(base: BaseModel, saved: SavedAdapter) -> bool:
+    """Whether the adapter names another base and no checksum says that it is the same."""
+    return not _has_checksum(base, saved) and bool(saved.base_model) and _place(saved.base_model) != _place(_name(base))
 
 
 def _held(base: BaseModel) -> dict[str, str | None]:

@@ -9,9 +9,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def bytes_text(value: int | None) -> str:
-    """MiB or GiB."""
+    """KiB, MiB or GiB."""
     if value is None:
         return "–"
+    if 0 < value < 2**20:
+        return f"{value / 2**10:.1f} KiB"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 

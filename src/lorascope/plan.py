@@ -367,6 +367,35 @@ def workload(examples: Sequence[Example], num_examples: int) -> Workload:
     )
 
 
+def fitting_lengths(
+    task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool
+) -> tuple[TaskConfig, list[str]]:
+    """The task with rows that the model has positions for: a length that nobody gave is cut to them, which a notice says.
+
+    Raises:
+        ModelError: a length that was given does not fit, or answers leave rows less than half of the positions.
+    """
+    positions, answer = _positions(settings, base, generates=generates)
+    room = None if positions is None else positions - answer
+    if positions is None or room is None or task.max_length <= room:
+        return task, []
+    if "max_length" in task.model_fields_set or room < max(8, positions // 2):
+        check_lengths(task, settings, base, generates=generates)
+    extra = f", {answer} of them for the answer" if answer else ""
+    notice = f"max_length is {room}: the model has {positions} positions{extra} (by default it would be {task.max_length})"
+    return task.model_copy(update={"max_length": room}), [notice]
+
+
+def _positions(settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> tuple[int | None, int]:
+    """The model's positions, None where it has no end of them, and those of a row that an answer takes."""
+    config = read_config(base)
+    positions = num_positions(config)
+    answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
+    if positions is not None and getattr(config, "is_encoder_decoder", False) and answer <= positions:
+        answer = 0
+    return positions, answer
+
+
 def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelConfig, *, generates: bool) -> None:
     """Rows, with the answers that are to be generated, must not be longer than the model has positions.
 
@@ -375,14 +404,8 @@ def check_lengths(task: TaskConfig, settings: EvaluateConfig, base: BaseModelCon
     Raises:
         ModelError: they could be.
     """
-    config = read_config(base)
-    positions = num_positions(config)
-    if positions is None:
-        return
-    answer = max(decoding.max_new_tokens for decoding in settings.decoding) if generates else 0
-    if getattr(config, "is_encoder_decoder", False) and answer <= positions:
-        answer = 0
-    if task.max_length + answer > positions:
+    positions, answer = _positions(settings, base, generates=generates)
+    if positions is not None and task.max_length + answer > positions:
         extra = f" + {answer} new tokens" if answer else ""
         room = positions - answer
         by_length = room >= positions // 2

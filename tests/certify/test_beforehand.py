@@ -94,6 +94,72 @@ def test_files_that_do_not_hold_together_are_refused_with_a_certificate_and_run_
         read_adapter(made.adapter)
 
 
+TARGETS = {
+    "names": {},
+    "expression": {"target_modules": r".*\.(q|v)_proj"},
+    "all linear": {
+        "target_modules": "all-linear",
+        "exclude_modules": r".*(k|o|up|gate|down)_proj",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_module_that_the_configuration_names_and_the_weights_lack_is_told(kind, scene):
+    made = scene("llama", lora={"target_modules": ["q_proj", "v_proj"]})
+    path = made.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | TARGETS[kind]))
+    assert verdicts(examine(made.claim()))["adapter-whole"] == "holds"
+    change(made, lambda tensors: {name: value for name, value in tensors.items() if "v_proj" not in name})
+    before = examine(made.claim())
+    assert verdicts(before)["adapter-whole"] == "fails"
+    assert "weights hold nothing: model.layers.0.self_attn.v_proj" in refused(made.claim(), before).failures[0]
+
+
+def test_layers_that_were_left_out_on_purpose_are_not_missed(scene):
+    made = scene("llama", lora={"target_modules": ["q_proj"], "layers_to_transform": [1]})
+    assert verdicts(examine(made.claim()))["adapter-whole"] == "holds"
+    path = made.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_to_transform": None}))
+    assert verdicts(examine(made.claim()))["adapter-whole"] == "fails"
+
+
+def test_an_expression_that_is_none_is_told(scene):
+    made = scene("llama")
+    path = made.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "(q_proj"}))
+    with pytest.raises(AdapterError, match="no valid expression"):
+        examine(made.claim())
+
+
+def test_a_base_of_another_name_than_the_adapter_s_is_worth_a_warning_where_no_checksum_tells(scene):
+    made = scene("llama")
+    (made.adapter / "lorascope.json").unlink(missing_ok=True)
+    path = made.adapter / "adapter_config.json"
+    told = {}
+    for named in (str(made.base), "elsewhere"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": named}))
+        (told[named],) = (check for check in examine(made.claim()).checks if check.name == "base-checksum")
+    assert [check.verdict for check in told.values()] == ["not judged", "warning"]
+    assert told["elsewhere"].says.startswith(f"the adapter was trained on elsewhere, and is merged into {made.base} here; ")
+
+
+@pytest.mark.parametrize(("name", "shift", "verdict"), [
+    ("transformer.wte", 0.5, "fails"), ("lm_head", 0.5, "fails"), ("transformer.wte", 0.0, "none"), ("lm_head", 0.0, "none")
+])  # fmt: skip
+def test_a_score_that_an_adapter_cannot_have_is_refused_before_anything_is_written(name, shift, verdict, scene, tmp_path):
+    made = scene("gpt2")
+    own = made.load().get_input_embeddings().weight.detach().clone()
+    change(made, lambda tensors: {**tensors, f"base_model.model.{name}.weight": own + shift})
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"prompt": "ba de", "completion": "ba"}) + "\n")
+    before = examine(made.claim(), TaskConfig(name="file", data=str(tmp_path), max_length=16))
+    assert verdicts(before).get("outputs", "none") == verdict
+    assert before.holds == (verdict == "none")
+    assert examine(made.claim()).holds
+    if verdict == "fails":
+        assert "merge without it, then use the merged model with generate --base" in refused(made.claim(), before).failures[0]
+
+
 def test_what_ended_the_writing_is_in_the_certificate(scene):
     made = scene("llama")
     error = CheckFailed("3 merged numbers overflow float16", where="lm_head.weight", fix="merge with --dtype bfloat16")
@@ -148,6 +214,10 @@ def test_a_task_is_read_before_anything_is_written(scene, tmp_path):
     assert examine(made.claim(), task).inputs.num_offered == 1
     with pytest.raises(ModelError, match="max_length 512 exceeds the model's 130 positions"):
         examine(made.claim(), task.model_copy(update={"max_length": 512}))
+    unsaid = TaskConfig(name="file", data=str(tmp_path), labels=labels)
+    assert examine(made.claim(), unsaid).inputs.warnings == [
+        "max_length is 130: the model has 130 positions (by default it would be 512)"
+    ]
     with pytest.raises(UsageError, match="3 classes in the data, 2 in the adapter"):
         examine(made.claim(labels=("a", "b")), task)
 

@@ -190,7 +190,7 @@ def test_a_base_beyond_memory_gets_a_certificate_of_its_tensors(cli, adapter, tm
     assert ended.code == 0, ended.err
     certificate = json.loads(ended.out)["certificate"]
     assert certificate["level"] == "tensors"
-    assert "GB are free" in certificate["why_level"]
+    assert "are free" in certificate["why_level"]
     assert certificate["comparisons"] == []
     assert len(certificate["modules"]) == 4
 
@@ -211,6 +211,16 @@ def test_a_task_gives_inputs_and_scores(cli, peft_adapter, data, tmp_path):
     ended = cli("merge", adapter, "--out", tmp_path / "other", "--task", "file")
     assert ended.code == 2
     assert "give both --task and --data" in ended.err
+
+
+def test_a_default_length_is_no_reason_to_refuse_a_merge(cli, peft_adapter, data, tmp_path):
+    rows = [{"text": f"the film is {word}", "label": label} for word, label in (("warm", "a"), ("slow", "b"), ("long", "c"))]
+    (data / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = ["--task", "file", "--data", data, "--labels", "a,b,c", "--json"]
+    ended = cli("merge", peft_adapter("bert")[0], "--out", tmp_path / "merged", *given)
+    assert ended.code == 0, ended.err
+    warnings = json.loads(ended.out)["certificate"]["warnings"]
+    assert "max_length is 130: the model has 130 positions (by default it would be 512)" in warnings
 
 
 def test_a_dialogue_is_scored_with_the_speaker_and_the_decoding_that_are_asked_for(cli, adapter, tmp_path, monkeypatch):

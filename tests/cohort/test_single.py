@@ -50,6 +50,12 @@ def test_an_exported_classifier_scores_what_its_trial_scored(bert_run, rows_of, 
         assert (facts["base_checksum"], facts["num_examples"]) == (row.base_checksum, 8)
 
 
+def test_a_length_that_nobody_gave_is_what_the_base_has_positions_for(bert_run, rows_of, file_task):
+    row = rows_of(bert_run)[0]
+    _, facts = score(bert_run / row.adapter, TaskConfig(name="file", data=file_task.data, labels=CLASSES))
+    assert "max_length is 130: the model has 130 positions (by default it would be 512)" in facts["warnings"]
+
+
 def test_an_exported_answerer_scores_what_its_trial_scored(squad_run, rows_of, data_directory):
     task = TaskConfig(name="squad", data=str(data_directory / "squad"), max_length=96)
     for row in rows_of(squad_run):

@@ -143,8 +143,8 @@ def test_a_base_that_holds_nan_is_refused(merge, model_directory, tmp_path):
 
 def test_a_disk_without_room_is_said_before_anything_is_written(merge, monkeypatch):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(StoreError, match=r"takes .* GB, and 1e-08 GB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10 * 2**10))
+    with pytest.raises(StoreError, match=r"takes [\d.]+ KiB, and 10\.0 KiB are free"):
         merge("llama")
 
 

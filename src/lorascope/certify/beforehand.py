@@ -9,12 +9,12 @@ Knows the adapter's and the base's files. Does not look at the merged directory 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorascope.base_model import head_modules, load_tokenizer, task_type_of
 from lorascope.certify import checks as judged
@@ -24,11 +24,11 @@ from lorascope.certify.claim import MergeClaim
 from lorascope.certify.inputs import Inputs, task_inputs
 from lorascope.certify.layout import Layout, base_weights_checksum, place
 from lorascope.certify.tensors import is_base_s
-from lorascope.certify.update import AdapterFiles, read_updates
+from lorascope.certify.update import AdapterFiles, absent_modules, read_updates
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import ModelError, UsageError
 from lorascope.lora.beside import grown_vocabulary, larger_vocabulary
-from lorascope.plan import check_lengths
+from lorascope.plan import fitting_lengths
 
 SCORE = "the task's score"
 
@@ -76,6 +76,8 @@ def examine(claim: MergeClaim, task: TaskConfig | None = None, settings: Evaluat
     asked = " and ".join(filter(None, wanted)) or None
     found = [*_adapter_checks(claim, adapter, layout, base), *_identity_checks(claim, adapter, layout, base)]
     why = why_no_outputs(claim)
+    if why is None and asked is not None:
+        why = _why_not_beside(adapter, layout, base, claim)
     if why is not None and asked is not None:
         found.append(judged.tensors_only_check(why, asked))
     inputs = _inputs(claim, task, settings) if task is not None and why is None else None
@@ -88,6 +90,19 @@ def why_no_outputs(claim: MergeClaim) -> str | None:
         return claim.tensors_only
     if claim.task_type is None:
         return f"the outputs of a {type(claim.model).__name__} cannot be compared here"
+    return None
+
+
+def _why_not_beside(adapter: AdapterFiles, layout: Layout, base: Checkpoint, claim: MergeClaim) -> str | None:
+    """Why the adapter cannot be run unmerged beside its base (``adapter.stack_several``); None where it can."""
+    embeddings = {f"{name}.weight" for name, module in claim.model.named_modules() if isinstance(module, nn.Embedding)}
+    tied = {name for name in layout.tied if name.endswith(".weight")}
+    placed = place(layout, base)
+    for name, value in adapter.replaced.items():
+        if name in embeddings | tied and not is_base_s(value, placed.get(name)):
+            kind = "embeddings of its own" if name in embeddings else "an output layer of its own, which the base ties"
+            way_out = "merge without it, then use the merged model with generate --base"
+            return f"the adapter brings {kind} ({name}), and cannot be run unmerged; {way_out}"
     return None
 
 
@@ -108,7 +123,13 @@ def _adapter_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, ba
     grown = grown_vocabulary(adapter.replaced, claim.model) or _larger_tokenizer(claim)
     misfits = misfits if grown is None else ["; ".join(grown)]
     num_placed = sum(f"{module}.weight" in shapes for module in adapter.updates)
-    found = judged.adapter_checks(adapter.problems, sorted(homeless), misfits, num_placed)
+    problems = list(adapter.problems)
+    heads = () if claim.task_type is None else head_modules(claim.model, claim.task_type)
+    # Where the files do not hold together, or are of another base, a module may be absent for that alone.
+    absent = [] if problems or homeless else absent_modules(adapter, claim.model, heads)
+    if absent:
+        problems.append(f"its configuration names modules of which the weights hold nothing: {judged.few(absent)}")
+    found = judged.adapter_checks(problems, sorted(homeless), misfits, num_placed)
     placed = place(layout, base) if adapter.copies else None
     foreign = [name for name, value in adapter.copies.items() if placed is not None and not is_base_s(value, placed.get(name))]
     copies = judged.copies_check(foreign, len(adapter.copies))
@@ -140,19 +161,32 @@ def _identity_checks(claim: MergeClaim, adapter: AdapterFiles, layout: Layout, b
     elif trained is not None and dtype in ("float32", "bfloat16", "float64"):
         found = base_weights_checksum(layout, base, heads, getattr(torch, dtype))
         why_not = "transformers joins tensors of this base when it loads them, which changes the checksum"
+    named = adapter.config.get("base_model_name_or_path")
+    other = named if named and _same_place(named) != _same_place(claim.base.model) else None
     return [
-        judged.base_check(trained, found, why_not),
+        judged.base_check(trained, found, why_not, None if other is None else (other, claim.base.model)),
         judged.revision_check(adapter.config, claim.base.model, claim.base.revision, local, claim.commit),
     ]
+
+
+def _same_place(model: str) -> str:
+    """A directory's one name, or the hub id."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
 
 
 def _inputs(claim: MergeClaim, task: TaskConfig, settings: EvaluateConfig) -> Inputs:
     """The task's examples, read before hours are spent on weights."""
     assert claim.task_type is not None
     task_type = task_type_of(claim.model.config, claim.task_type)
-    inputs = task_inputs(task, settings.split, task_type, load_tokenizer(claim.base.with_tokenizer(claim.tokenizer_beside)))
+    tokenizer = load_tokenizer(claim.base.with_tokenizer(claim.tokenizer_beside))
+    inputs = task_inputs(task, settings.split, task_type, tokenizer)
     assert inputs.task is not None
-    check_lengths(task, settings, claim.base, generates=inputs.task.generates)
+    fitted, notices = fitting_lengths(task, settings, claim.base, generates=inputs.task.generates)
+    if fitted is not task:
+        inputs = task_inputs(fitted, settings.split, task_type, tokenizer)
+        inputs = replace(inputs, warnings=[*notices, *inputs.warnings])
+    assert inputs.task is not None
     if len(inputs.task.labels) != len(claim.labels):
         counts = f"{len(inputs.task.labels)} classes in the data, {len(claim.labels)} in the adapter"
         raise UsageError(counts, where="--labels", fix="name the adapter's classes, in its order")

@@ -33,9 +33,9 @@ from lorascope.certify.tensors import TensorFigures, compare_tensors
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import CheckFailed, ModelError
+from lorascope.lora.beside import CERTIFICATE_FILE as CERTIFICATE_FILE
 from lorascope.store import strict_json
 
-CERTIFICATE_FILE = "merge-certificate.json"
 _VERSION = 1
 # A model whose tensors are no numbers, or not there, need not be run.
 _NOT_WORTH_RUNNING = ("tensors-present", "tensors-finite", "adapter-fits", "adapter-whole")

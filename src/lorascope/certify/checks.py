@@ -322,9 +322,16 @@ def revision_check(
     return Check("base-revision", "fails", f"trained on {model} at {trained}, merged into {here or 'the newest'}")
 
 
-def base_check(recorded: str | None, found: str | None, why_not: str) -> Check:
-    """The checksum of the base that the adapter was trained on, against that of the base it was merged into."""
+def base_check(recorded: str | None, found: str | None, why_not: str, names: tuple[str, str] | None = None) -> Check:
+    """The checksum of the base that the adapter was trained on, against that of the base it was merged into.
+
+    Args:
+        names: of the one and of the other, where they differ; worth a warning where no checksum says that they are the same.
+    """
     if recorded is None or found is None:
+        if names is not None:
+            says = f"the adapter was trained on {names[0]}, and is merged into {names[1]} here; {why_not}"
+            return Check("base-checksum", "warning", says)
         return Check("base-checksum", "not judged", why_not)
     if recorded == found:
         return Check("base-checksum", "holds", "the base's weights are those that the adapter was trained on")

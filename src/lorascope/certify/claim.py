@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorascope.amounts import bytes_text
 from lorascope.certify.checkpoint import open_checkpoint
 from lorascope.config import BaseModelConfig, TaskType
 from lorascope.lora.beside import has_tokenizer
@@ -100,5 +101,5 @@ def why_tensors_only(
         free = free_bytes(place) if limit_bytes is None else limit_bytes
         if needed > free:
             where = "" if device == "cpu" else f" on {place}"
-            return f"the base takes about {needed / 1e9:.2g} GB in float32, and {free / 1e9:.2g} GB are free{where}"
+            return f"the base takes about {bytes_text(needed)} in float32, and {bytes_text(free)} are free{where}"
     return None

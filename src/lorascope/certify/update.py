@@ -14,14 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorascope.errors import AdapterError, ModelError
+from lorascope.lora.linear import LinearLayer, linear_modules
 from lorascope.lora.stored_tensors import read_header
 
 _CONFIG, _WEIGHTS, _RECORD = "adapter_config.json", "adapter_model.safetensors", "lorascope.json"
@@ -124,6 +127,36 @@ def read_updates(directory: Path) -> AdapterFiles:
         updates[module] = Update(module, pair["A"], pair["B"], alpha / (r**0.5 if config.get("use_rslora") else r))
     checksum = digest.hexdigest()
     return AdapterFiles(directory, config, updates, replaced, copies, record, checksum, tuple(nonfinite), tuple(problems))
+
+
+def absent_modules(adapter: AdapterFiles, model: nn.Module, heads: Sequence[str] = ()) -> list[str]:
+    """Linear layers of the base that the configuration says are adapted, and that have no update in the weights.
+
+    PEFT fills these with random numbers when it loads the adapter, and warns. Which are meant is PEFT's own function.
+
+    Args:
+        model: the base, which may be on the meta device.
+        heads: what ``all-linear`` leaves out.
+
+    Raises:
+        AdapterError: ``target_modules`` is no valid expression.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = adapter.config
+    targets = config.get("target_modules")
+    if targets is None:
+        return []
+    if targets == "all-linear":
+        targets = list(linear_modules(model, heads))
+    keys = ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "target_parameters")
+    meant = SimpleNamespace(target_modules=targets, **{key: config.get(key) for key in keys})
+    linear = (name for name, module in model.named_modules() if isinstance(module, LinearLayer))
+    try:
+        return [name for name in linear if name not in adapter.updates and check_target_module_exists(meant, name)]
+    except re.error as error:
+        what = f"target_modules or exclude_modules is no valid expression ({error})"
+        raise AdapterError(what, where=str(adapter.directory / _CONFIG), fix="save the adapter again") from None
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

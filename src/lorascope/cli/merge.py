@@ -157,6 +157,8 @@ def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_j
 
 
 def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:
+    from lorascope.lora.beside import CERTIFICATE_FILE
+
     merged = done.merged
     return {
         "adapter": str(adapter),
@@ -169,6 +171,6 @@ def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) 
         },
         "class": type(found.model).__name__,
         "dtype": done.certificate.document["merged"]["dtype"] if merged is None else merged.dtype,
-        "files": sorted([*merged.files, "merge-certificate.json"]) if merged is not None and done.certificate.holds else [],
+        "files": sorted([*merged.files, CERTIFICATE_FILE]) if merged is not None and done.certificate.holds else [],
         "warnings": list(found.warnings if merged is None else merged.warnings),
     }

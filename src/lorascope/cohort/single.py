@@ -18,7 +18,7 @@ from lorascope.errors import AdapterError
 from lorascope.evaluate import Evaluation, evaluate, foreseen_metrics, run_to_end
 from lorascope.judge import Judge, load_judge
 from lorascope.lora.peft_io import SavedAdapter, read_adapter
-from lorascope.plan import check_lengths
+from lorascope.plan import fitting_lengths
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def prepare(config: BaseModelConfig, task: TaskConfig, settings: EvaluateConfig,
         device: where the base and the judge go.
     """
     raw = read_task(task, settings.split, with_train=False)
-    check_lengths(task, settings, config, generates=raw.generates)
+    task, notices = fitting_lengths(task, settings, config, generates=raw.generates)
     base = load_base(config, raw.task_type, raw.labels, device)
+    base.warnings += notices
     install_kernels(base, packed_weights_budget(device))
     encoded = encode_task(replace(raw, task_type=base.task_type), base.tokenizer, task.max_length)
     judge = None if settings.judge is None else load_judge(settings.judge, device)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorascope.amounts import bytes_text
 from lorascope.errors import CheckFailed, ModelError, StoreError
 from lorascope.lora.checkpoint_files import PlannedTensor, open_checkpoint, write_checkpoint
 from lorascope.lora.checkpoint_names import tied_groups
@@ -170,7 +171,7 @@ def merge_files(
 def _check_space(directory: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if num_bytes > free:
-        what = f"the merged model takes {num_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        what = f"the merged model takes {bytes_text(num_bytes)}, and {bytes_text(free)} are free"
         raise StoreError(what, where=str(directory.parent), fix="free some space, or choose another place")
 
 
