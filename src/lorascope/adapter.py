@@ -218,8 +218,8 @@ def _own_part_on(base: BaseModel, saved: SavedAdapter, where: str) -> SavedAdapt
     """``own_part``, on a base that is not the adapter's merged model.
 
     Raises:
-        AdapterError: what was saved whole is in a base of another checksum than the adapter's, or in one of another name that a
-            merge wrote. If it was trained, that is the adapter's merged model, on which the updates would count twice.
+        AdapterError: what was saved whole is in a base of another checksum than the adapter's, or in one of another name that
+            a merge wrote. If it was trained, that is the adapter's merged model, on which updates would count twice.
     """
     own = own_part(saved, base.model)
     copies = saved.weights.heads.keys() - own.weights.heads.keys()
@@ -303,7 +303,8 @@ def _has_other_checksum(base: BaseModel, saved: SavedAdapter) -> bool:
 
 def _other_name(base: BaseModel, saved: SavedAdapter) -> bool:
     """Whether the adapter names another base and no checksum says that it is the same."""
-    return not _has_checksum(base, saved) and bool(saved.base_model) and _place(saved.base_model) != _place(_name(base))
+    named = saved.base_model
+    return bool(named) and not _has_checksum(base, saved) and _place(named or "") != _place(_name(base))
 
 
 def _held(base: BaseModel) -> dict[str, str | None]:
