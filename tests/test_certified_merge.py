@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from lorascope import certified_merge as orchestration
 from lorascope.certified_merge import MergeOrder, MergeRefused, certified_merge
-from lorascope.certify import CERTIFICATE_FILE
 from lorascope.errors import StoreError
 from lorascope.lora.peft_io import read_adapter, write_record
 from lorascope.merged_model import open_merge_base
 from lorascope.model_card import Privacy
+from lorascope.store import CERTIFICATE_FILE
 
 
 @pytest.fixture

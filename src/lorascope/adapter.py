@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from lorascope.base_model import HEAD_NAMES, BaseModel, load_tokenizer, tokenizer_difference
 from lorascope.config import BaseModelConfig, TaskType, validate
 from lorascope.errors import AdapterError, UsageError
-from lorascope.lora.beside import CERTIFICATE_FILE, has_tokenizer, is_copy
+from lorascope.lora.beside import has_tokenizer, is_copy
 from lorascope.lora.merge_plan import without_copies
 from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, check_fits
 from lorascope.lora.quantised import NF4Linear
 from lorascope.lora.stack import Slot, Stack
+from lorascope.store import CERTIFICATE_FILE
 
 BASE = "base"
+_RUN_IT_MERGED = "merge it, and run the merged model alone: generate or chat with --base, without this adapter"
 
 
 def adapter_directory(path: Path) -> Path:
@@ -239,7 +241,7 @@ def _check_no_tied_heads(model: nn.Module, adapters: Mapping[str, SavedAdapter])
         if tied is not None:
             layer = tied.rpartition(".")[0]
             what = f"the adapter brings a layer of its own ({layer!r}) whose weight the base ties to another's"
-            raise AdapterError(what, where=where, fix="merge it, and use the merged model with --base")
+            raise AdapterError(what, where=where, fix=_RUN_IT_MERGED)
 
 
 def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter], modules: Iterable[str]) -> None:
@@ -248,8 +250,7 @@ def _check_no_embeddings(model: nn.Module, adapters: Mapping[str, SavedAdapter],
     if trained is not None:
         where = next(where for where, saved in adapters.items() if f"{trained}.weight" in saved.weights.heads)
         what = f"the adapter brings embeddings of its own ({trained!r}), which cannot be run beside the base's"
-        fix = "merge it, and run the merged model alone: generate or chat with --base, without this adapter"
-        raise AdapterError(what, where=where, fix=fix)
+        raise AdapterError(what, where=where, fix=_RUN_IT_MERGED)
 
 
 def _differences(base: BaseModel, saved: SavedAdapter, where: str) -> list[str]:

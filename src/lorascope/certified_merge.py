@@ -21,7 +21,6 @@ import torch
 
 from lorascope.base_model import label_names
 from lorascope.certify import (
-    CERTIFICATE_FILE,
     Certificate,
     MergeClaim,
     certificate_text,
@@ -36,7 +35,7 @@ from lorascope.lora.merge_plan import MergeDtype
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.merged_model import MergeBase, MergedModel, merged_in_memory, write_merged
 from lorascope.model_card import Privacy
-from lorascope.store import atomic_directory
+from lorascope.store import CERTIFICATE_FILE, atomic_directory
 
 # Where transformers writes down from where a file was loaded.
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json")

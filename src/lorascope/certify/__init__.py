@@ -8,11 +8,10 @@ Floor: above ``evaluate``. The code that merges is not used here, so that an err
 """
 
 from lorascope.certify.beforehand import Beforehand, examine
-from lorascope.certify.certificate import CERTIFICATE_FILE, Certificate, certificate_text, certify, refused
+from lorascope.certify.certificate import Certificate, certificate_text, certify, refused
 from lorascope.certify.claim import MergeClaim, why_tensors_only
 
 __all__ = [
-    "CERTIFICATE_FILE",
     "Beforehand",
     "Certificate",
     "MergeClaim",

@@ -33,7 +33,6 @@ from lorascope.certify.tensors import TensorFigures, compare_tensors
 from lorascope.certify.update import AdapterFiles
 from lorascope.config import EvaluateConfig, TaskConfig
 from lorascope.errors import CheckFailed, ModelError
-from lorascope.lora.beside import CERTIFICATE_FILE as CERTIFICATE_FILE
 from lorascope.store import strict_json
 
 _VERSION = 1

@@ -15,7 +15,7 @@ from lorascope.cli.planning import chosen_device
 from lorascope.cli.records import given, with_records
 from lorascope.config import EvaluateConfig, parse_memory, validate
 from lorascope.errors import UsageError, did_you_mean
-from lorascope.store import check_new
+from lorascope.store import CERTIFICATE_FILE, check_new
 
 if TYPE_CHECKING:
     from lorascope.certified_merge import CertifiedMerge, MergeOrder
@@ -157,8 +157,6 @@ def _show(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge, as_j
 
 
 def _document(adapter: Path, out: Path, found: MergeBase, done: CertifiedMerge) -> dict[str, Any]:
-    from lorascope.lora.beside import CERTIFICATE_FILE
-
     merged = done.merged
     return {
         "adapter": str(adapter),

@@ -192,9 +192,9 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         **({"against": [row["against"] for row in rows]} if compared["baseline"] is None else {}),
         **{key: cells[: len(rows)] for key, cells in varying.items()},
         **({"metric": [row["metric"] for row in rows]} if len(compared["metrics"]) > 1 else {}),
-        "difference": [_signed(row["difference"]) for row in rows],
+        "difference": [_signed_text(row["difference"]) for row in rows],
         f"{compared['level']:.0%} interval": [
-            "–" if row["low"] is None else f"{_signed(row['low'])} … {_signed(row['high'])}" for row in rows
+            "–" if row["low"] is None else f"{_signed_text(row['low'])} … {_signed_text(row['high'])}" for row in rows
         ],
         "p": [number_text(row["p_holm"]) for row in rows],
         "verdict": [row["verdict"] for row in rows],
@@ -213,10 +213,6 @@ def print_comparisons(console: Console, document: Mapping[str, Any]) -> None:
         lines += [f"{name}: {lost} of {counted(sum(counts.values()), 'seed')}"] if lost else []
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.4f}"
 
 
 def print_decodings(console: Console, document: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.certified_merge import MergeOrder, certified_merge
-from lorascope.certify import CERTIFICATE_FILE
 from lorascope.export.adapter import privacy_for, write_papers
 from lorascope.export.described import Wishes, base_place, described
 from lorascope.export.source import Source
@@ -17,6 +16,7 @@ from lorascope.lora.merge_plan import MergeDtype
 from lorascope.lora.peft_io import SavedAdapter
 from lorascope.merged_model import open_merge_base
 from lorascope.model_card import CardFacts
+from lorascope.store import CERTIFICATE_FILE
 
 
 @dataclass(frozen=True)

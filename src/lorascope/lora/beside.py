@@ -21,9 +21,6 @@ TOKENIZER_FILES = (
     "vocab.bpe", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
 )  # fmt: skip
 
-# What lies beside a merged model and says how it was merged (``certify``).
-CERTIFICATE_FILE = "merge-certificate.json"
-
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds a vocabulary of any kind."""

@@ -33,10 +33,9 @@ from lorascope.report.blocks import (
 from lorascope.report.findings import Findings
 from lorascope.report.sections import arrow
 from lorascope.report.words import NONE, brief, clean, decimals_of_measured, mebibytes, metric_name, shortened
-from lorascope.store import Store
+from lorascope.store import CERTIFICATE_FILE, Store
 
 _STATUS_KINDS = {"done": "quiet", "diverged": "bad", "failed": "bad", "pruned": "warn", "interrupted": "warn"}
-_CERTIFICATE = "merge-certificate.json"
 # Of a few certificates.
 _MOST_BLOCKS = 18
 _MESSAGE_MOST = 600
@@ -206,7 +205,8 @@ def _adapter_checksum(directory: Path) -> str | None:
 def _certificate_files(found: Findings) -> list[Path]:
     places = ("", "*/", "trials/*/", "trials/*/*/", "../*/")
     directories = [store.directory.resolve() for store in found.stores]
-    return sorted({path.resolve() for one in directories for place in places for path in one.glob(f"{place}{_CERTIFICATE}")})
+    patterns = [f"{place}{CERTIFICATE_FILE}" for place in places]
+    return sorted({path.resolve() for one in directories for pattern in patterns for path in one.glob(pattern)})
 
 
 def _read_certificate(path: Path) -> dict[str, Any] | None:

@@ -4,10 +4,11 @@
 """
 
 from lorascope.store.database import DATABASE, STATUSES, Store, TrialRow
-from lorascope.store.files import atomic_directory, check_new, write_atomically
+from lorascope.store.files import CERTIFICATE_FILE, atomic_directory, check_new, write_atomically
 from lorascope.store.results import by_configuration, merge_results, results_document, strict_json
 
 __all__ = [
+    "CERTIFICATE_FILE",
     "DATABASE",
     "STATUSES",
     "Store",

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lorascope.errors import StoreError, UsageError
 
+# What lies beside a merged model and says how it was merged (``certify``).
+CERTIFICATE_FILE = "merge-certificate.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
