@@ -29,8 +29,8 @@ from typing import Any
 
 # Read once, here: a process that is forked has them, and does not take half a minute to begin.
 import lorascope.cohort.run  # noqa: F401
+from benchmarks.tiny_study import prepare_study
 from lorascope.cli import main as command_line
-from lorascope.cli.demo import prepare_demo
 from lorascope.store import Store
 
 OVERRIDES = (
@@ -244,9 +244,9 @@ def main() -> int:
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="lorascope-kill-") as name:
         home = Path(arguments.out or name)
-        study = str(arguments.study or home / "demo" / "study.yaml")
+        study = str(arguments.study or home / "tiny" / "study.yaml")
         if not arguments.study:
-            Running(lambda: print(prepare_demo(home / "demo"))).end()
+            Running(lambda: print(prepare_study(home / "tiny"))).end()
         settings = [part for override in (*OVERRIDES, *arguments.set) for part in ("--set", override)]
         every = ["--checkpoint-seconds", str(arguments.checkpoint_seconds)]
         command = Command([study, *([] if arguments.study else settings), *every])

@@ -1,4 +1,4 @@
-"""Models that come with Lorascope: found by name, refused clearly where a build ships none, never too large."""
+"""What comes with Lorascope: found by name, refused clearly where a build ships none, never too large."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 import lorascope.embedded as embedded
 from lorascope.base_model import load_tokenizer, read_config
 from lorascope.cli.app import app
-from lorascope.config import BaseModelConfig
-from lorascope.embedded import MAX_WEIGHTS_BYTES, MODELS, available, located
-from lorascope.errors import ModelError
+from lorascope.config import BaseModelConfig, JudgeConfig
+from lorascope.embedded import ADAPTERS, MAX_WEIGHTS_BYTES, MODELS, available, located, located_adapter
+from lorascope.errors import AdapterError, ModelError
+from lorascope.judge import CLASSES, load_judge
+from lorascope.lora.peft_io import CONFIG_FILE
 from lorascope.model_card.licence import stated_licence
 from lorascope.model_card.privacy import is_local, public_name
 
@@ -24,6 +26,14 @@ train: {{max_steps: 2, batch_size: 4}}
 design: {{kind: list, trials: [{{r: 2, targets: [query]}}]}}
 seeds: [1]
 """
+JUDGE_STUDY = """\
+name: judged
+base: {{model: "lorascope:small"}}
+task: {{name: file, data: {data}, labels: [entailment, neutral, contradiction], max_length: 32, allow: [duplicate, overlap]}}
+train: {{max_steps: 1, batch_size: 4}}
+design: {{kind: list, trials: [{{r: 2, targets: [query]}}]}}
+seeds: [1]
+"""
 
 
 @pytest.fixture
@@ -32,6 +42,25 @@ def stand_in(model_directory, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "HOME", tmp_path)
     (tmp_path / "small").symlink_to(model_directory("qwen2"), target_is_directory=True)
     return tmp_path / "small"
+
+
+@pytest.fixture
+def stand_in_judge(stand_in, tmp_path):
+    """An untrained judge on it, exported as the shipped one is, where that would lie."""
+    path = tmp_path / "judge.yaml"
+    rows = "".join(
+        json.dumps({"text": f"i keep a {word}", "text_pair": "my pet is a dog", "label": name}) + "\n"
+        for word in ("dog", "cat", "stall", "book")
+        for name in CLASSES
+    )
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    data = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    path.write_text(JUDGE_STUDY.format(data=json.dumps(data)), encoding="utf-8")
+    assert call("run", path, "--out", tmp_path / "judged").exit_code == 0
+    exported = call("export", tmp_path / "judged", "--best", "--out", tmp_path / "judge")
+    assert exported.exit_code == 0, exported.output
+    return tmp_path / "judge"
 
 
 @pytest.fixture
@@ -87,6 +116,32 @@ def test_a_build_without_weights_says_so(tmp_path, monkeypatch):
     assert available() == []
 
 
+def test_an_exported_judge_is_found_by_name_with_its_base_and_holds_no_place_of_this_machine(stand_in_judge):
+    config = json.loads((stand_in_judge / CONFIG_FILE).read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "lorascope:small"
+    assert available() == ["lorascope:small", "lorascope:judge"]
+    by_name = load_judge(JudgeConfig(model="lorascope:judge"))
+    assert (by_name.facts["model"], by_name.facts["adapter"]) == ("lorascope:small", "lorascope:judge")
+    by_place = load_judge(JudgeConfig(model=str(stand_in_judge)))
+    assert by_name.facts["checksum"] == by_place.facts["checksum"]
+    pair = ("i keep a dog", "my pet is a dog")
+    assert by_name.probabilities([pair]) == by_place.probabilities([pair])
+    named = load_judge(JudgeConfig(model="lorascope:small", adapter="lorascope:judge"))
+    assert named.facts["checksum"] == by_name.facts["checksum"]
+
+
+def test_a_build_without_a_judge_and_names_of_the_wrong_kind_are_one_line(stand_in):
+    with pytest.raises(AdapterError, match="lorascope:judge: this build of Lorascope ships no judge"):
+        load_judge(JudgeConfig(model="lorascope:judge"))
+    with pytest.raises(ModelError, match="this is an adapter, no model; name a model such as lorascope:small"):
+        read_config(BaseModelConfig(model="lorascope:judge"))
+    with pytest.raises(AdapterError, match="lorascope:small: Lorascope has no adapter of that name"):
+        located_adapter("lorascope:small")
+    with pytest.raises(ModelError, match="did you mean 'lorascope:judge'"):
+        load_judge(JudgeConfig(model="lorascope:jugde"))
+    assert located_adapter("./here") == "./here"
+
+
 def test_an_unknown_name_is_not_asked_of_the_hub():
     with pytest.raises(ModelError, match="did you mean 'lorascope:small'"):
         read_config(BaseModelConfig(model="lorascope:smal"))
@@ -106,3 +161,16 @@ def test_what_is_shipped_is_small_and_has_a_card(name):
     assert "perplexity per character" in (directory / "README.md").read_text(encoding="utf-8")
     tokenizer = load_tokenizer(BaseModelConfig(model=name))
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_shipped_judge_is_small_names_its_base_and_judges(name):
+    if name not in available():
+        pytest.skip(f"this build ships no {name}")
+    directory = Path(located_adapter(name))
+    assert sum(path.stat().st_size for path in directory.iterdir()) < 4_000_000
+    assert json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"] in MODELS
+    judge = load_judge(JudgeConfig(model=name))
+    reply = "My only pet is a goat."
+    sentences = ["I keep one animal, a goat.", "The only animal I keep is a hen."]
+    assert judge.label_pairs([(reply, sentence) for sentence in sentences]) == ["entailment", "contradiction"]

@@ -29,6 +29,7 @@ from lorascope.base_model import BaseModel, label_names, load_base, num_position
 from lorascope.config import BaseModelConfig, JudgeCheck, JudgeConfig, NLIClass, TaskConfig, validate
 from lorascope.data.packing import collate, evaluation_batches
 from lorascope.data.task import Example, RawTask, Record, encode_task, read_task
+from lorascope.embedded import ADAPTERS
 from lorascope.errors import DataError, ModelError, RunError
 from lorascope.lora.peft_io import CONFIG_FILE, SavedAdapter, read_adapter
 from lorascope.lora.stack import AdapterWeights, Stack
@@ -179,10 +180,10 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
         AdapterError: the adapter cannot be read or does not fit.
         DataError: the labelled pairs cannot be read or are not of this kind.
     """
-    directory, saved, source = _sources(config)
-    labels, notes = _meaning(config, source, directory, saved)
+    adapter, saved, source = _sources(config)
+    labels, notes = _meaning(config, source, adapter, saved)
     if saved is not None:
-        source = source.with_tokenizer(own_tokenizer({cast(str, directory): saved}, source))
+        source = source.with_tokenizer(own_tokenizer({cast(str, adapter): saved}, source))
     base = load_base(source, "SEQ_CLS", labels, device)
     if saved is None and base.new_parameters:
         raise ModelError(
@@ -191,11 +192,11 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
             fix="give an NLI model, or add the adapter that holds the head",
         )
     known = len(base.warnings)
-    stack = None if saved is None else stack_saved(base, saved, cast(str, directory))
+    stack = None if saved is None else stack_saved(base, saved, cast(str, adapter))
     notes += base.warnings[known:]
     facts: dict[str, Any] = {
         "model": source.model,
-        "adapter": directory,
+        "adapter": adapter,
         "revision": source.revision or getattr(base.model.config, "_commit_hash", None),
         "labels": list(labels),
         "checksum": _checksum(base, stack),
@@ -210,31 +211,31 @@ def load_judge(config: JudgeConfig, device: str = "cpu", batch_tokens: int = 819
 
 
 def _sources(config: JudgeConfig) -> tuple[str | None, SavedAdapter | None, BaseModelConfig]:
-    """The adapter's directory and contents, where there is one, and the model to load."""
+    """The adapter's directory or name and its contents, where there is one, and the model to load."""
     source = BaseModelConfig(model=config.model, revision=config.revision)
-    directory = config.adapter
-    if directory is None and (Path(config.model) / CONFIG_FILE).is_file():
-        directory = config.model
-    if directory is None:
+    adapter = config.adapter
+    if adapter is None and (config.model in ADAPTERS or (Path(config.model) / CONFIG_FILE).is_file()):
+        adapter = config.model
+    if adapter is None:
         return None, None, source
-    saved = read_adapter(directory)
+    saved = read_adapter(adapter)
     if saved.task_type not in (None, "SEQ_CLS"):
-        raise ModelError(f"a judge classifies; this is a {saved.task_type} adapter", where=directory, fix="use another")
-    if directory != config.model:
-        return directory, saved, source
+        raise ModelError(f"a judge classifies; this is a {saved.task_type} adapter", where=adapter, fix="use another")
+    if adapter != config.model:
+        return adapter, saved, source
     if not saved.base_model:
         fix = "give the base as judge.model and this directory as judge.adapter"
-        raise ModelError("the adapter names no base model", where=directory, fix=fix)
+        raise ModelError("the adapter names no base model", where=adapter, fix=fix)
     revision = config.revision or saved.config.get("revision")
     values = {"model": saved.base_model, "revision": revision}
-    return directory, saved, validate(BaseModelConfig, values, f"{directory}/{CONFIG_FILE}")
+    return adapter, saved, validate(BaseModelConfig, values, f"{adapter}/{CONFIG_FILE}")
 
 
 def _meaning(
-    config: JudgeConfig, source: BaseModelConfig, directory: str | None, saved: SavedAdapter | None
+    config: JudgeConfig, source: BaseModelConfig, adapter: str | None, saved: SavedAdapter | None
 ) -> tuple[tuple[NLIClass, ...], list[str]]:
     """The classes in the order of the outputs, and what is to be said about them."""
-    place = directory or source.model
+    place = adapter or source.model
     if saved is not None and (saved.labels or saved.weights.heads):
         # The adapter brings its own head, whose order the base's configuration does not know.
         names = list(saved.labels)

@@ -225,14 +225,14 @@ def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
 
 
 def test_what_came_to_be_where_a_world_goes_is_kept(cli, tmp_path, monkeypatch):
-    documents, out = data_commands.documents, tmp_path / "world"
+    world, out = data_commands.world, tmp_path / "world"
 
     def meanwhile(*given):
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        return documents(*given)
+        return world(*given)
 
-    monkeypatch.setattr(data_commands, "documents", meanwhile)
+    monkeypatch.setattr(data_commands, "world", meanwhile)
     ended = cli("data", "world", "--out", out, "--size", 10)
     assert ended.code != 0
     assert "something came to be there meanwhile, and is kept" in ended.err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorascope.world.files import documents, world
+from lorascope.world.files import world, write
 
 SEED, SIZE = 3, 40
 
@@ -16,7 +16,5 @@ def sets():
 def world_directory(sets, tmp_path_factory):
     """The files of that world."""
     directory = tmp_path_factory.mktemp("world")
-    for name, text in documents(sets, SEED, SIZE).items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(text, encoding="utf-8")
+    write(sets, SEED, SIZE, directory)
     return directory

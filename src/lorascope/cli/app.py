@@ -36,7 +36,7 @@ from lorascope.cli.planning import Bounds, chosen_device, fitting, planned, stud
 from lorascope.cli.recommend import recommend
 from lorascope.cli.report import report
 from lorascope.cli.study import interrupt, results_of, run_and_report
-from lorascope.config import TrackingConfig, load_study, parse_duration, parse_memory, validate
+from lorascope.config import TrackingConfig, parse_duration, parse_memory, validate
 from lorascope.errors import LorascopeError, UsageError
 
 # Typer carries its own click in some versions and uses the installed one in others; this is whichever it raises.
@@ -255,17 +255,15 @@ for command in (evaluate, generate, chat, inspect, merge, export, recommend, rep
 
 @app.command(epilog=examples_of("demo"))
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the model, the data and the study go.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where the data and the study go.")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """A three-configuration study on a small model and data that this command makes; run again, it shows the results."""
+    """Which attention projections does persona dialogue need? A Shapley study on what comes along; then shown again."""
     from lorascope.cli.demo import prepare_demo
 
     study_file = prepare_demo(out)
-    study = load_study(study_file)
-    from lorascope.design import expand
-
-    document = run_and_report(study, expand(study), out / "study", resume=True)
+    study, trials = study_and_trials(study_file, None, None, None)
+    document = run_and_report(study, trials, out / "study", resume=True)
     if as_json:
         print_json(document)
         return

@@ -21,7 +21,7 @@ from lorascope.data.audit import Audit, audit, check_kinds
 from lorascope.data.record import RawTask, Task
 from lorascope.embedded import PRETRAINING_SEEDS
 from lorascope.errors import MissingSplit, ModelError, UsageError
-from lorascope.world.files import DEFAULT_SIZE, documents, world
+from lorascope.world.files import DEFAULT_SIZE, world, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,12 +167,8 @@ def world_command(
     check_new(out)
     with _stage("making a world"):
         sets = world(seed, size)
-        files = documents(sets, seed, size)
     with atomic_directory(out, replace=False) as unfinished:
-        for name, text in files.items():
-            path = unfinished / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        files = write(sets, seed, size, unfinished)
     if seed >= PRETRAINING_SEEDS:
         tell(
             f"--seed {seed}: lorascope:small may have read this world's train split, as of seeds from {PRETRAINING_SEEDS} on; "
@@ -180,7 +176,7 @@ def world_command(
         )
     counts = {split: of.counts for split, of in sets.items()}
     if as_json:
-        print_json({"out": str(out), "seed": seed, "size": size, "counts": counts, "files": sorted(files)})
+        print_json({"out": str(out), "seed": seed, "size": size, "counts": counts, "files": files})
         return
     table = Table()
     table.add_column("split", no_wrap=True)

@@ -259,12 +259,13 @@ class JudgeCheck(Section):
 class JudgeConfig(Section):
     """The NLI model behind the C-score: a directory or hub id, with an adapter on it or none.
 
-    ``model`` may be an adapter's directory too, where that names its base. ``labels`` are the classes in order, where the
-    model's configuration or the adapter does not name them entailment, neutral and contradiction.
+    ``model`` may be an adapter's directory too, where that names its base; ``lorascope:judge`` comes with Lorascope.
+    ``labels`` are the classes in order, where the model's configuration or the adapter does not name them entailment, neutral
+    and contradiction.
     """
 
     model: str = Field(min_length=1)
-    """A directory or hub id, or a trained adapter's directory."""
+    """A directory or hub id, a trained adapter's directory, or ``lorascope:judge``."""
     adapter: str | None = None
     """An adapter on it."""
     revision: str | None = None

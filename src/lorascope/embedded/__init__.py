@@ -1,24 +1,26 @@
-"""The base models that come with Lorascope: a study names one ``lorascope:small`` and needs no network.
+"""What comes with Lorascope: a study names a base ``lorascope:small`` and a judge ``lorascope:judge`` and needs no network.
 
-Each lies in a directory of its own beside this file, as ``save_pretrained`` wrote it: configuration, weights, tokenizer and
-card. ``models/pretrain.py`` makes them. Knows names and places. Does not know models. Floor: above ``errors``, below
-``config``.
+Each lies in a directory of its own beside this file. A base is there as ``save_pretrained`` wrote it: configuration, weights,
+tokenizer and card (``models/pretrain.py`` makes it). The judge is an adapter on that base in PEFT's format, which
+``examples/judge-world.yaml`` trains and ``lorascope export`` writes; its configuration names its base as a study would. Knows
+names and places. Does not know models. Floor: above ``errors``, below ``config``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lorascope.errors import ModelError, did_you_mean
+from lorascope.errors import AdapterError, ModelError, did_you_mean
 
 PREFIX = "lorascope:"
 MODELS = {"lorascope:small": "small"}
+ADAPTERS = {"lorascope:judge": "judge"}
 # Most bytes of a model's weights: they travel with every installation.
 MAX_WEIGHTS_BYTES = 16_000_000
 # They have read little worlds of these seeds and above (``lorascope data world --seed``), train splits only.
 PRETRAINING_SEEDS = 1000
 HOME = Path(__file__).parent
-_WEIGHTS = "model.safetensors"
+_MODEL_WEIGHTS, _ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 
 
 def is_embedded(model: str) -> bool:
@@ -34,10 +36,12 @@ def located(model: str) -> str:
     """
     if not is_embedded(model):
         return model
+    if model in ADAPTERS:
+        raise ModelError("this is an adapter, no model", where=model, fix=f"name a model such as {next(iter(MODELS))}")
     if model not in MODELS:
-        raise ModelError("Lorascope has no model of that name", where=model, fix=did_you_mean(model, list(MODELS)))
+        raise ModelError("Lorascope has no model of that name", where=model, fix=did_you_mean(model, [*MODELS, *ADAPTERS]))
     directory = HOME / MODELS[model]
-    if not (directory / _WEIGHTS).is_file():
+    if not (directory / _MODEL_WEIGHTS).is_file():
         raise ModelError(
             "this build of Lorascope ships no weights of its own model",
             where=model,
@@ -46,6 +50,27 @@ def located(model: str) -> str:
     return str(directory)
 
 
+def located_adapter(adapter: str) -> str:
+    """Where an adapter's files are: an embedded one's directory; a path stays what it is.
+
+    Raises:
+        AdapterError: no adapter of that name is known, or this installation came without it.
+    """
+    if not is_embedded(adapter):
+        return adapter
+    if adapter not in ADAPTERS:
+        raise AdapterError("Lorascope has no adapter of that name", where=adapter, fix=did_you_mean(adapter, list(ADAPTERS)))
+    directory = HOME / ADAPTERS[adapter]
+    if not (directory / _ADAPTER_WEIGHTS).is_file():
+        raise AdapterError(
+            "this build of Lorascope ships no judge of its own",
+            where=adapter,
+            fix="install a released build, export what examples/judge-world.yaml trains, or name another",
+        )
+    return str(directory)
+
+
 def available() -> list[str]:
-    """The names of the models whose weights are here."""
-    return [name for name, folder in MODELS.items() if (HOME / folder / _WEIGHTS).is_file()]
+    """The names of the models and adapters whose weights are here."""
+    models = [name for name, folder in MODELS.items() if (HOME / folder / _MODEL_WEIGHTS).is_file()]
+    return models + [name for name, folder in ADAPTERS.items() if (HOME / folder / _ADAPTER_WEIGHTS).is_file()]

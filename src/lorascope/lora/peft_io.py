@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorascope.config import TaskType
+from lorascope.embedded import located_adapter
 from lorascope.errors import AdapterError
 from lorascope.lora.beside import grown_vocabulary
 from lorascope.lora.linear import LinearLayer, features, is_transposed
@@ -154,6 +155,7 @@ def read_adapter(
     """Read a PEFT LoRA adapter.
 
     Args:
+        directory: its own, or the name of one that comes with Lorascope.
         name: the slot's name.
         factors_only: to look at its updates B·A, not to run it. Kinds of LoRA that do more than add these are then read too,
             and embeddings, and files of before safetensors; ``left_out`` says what is missing.
@@ -164,7 +166,7 @@ def read_adapter(
         AdapterError: no adapter there, a file that cannot be read, a kind of LoRA that is not supported, or files that do not
             hold together; names the file and the tensor or key.
     """
-    directory = Path(directory)
+    directory = Path(located_adapter(str(directory)))
     config = _read_config(directory)
     left_out = _check_supported(config, directory / CONFIG_FILE, factors_only=factors_only)
     path = directory / WEIGHTS_FILE

@@ -6,7 +6,7 @@
     teacher_student/   train, validation, test .jsonl (MathDial)
     sst2/              train, dev, test .tsv
 
-Knows file formats and sizes. Does not know where they go on the disk.
+Knows file formats and sizes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lorascope.errors import UsageError
@@ -85,6 +86,20 @@ def world(seed: int, size: int = DEFAULT_SIZE) -> dict[Split, Sets]:
             opinions(seed, split, number["opinions"], known["opinions"]),
         )
     return sets
+
+
+def write(sets: Mapping[Split, Sets], seed: int, size: int, directory: Path) -> list[str]:
+    """Write a world's files into a directory that is there; their relative paths.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    files = documents(sets, seed, size)
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return sorted(files)
 
 
 def documents(sets: Mapping[Split, Sets], seed: int, size: int) -> dict[str, str]:
