@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 import lorascope.embedded as embedded
 from lorascope.base_model import load_tokenizer, read_config
 from lorascope.cli.app import app
-from lorascope.config import BaseModelConfig, JudgeConfig
+from lorascope.config import BaseModelConfig, JudgeCheck, JudgeConfig
 from lorascope.embedded import ADAPTERS, MAX_WEIGHTS_BYTES, MODELS, available, located, located_adapter
 from lorascope.errors import AdapterError, ModelError
 from lorascope.judge import CLASSES, load_judge
 from lorascope.lora.peft_io import CONFIG_FILE
 from lorascope.model_card.licence import stated_licence
 from lorascope.model_card.privacy import is_local, public_name
+from lorascope.world.files import DEFAULT_SIZE, world, write
 
 STUDY = """\
 name: embedded
@@ -58,7 +59,7 @@ def stand_in_judge(stand_in, tmp_path):
     data = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
     path.write_text(JUDGE_STUDY.format(data=json.dumps(data)), encoding="utf-8")
     assert call("run", path, "--out", tmp_path / "judged").exit_code == 0
-    exported = call("export", tmp_path / "judged", "--best", "--out", tmp_path / "judge")
+    exported = call("export", tmp_path / "judged", "--best", "--base-name", "lorascope:small", "--out", tmp_path / "judge")
     assert exported.exit_code == 0, exported.output
     return tmp_path / "judge"
 
@@ -164,13 +165,14 @@ def test_what_is_shipped_is_small_and_has_a_card(name):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_shipped_judge_is_small_names_its_base_and_judges(name):
+def test_the_shipped_judge_is_small_names_its_base_and_is_as_good_as_its_card_says(name, tmp_path):
     if name not in available():
         pytest.skip(f"this build ships no {name}")
     directory = Path(located_adapter(name))
     assert sum(path.stat().st_size for path in directory.iterdir()) < 4_000_000
     assert json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"] in MODELS
-    judge = load_judge(JudgeConfig(model=name))
-    reply = "My only pet is a goat."
-    sentences = ["I keep one animal, a goat.", "The only animal I keep is a hen."]
-    assert judge.label_pairs([(reply, sentence) for sentence in sentences]) == ["entailment", "contradiction"]
+    write(world(0), 0, DEFAULT_SIZE, tmp_path)
+    check = JudgeCheck(task="dialogue_nli", data=str(tmp_path / "dialogue_nli"), max_eval=None)
+    accuracy = load_judge(JudgeConfig(model=name, check=check)).facts["check"]["accuracy"]
+    assert accuracy == pytest.approx(0.5688, abs=0.005)
+    assert f"{accuracy:.2f}" in (directory / "README.md").read_text(encoding="utf-8")
