@@ -59,7 +59,7 @@ def stand_in_judge(stand_in, tmp_path):
     data = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
     path.write_text(JUDGE_STUDY.format(data=json.dumps(data)), encoding="utf-8")
     assert call("run", path, "--out", tmp_path / "judged").exit_code == 0
-    exported = call("export", tmp_path / "judged", "--best", "--base-name", "lorascope:small", "--out", tmp_path / "judge")
+    exported = call("export", tmp_path / "judged", "--best", "--out", tmp_path / "judge")
     assert exported.exit_code == 0, exported.output
     return tmp_path / "judge"
 
@@ -120,6 +120,11 @@ def test_a_build_without_weights_says_so(tmp_path, monkeypatch):
 def test_an_exported_judge_is_found_by_name_with_its_base_and_holds_no_place_of_this_machine(stand_in_judge):
     config = json.loads((stand_in_judge / CONFIG_FILE).read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "lorascope:small"
+    card = (stand_in_judge / "README.md").read_text(encoding="utf-8")
+    assert "`lorascope:small` (it comes with Lorascope)" in card
+    assert 'base = located("lorascope:small")\n' in card
+    assert "lorascope export judge --merged --base lorascope:small " in card
+    assert "base_model:" not in card, "the Hub knows no such model"
     assert available() == ["lorascope:small", "lorascope:judge"]
     by_name = load_judge(JudgeConfig(model="lorascope:judge"))
     assert (by_name.facts["model"], by_name.facts["adapter"]) == ("lorascope:small", "lorascope:judge")

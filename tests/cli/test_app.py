@@ -714,7 +714,9 @@ def test_maps_share_the_budget_and_the_memory_of_their_study(cli, study_file, tm
     given = []
     monkeypatch.setattr(maps, "draw_maps", lambda *_, **options: given.append(options) or (event for event in ()))
     path = study_file(design={**SHAPLEY, "game": "reliance"})
-    document = json.loads(cli("run", path, "--out", tmp_path / "run", "--budget", "1h", "--memory", "64GB", "--json").out)
+    ended = cli("run", path, "--out", tmp_path / "run", "--budget", "1h", "--memory", "64GB", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
     assert [trial["status"] for trial in document["trials"]] == ["done"] * len(document["trials"])
     assert given[0]["most_bytes"] == 64_000_000_000
     deadline = given[0]["deadline"]

@@ -51,6 +51,26 @@ def relative(found, wanted):
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+def medium_is_bfloat16():
+    """Whether this processor multiplies bfloat16 so fast that oneDNN takes ``medium`` for it."""
+    layer = layer_of()
+    x = random(64, D, seed=3)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    return relative(Product(layer, "medium").forward(x, layer.bias), exact) > 1e-4
+
+
+def tolerance(path):
+    return 1e-2 if path == "medium" and medium_is_bfloat16() else 1e-6
+
+
+@pytest.fixture
+def exact_medium(monkeypatch):
+    """``medium`` as it is on a processor without fast bfloat16: float32."""
+    if medium_is_bfloat16():
+        monkeypatch.setattr(frozen._precision, "__enter__", lambda self: None)
+        monkeypatch.setattr(frozen._precision, "__exit__", lambda self, *_: None)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("path", PATHS)
@@ -66,10 +86,10 @@ def test_every_path_is_the_linear_layer_forward_and_backward(path, kind, bias):
         wanted = F.linear(wide, weight_OD(layer).double(), None if layer.bias is None else layer.bias.double())
         wanted.backward(gradient.double())
         assert y.shape == wanted.shape
-        assert relative(y.detach(), wanted.detach()) < 1e-6
-        assert relative(x.grad, wide.grad) < 1e-6
+        assert relative(y.detach(), wanted.detach()) < tolerance(path)
+        assert relative(x.grad, wide.grad) < tolerance(path)
     columns = random(D, 7, seed=3).T
-    assert relative(product.forward(columns, None), columns.double() @ weight_OD(layer).double().T) < 1e-6
+    assert relative(product.forward(columns, None), columns.double() @ weight_OD(layer).double().T) < tolerance(path)
     assert apply(product, random(0, D), layer.bias).shape == (0, O), "an expert that no token goes to"
 
 
@@ -158,8 +178,8 @@ def test_installing_changes_no_class_no_name_no_number_and_can_be_undone(path):
     assert "frozen_product" not in model.head.__dict__
     after = model(x)
     (gradient,) = torch.autograd.grad(after.sum(), x)
-    assert relative(after.detach(), before.detach()) < 1e-6
-    assert relative(gradient, own) < 1e-5
+    assert relative(after.detach(), before.detach()) < tolerance(path)
+    assert relative(gradient, own) < 10 * tolerance(path)
 
     remove(model)
     assert torch.equal(model(x), before)
@@ -182,7 +202,7 @@ def test_a_copy_of_the_model_computes_with_its_own_weights_or_is_refused(path):
     with torch.no_grad():
         other.first.weight.mul_(2.0)
     assert torch.equal(model(x), before)
-    assert relative(other.first(x), F.linear(x, other.first.weight, other.first.bias)) < 1e-6
+    assert relative(other.first(x), F.linear(x, other.first.weight, other.first.bias)) < tolerance(path)
     assert other.first.frozen_product.weight_OD.data_ptr() == other.first.weight.data_ptr(), "no second copy of the weight"
     wide = copy.deepcopy(model).to(torch.bfloat16)
     assert wide(x.bfloat16()).dtype == torch.bfloat16
@@ -206,7 +226,7 @@ def with_rates(monkeypatch, rates, errors=None):
 
 
 @pytest.mark.parametrize(("best", "rest"), [("medium", "packed"), ("packed", "medium")])
-def test_the_fastest_right_path_is_taken(best, rest, monkeypatch):
+def test_the_fastest_right_path_is_taken(best, rest, exact_medium, monkeypatch):
     product_by("packed", Model().first)
     with_rates(monkeypatch, {"plain": 10.0, rest: 20.0, best: 30.0})
     choice = choose(Model())
@@ -218,8 +238,7 @@ def test_the_fastest_right_path_is_taken(best, rest, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [1e-3, float("nan")])
-def test_a_path_with_too_large_an_error_is_not_taken_however_fast(error, monkeypatch):
-    """Where ``medium`` means bfloat16, say."""
+def test_a_path_with_too_large_an_error_is_not_taken_however_fast(error, exact_medium, monkeypatch):
     with_rates(monkeypatch, {"plain": 10.0, "medium": 1e6, "packed": 5.0})
     assert choose(Model()).path == "medium"
     forward = Product.forward
@@ -233,13 +252,18 @@ def test_a_path_with_too_large_an_error_is_not_taken_however_fast(error, monkeyp
     assert not choice.errors["medium"] < 1e-4
 
 
+def test_medium_is_not_taken_where_it_means_bfloat16(monkeypatch):
+    with_rates(monkeypatch, {"plain": 10.0, "medium": 1e6, "packed": 5.0})
+    assert choose(Model()).path == ("plain" if medium_is_bfloat16() else "medium")
+
+
 def test_float64_and_a_model_without_linear_layers_stay_plain():
     assert choose(Model(torch.float64)) == Choice("plain")
     assert choose(nn.LayerNorm(4)) == Choice("plain")
     assert choose(Model(), skip=("first", "second", "head")) == Choice("plain")
 
 
-def test_packing_needs_room_for_twice_the_weights(monkeypatch):
+def test_packing_needs_room_for_twice_the_weights(exact_medium, monkeypatch):
     model = Model()
     product_by("packed", model.first)
     with_rates(monkeypatch, {"plain": 10.0, "medium": 20.0, "packed": 30.0})
@@ -317,9 +341,9 @@ def test_a_stacked_layer_is_the_composition_of_plain_operations_on_every_path(pa
     update = torch.bmm(low, lora_B.transpose(1, 2)) * part.scaling_N.double()[:, None, None]
     wanted = F.linear(wide_x, weight_OD(layer).double(), layer.bias.double()) + update
     wanted.backward(gradient.double())
-    assert relative(y.detach(), wanted.detach()) < 1e-6
+    assert relative(y.detach(), wanted.detach()) < tolerance(path)
     for found, leaf in zip((x, part.lora_A_NRD, part.lora_B_NOR), leaves, strict=True):
-        assert relative(found.grad, leaf.grad) < 1e-6
+        assert relative(found.grad, leaf.grad) < tolerance(path)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5])

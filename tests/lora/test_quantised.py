@@ -114,11 +114,13 @@ def dequantisations(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(64, 64), (48, 16), (10, 96), (7, 15), (3, 200)])
+@pytest.mark.parametrize("shape", [(64, 64), (48, 16), (10, 96), (7, 15), (3, 200), (3, 32)])
 def test_the_weight_is_what_bitsandbytes_dequantises_from_its_own_packing(shape, dtype):
     layer = linear(*shape, dtype=dtype)
     packed = NF4Linear.pack(layer)
-    expected = dequantize_4bit(*quantize_4bit(layer.weight.detach(), blocksize=64, quant_type="nf4"))
+    # As one row: where a row ends inside a block, some processors' kernels take wrong scales.
+    flat, state = quantize_4bit(layer.weight.detach().flatten(), blocksize=64, quant_type="nf4")
+    expected = dequantize_4bit(flat, state).reshape(shape)
     assert packed.weight.dtype == dtype
     assert torch.equal(packed.weight, expected)
     torch.testing.assert_close(packed.dequantised(torch.float32), by_hand(layer.weight.detach()), rtol=1e-6, atol=0)
@@ -138,7 +140,7 @@ def test_forward_and_input_gradient_are_those_of_the_dequantised_weight(make):
     packed = NF4Linear.pack(layer)
     assert (features(packed), packed.transposed) == ((32, 48), make is conv1d)
     weight_OD = layer.weight.detach().T.contiguous() if make is conv1d else layer.weight.detach()
-    expected_OD = dequantize_4bit(*quantize_4bit(weight_OD, blocksize=64, quant_type="nf4"))
+    expected_OD = by_hand(weight_OD)
     x, reference = (activations(2, 5, 32).requires_grad_() for _ in range(2))
     y, expected = packed(x), F.linear(reference, expected_OD, layer.bias.detach())
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)

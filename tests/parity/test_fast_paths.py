@@ -70,6 +70,8 @@ def test_a_stack_on_a_fast_path_has_the_float64_losses_and_gradients(family, tas
     wanted = losses_and_gradients(exact, task_type, dropout)
     if frozen._try(next(iter(frozen._linears(model, ()).values())), path) is None:
         pytest.skip(f"this processor or build has no {path} product in {dtype}")
+    if path == "medium" and frozen.choose(torch.nn.Linear(64, 64)).errors[path] > 1e-4:
+        pytest.skip("this processor takes bfloat16 for medium, which is never chosen then")
     frozen.install(model, path, head_modules(model, task_type))
     fused = elementwise.install(model)
     assert bool(fused) == (family != "bert")

@@ -44,7 +44,7 @@ def merged_directory(adapter, tmp_path, **options):
 def assert_merged_equals(adapter, wrapped, task_type, tmp_path):
     """The directory, loaded as it is, has PEFT's merged parameters and the unmerged model's logits."""
     wrapped.base_model.model.config.pad_token_id = 0
-    unmerged = logits_of(wrapped)
+    unmerged = logits_of(copy.deepcopy(wrapped).double())
     expected = copy.deepcopy(wrapped).merge_and_unload()
     out, merged = merged_directory(adapter, tmp_path)
     loaded, info = AUTOS[task_type].from_pretrained(out, output_loading_info=True)
@@ -56,7 +56,7 @@ def assert_merged_equals(adapter, wrapped, task_type, tmp_path):
     assert theirs.keys() == loaded.state_dict().keys()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
-    assert relative(logits_of(loaded.eval()), unmerged) < 1e-5
+    assert relative(logits_of(loaded.double().eval()), unmerged) < 1e-5
     return out, merged, loaded
 
 

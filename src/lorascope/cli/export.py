@@ -142,7 +142,7 @@ def _described(
 def _notes(facts: CardFacts) -> list[str]:
     """What the card cannot say for certain, for who exports."""
     notes = []
-    if facts.base.is_local:
+    if facts.base.is_local and not facts.base.comes_along:
         notes.append(
             f"the base is a local directory: the export names it {facts.base.name!r} alone, its card no base of the Hub; "
             "--base-name gives the name that others know it by"

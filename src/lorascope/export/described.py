@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lorascope import __version__
 from lorascope.compare import read_ratios, score_interval, seeds_interval
 from lorascope.config import AdapterConfig, TrainConfig
+from lorascope.embedded import is_embedded
 from lorascope.errors import UsageError
 from lorascope.export.limits import limitations
 from lorascope.export.source import Source
@@ -113,7 +114,7 @@ def _base(source: Source, saved: SavedAdapter, wishes: Wishes, place: str) -> Ba
     name = wishes.base_name or public_name(place)
     return BaseFacts(
         name=name,
-        is_local=wishes.base_name is None and is_local(place),
+        is_local=is_embedded(name) or (wishes.base_name is None and is_local(place)),
         revision=revision,
         checksum=saved.origin.get("checksum") if source.trial is None else source.trial.base_checksum,
         dtype=config.get("dtype") or saved.origin.get("dtype") or "float32",

@@ -81,13 +81,20 @@ class NF4Linear(nn.Module):
         made = torch.float32 if dtype == torch.float64 else dtype
         state = QuantState(
             self.absmax_bytes.view(torch.float32),
-            torch.Size((self.out_features, self.in_features)),
+            self._kernel_shape(),
             blocksize=BLOCK_SIZE,
             quant_type="nf4",
             dtype=made,
         )
-        weight_OD: Tensor = dequantize_4bit(self.packed, state)
-        return weight_OD.to(dtype)
+        weight: Tensor = dequantize_4bit(self.packed, state)
+        return weight.reshape(self.out_features, self.in_features).to(dtype)
+
+    def _kernel_shape(self) -> torch.Size:
+        """The shape under which bitsandbytes unpacks: its AVX512 kernel takes wrong scales where a row ends inside a block."""
+        numbers = self.out_features * self.in_features
+        if self.in_features % BLOCK_SIZE == 0:
+            return torch.Size((self.out_features, self.in_features))
+        return torch.Size((numbers,) if numbers % BLOCK_SIZE else (numbers // BLOCK_SIZE, BLOCK_SIZE))
 
     @property
     def frozen_product(self) -> NF4Product:

@@ -151,6 +151,7 @@ def _introduction(facts: CardFacts) -> str:
 def _base(facts: CardFacts) -> str:
     base = facts.base
     where = "a local directory of that name when this was trained" if base.is_local else "on the Hub"
+    where = "it comes with Lorascope" if base.comes_along else where
     unpinned = None if base.is_local else "not pinned; the checksum tells the weights"
     rows = {
         "name": f"`{base.name}` ({where})",
@@ -249,7 +250,7 @@ def _reproduce(facts: CardFacts) -> str:
     if facts.study_file is None or facts.study is None:
         return ""
     changes = []
-    if facts.base.is_local:
+    if facts.base.is_local and not facts.base.comes_along:
         changes.append("--set base.model=DIRECTORY")
     if facts.data is not None and not facts.data.hub_ids:
         changes.append("--set task.data=PATH")

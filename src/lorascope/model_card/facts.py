@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorascope.config import TaskType
+from lorascope.embedded import is_embedded
 from lorascope.model_card.licence import UNKNOWN_LICENCE, Licence
 
 
@@ -16,8 +17,8 @@ class BaseFacts:
     """The base model.
 
     Attributes:
-        name: its hub id, or a local directory's name.
-        is_local: it was a local directory; its name alone finds nothing on another machine.
+        name: its hub id, its name among what comes with Lorascope, or a local directory's name.
+        is_local: it was a local directory; its name alone finds nothing on the Hub.
         revision: of the hub, where the study pinned one.
         checksum: SHA-256 of the weights outside the head.
         dtype: what it was held in while training.
@@ -32,6 +33,11 @@ class BaseFacts:
     dtype: str = "float32"
     quantization: str | None = None
     licence: Licence | None = None
+
+    @property
+    def comes_along(self) -> bool:
+        """Whether it is one of Lorascope's own: its name finds it wherever Lorascope is installed."""
+        return is_embedded(self.name)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.embedded import is_embedded
+from lorascope.embedded import embedded_name, is_embedded
 
 _HIDDEN = "[removed]"
 _FEWEST_LETTERS = 8
@@ -26,9 +26,12 @@ _ABSOLUTE = re.compile(rf"(?:file://|(?<![\w./~\-<])~?){_PART}(?:{_PART})+/?|(?<
 
 
 def public_name(place: str) -> str:
-    """A hub id or URL as it is; a path by its last part alone."""
+    """A hub id or URL as it is, what comes with Lorascope by its name, another path by its last part alone."""
     if "://" in place:
         return place
+    known = embedded_name(place)
+    if known is not None:
+        return known
     path = Path(place).expanduser()
     if is_local(place):
         return path.resolve().name or "root"

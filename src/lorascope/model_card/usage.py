@@ -23,7 +23,8 @@ def loading(facts: CardFacts) -> str:
     if facts.task_type not in (None, "SEQ_CLS") and facts.study is not None:
         lines += ["", "The input has to look as in training; `lorascope data preview` shows it, token by token."]
     if facts.form == "adapter" and facts.is_whole:
-        base = " --base DIRECTORY-OF-THE-BASE" if facts.base.is_local else ""
+        place = facts.base.name if facts.base.comes_along else "DIRECTORY-OF-THE-BASE"
+        base = f" --base {place}" if facts.base.is_local else ""
         lines += ["", f"Merged into the base: `lorascope export {facts.name} --merged{base} --out DIRECTORY`."]
     if facts.serving:
         lines += ["", "vLLM (it was not run here; this is what its documentation and sources say):", ""]
@@ -41,12 +42,16 @@ def _load(facts: CardFacts) -> list[str]:
         load = f"model = {auto}.from_pretrained({name}).eval()"
         return [*imports, f"tokenizer = AutoTokenizer.from_pretrained({name})", load]
     base = facts.base
-    comment = "  # a local directory when this was trained; give your copy's" if base.is_local else ""
+    own = ["from lorascope.embedded import located"] if base.comes_along else []
+    place = f"located({json.dumps(base.name)})" if base.comes_along else json.dumps(base.name)
+    unknown = base.is_local and not base.comes_along
+    comment = "  # a local directory when this was trained; give your copy's" if unknown else ""
     revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
     labels = _labels(facts)
     return [
+        *own,
         *imports,
-        f"base = {json.dumps(base.name)}{comment}",
+        f"base = {place}{comment}",
         f"tokenizer = AutoTokenizer.from_pretrained(base{revision})",
         f"model = {auto}.from_pretrained(base{revision}, dtype={json.dumps(base.dtype)}{labels})",
         f"model = PeftModel.from_pretrained(model, {json.dumps(facts.name)}).eval()",
