@@ -97,7 +97,7 @@ def filled(command, home, longer, model_directory):
         "lorascope:small": str(longer("qwen2")),
         "base.model=DIR": f"base.model={model_directory('bert')}",
         "task.data=DIR": f"task.data={home / task}",
-        "runs/judge-world/trials/TRIAL": str(trial),
+        "lorascope:judge": str(trial / "adapter"),
     }
     for name, real in files.items():
         settings = [one.replace(name, real) for one in settings]

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from lorascope.world import phrases
+from lorascope.world import phrases, tastes
 from lorascope.world.facts import NO_PET, SLOTS, fact_of, fields_of, phrases_of
 from lorascope.world.town import town_of
 from lorascope.world.wording import fill, wordings
@@ -30,6 +30,7 @@ def test_every_wording_is_filled_for_everyone(slot):
 
 
 KINDS = [phrases.TRADE, phrases.NAMED_PET, phrases.PET, phrases.NO_PET, phrases.HOME, phrases.RISES, phrases.SIBLINGS]
+KINDS += [tastes.LOVES, tastes.HATES, tastes.DRINK, tastes.PASTIME, tastes.INSTRUMENT, tastes.SEASON, tastes.WISH, tastes.FEAR]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.states[0])

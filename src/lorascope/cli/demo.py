@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lorascope.embedded import located, located_adapter
 from lorascope.store import atomic_directory, write_atomically
-from lorascope.world.files import world, write
+from lorascope.world.files import DEFAULT_SIZE, world, write
 
-WORLD_SEED, WORLD_SIZE = 0, 400
+_SEED = 0
 _BASE, _JUDGE = "lorascope:small", "lorascope:judge"
 _STUDY = """\
 # Which attention projections does persona dialogue need? Every coalition of query, key and value, three seeds.
@@ -45,7 +45,7 @@ def prepare_demo(directory: Path) -> Path:
     located_adapter(_JUDGE)
     data = directory / "world"
     with atomic_directory(data) as unfinished:
-        write(world(WORLD_SEED, WORLD_SIZE), WORLD_SEED, WORLD_SIZE, unfinished)
+        write(world(_SEED), _SEED, DEFAULT_SIZE, unfinished)
     # JSON's quotes are YAML's, too: the place may have any name.
     dialogues, pairs = (json.dumps(str(data / folder)) for folder in ("personachat", "dialogue_nli"))
     write_atomically(study, _STUDY.format(base=_BASE, judge=_JUDGE, dialogues=dialogues, pairs=pairs))

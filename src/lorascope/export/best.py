@@ -63,7 +63,8 @@ class Choice:
         end = "highest" if self.higher_is_better else "lowest"
         text = f"It is the best of {self.num_trials} trials by {self.metric} ({self.value:.4f}, the {end})"
         if self.next_trial is None:
-            text = f"It is the only trial with an adapter and a {self.metric} ({self.value:.4f})"
+            article = "an" if self.metric[0] in "aeiou" else "a"
+            text = f"It is the only trial with an adapter and {article} {self.metric} ({self.value:.4f})"
         elif self.next_value is not None:
             interval = "" if self.low is None or self.high is None else f", 95 % interval {self.low:+.4f} to {self.high:+.4f}"
             verdicts = {
