@@ -159,6 +159,9 @@ def world_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new directory for the files.")],
     size: Annotated[int, typer.Option(metavar="N", help="Training dialogues; everything else goes with them.")] = DEFAULT_SIZE,
     seed: Annotated[int, typer.Option(min=0, help="Which world; equal seeds and sizes give equal files.")] = 0,
+    dialect: Annotated[
+        bool, typer.Option("--dialect", help="Who replies speaks a dialect, which lorascope:small has not read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """A small world made up here: persona dialogues with entailment labels, questions, lessons, opinions about its towns."""
@@ -166,9 +169,9 @@ def world_command(
 
     check_new(out)
     with _stage("making a world"):
-        sets = world(seed, size)
+        sets = world(seed, size, dialect=dialect)
     with atomic_directory(out, replace=False) as unfinished:
-        files = write(sets, seed, size, unfinished)
+        files = write(sets, seed, size, unfinished, dialect=dialect)
     if seed >= PRETRAINING_SEEDS:
         tell(
             f"--seed {seed}: lorascope:small may have read this world's train split, as of seeds from {PRETRAINING_SEEDS} on; "
@@ -176,7 +179,7 @@ def world_command(
         )
     counts = {split: of.counts for split, of in sets.items()}
     if as_json:
-        print_json({"out": str(out), "seed": seed, "size": size, "counts": counts, "files": files})
+        print_json({"out": str(out), "seed": seed, "size": size, "dialect": dialect, "counts": counts, "files": files})
         return
     table = Table()
     table.add_column("split", no_wrap=True)

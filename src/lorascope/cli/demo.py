@@ -19,13 +19,13 @@ _STUDY = """\
 # Model and judge come with Lorascope; `lorascope data world` made the data. Change anything, and `lorascope run` this file.
 name: demo
 base: {{model: "{base}"}}
-task: {{name: personachat, data: {dialogues}, max_train: 160, max_eval: 40, max_length: 256}}
+task: {{name: personachat, data: {dialogues}, max_train: 320, max_eval: 60, max_length: 384}}
 adapter: {{r: 8, lora_alpha: 16}}
-train: {{epochs: 1, batch_size: 16, learning_rate: 3.0e-3}}
+train: {{epochs: 1, batch_size: 16, learning_rate: 5.0e-3}}
 seeds: [42, 1337, 2024]
-design: {{kind: shapley, players: [query, key, value], values: [c_score, rouge_l, eval_loss]}}
+design: {{kind: shapley, players: [query, key, value], values: [eval_loss, c_score, rouge_l]}}
 evaluate:
-  decoding: [{{strategy: greedy, max_new_tokens: 24}}]
+  decoding: [{{strategy: greedy, max_new_tokens: 32}}]
   judge: {{model: "{judge}", check: {{task: dialogue_nli, data: {pairs}, max_eval: 300}}}}
 """
 
@@ -45,7 +45,7 @@ def prepare_demo(directory: Path) -> Path:
     located_adapter(_JUDGE)
     data = directory / "world"
     with atomic_directory(data) as unfinished:
-        write(world(_SEED), _SEED, DEFAULT_SIZE, unfinished)
+        write(world(_SEED, dialect=True), _SEED, DEFAULT_SIZE, unfinished, dialect=True)
     # JSON's quotes are YAML's, too: the place may have any name.
     dialogues, pairs = (json.dumps(str(data / folder)) for folder in ("personachat", "dialogue_nli"))
     write_atomically(study, _STUDY.format(base=_BASE, judge=_JUDGE, dialogues=dialogues, pairs=pairs))

@@ -2,7 +2,7 @@
 
 ``lore`` knows trades, animals, dishes and names, ``town`` who lives where with whom, ``facts`` what excludes what. From these
 ``persona`` makes conversations (``phrases``, ``tastes`` and ``small_talk`` hold the wordings), ``nli`` pairs with true labels
-(``decoys`` holds what only looks alike),
+(``decoys`` holds what only looks alike; ``dialect`` is how replies may be spoken),
 ``passages`` paragraphs with questions (``lives`` and ``tellings`` hold theirs), ``tutoring`` talks about ``sums``,
 ``opinions`` sentences that praise or blame. ``wording`` draws, and keeps wordings and texts of evaluation out of training;
 ``files`` writes the published formats.

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import UsageError
+from lorascope.world.dialect import in_dialect
 from lorascope.world.facts import POINTS, Fact
 from lorascope.world.nli import Pair, pairs
 from lorascope.world.opinions import Opinion, opinions
@@ -46,6 +47,14 @@ class Sets:
     talks: list[Talk]
     opinions: list[Opinion]
 
+    def in_dialect(self) -> Sets:
+        """The same with replies in dialect, those of pairs too."""
+        spoken = [
+            replace(one, exchanges=tuple(replace(made, reply=in_dialect(made.reply)) for made in one.exchanges))
+            for one in self.dialogues
+        ]
+        return replace(self, dialogues=spoken, pairs=[replace(pair, reply=in_dialect(pair.reply)) for pair in self.pairs])
+
     @property
     def counts(self) -> dict[str, int]:
         """How many there are of each."""
@@ -61,11 +70,12 @@ class Sets:
         }
 
 
-def world(seed: int, size: int = DEFAULT_SIZE) -> dict[Split, Sets]:
+def world(seed: int, size: int = DEFAULT_SIZE, *, dialect: bool = False) -> dict[Split, Sets]:
     """All sets of a world: a pure function of seed and size; a larger one begins with a smaller one's training split.
 
     Args:
         size: training dialogues; the other sets and splits go with it.
+        dialect: who replies in a conversation speaks dialect.
 
     Raises:
         UsageError: the size is out of bounds.
@@ -85,16 +95,20 @@ def world(seed: int, size: int = DEFAULT_SIZE) -> dict[Split, Sets]:
             talks(seed, split, number["talks"], known["talks"]),
             opinions(seed, split, number["opinions"], known["opinions"]),
         )
-    return sets
+    return {split: each.in_dialect() for split, each in sets.items()} if dialect else sets
 
 
-def write(sets: Mapping[Split, Sets], seed: int, size: int, directory: Path) -> list[str]:
+def write(sets: Mapping[Split, Sets], seed: int, size: int, directory: Path, *, dialect: bool = False) -> list[str]:
     """Write a world's files into a directory that is there; their relative paths.
+
+    Args:
+        seed: with ``size`` and ``dialect``, what it was made from, which its page tells.
 
     Raises:
         OSError: one cannot be written.
     """
-    files = documents(sets, seed, size)
+    command = f"lorascope data world --seed {seed} --size {size}{' --dialect' if dialect else ''}"
+    files = documents(sets, command)
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(exist_ok=True)
@@ -102,9 +116,9 @@ def write(sets: Mapping[Split, Sets], seed: int, size: int, directory: Path) -> 
     return sorted(files)
 
 
-def documents(sets: Mapping[Split, Sets], seed: int, size: int) -> dict[str, str]:
-    """The files of a world by their relative path."""
-    files = {"README.md": _readme(sets, seed, size)}
+def documents(sets: Mapping[Split, Sets], command: str) -> dict[str, str]:
+    """The files of a world by their relative path; its page tells the command that makes it."""
+    files = {"README.md": _readme(sets, command)}
     for split, of in sets.items():
         persona = f"personachat/{_PERSONA_SPLITS[split]}"
         files[f"{persona}_self_original.txt"] = "".join(map(_parlai, of.dialogues))
@@ -195,7 +209,7 @@ def _talk(number: int, talk: Talk) -> dict[str, Any]:
 _README = """\
 # A little world
 
-Towns, their people, trades, pets and days, made up by `lorascope data world --seed {seed} --size {size}`. Nobody in it exists.
+Towns, their people, trades, pets and days, made up by `{command}`. Nobody in it exists.
 The texts are free of any licence (CC0). All sets of a split are about the same towns and people.
 
 | set | task | format | train | validation | test |
@@ -219,7 +233,7 @@ _SETS = (
 )
 
 
-def _readme(sets: Mapping[Split, Sets], seed: int, size: int) -> str:
+def _readme(sets: Mapping[Split, Sets], command: str) -> str:
     def told(split: Split, key: str) -> str:
         counts = sets[split].counts
         return f"{counts[key]:,} ({counts['patterns']})" if key == "pairs" else f"{counts[key]:,}"
@@ -227,4 +241,4 @@ def _readme(sets: Mapping[Split, Sets], seed: int, size: int) -> str:
     rows = (
         f"| {name} | {task} | {form} | {' | '.join(told(split, key) for split in SPLITS)} |" for name, task, form, key in _SETS
     )
-    return _README.format(seed=seed, size=size, rows="\n".join(rows))
+    return _README.format(command=command, rows="\n".join(rows))
