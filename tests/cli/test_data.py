@@ -224,13 +224,19 @@ def test_a_world_is_written_whole_and_read_by_the_other_commands(cli, tmp_path):
     assert "something is there already; give a new directory" in again.err
 
 
+def test_a_world_in_dialect_names_the_command_that_makes_it(cli, tmp_path):
+    ended = cli("data", "world", "--out", tmp_path / "world", "--size", 10, "--dialect", "--json")
+    assert json.loads(ended.out)["dialect"] is True
+    assert "`lorascope data world --seed 0 --size 10 --dialect`" in (tmp_path / "world" / "README.md").read_text()
+
+
 def test_what_came_to_be_where_a_world_goes_is_kept(cli, tmp_path, monkeypatch):
     world, out = data_commands.world, tmp_path / "world"
 
-    def meanwhile(*given):
+    def meanwhile(*given, **options):
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        return world(*given)
+        return world(*given, **options)
 
     monkeypatch.setattr(data_commands, "world", meanwhile)
     ended = cli("data", "world", "--out", out, "--size", 10)

@@ -9,7 +9,7 @@ from lorascope.data.task import read_task
 
 def test_the_demo_ranks_the_projections_and_is_shown_again(cli, tmp_path):
     study = prepare_demo(tmp_path / "demo")
-    smaller = study.read_text().replace("max_train: 160, max_eval: 40", "max_train: 16, max_eval: 6")
+    smaller = study.read_text().replace("max_train: 320, max_eval: 60", "max_train: 16, max_eval: 6")
     study.write_text(smaller.replace("[42, 1337, 2024]", "[42, 1337]").replace("max_eval: 300", "max_eval: 60"))
     ended = cli("demo", "--out", tmp_path / "demo", "--json")
     assert ended.code == 0, ended.err
@@ -30,7 +30,7 @@ def test_the_demos_data_are_the_same_every_time(tmp_path):
     for name in ("personachat/train_self_original.txt", "dialogue_nli/dialogue_nli_test.jsonl"):
         assert (first.parent / "world" / name).read_bytes() == (second.parent / "world" / name).read_bytes()
     raw = read_task(load_study(first).task)
-    assert (len(raw.train), len(raw.eval)) == (160, 40)
+    assert (len(raw.train), len(raw.eval)) == (320, 60)
 
 
 def test_a_demo_that_cannot_be_written_is_one_line(cli, tmp_path):
@@ -43,4 +43,4 @@ def test_a_demo_that_cannot_be_written_is_one_line(cli, tmp_path):
 
 def test_a_demo_in_a_place_with_an_odd_name_can_be_read(tmp_path):
     study = load_study(prepare_demo(tmp_path / 'a "quoted": {name} é'))
-    assert len(read_task(study.task).eval) == 40
+    assert len(read_task(study.task).eval) == 60

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from lorascope import __version__
 from lorascope.amounts import counted
+from lorascope.embedded import is_embedded
 from lorascope.errors import RunError
 from lorascope.model_card.privacy import is_local, public_name
 from lorascope.report.answer import answer_of
@@ -191,7 +192,8 @@ def _judge(found: Findings) -> str:
     if judge is None:
         return ""
     check = judge["check"]
-    name = public_name(judge["model"]) if judge["adapter"] is None else f"{public_name(judge['model'])} with an adapter"
+    model, adapter = public_name(judge["model"]), judge["adapter"]
+    name = model if adapter is None else public_name(adapter) if is_embedded(adapter) else f"{model} with an adapter"
     if check is None:
         return f"{name}; its accuracy was not measured"
     return f"{name}; accuracy {check['accuracy']:.3f} on {check['num_examples']:,} examples of {check['task']}"
