@@ -28,7 +28,7 @@ check: setup  ## ruff, mypy and the floors of the import graph
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-demo: setup  ## a small study from data to report
+demo: setup  ## what query, key and value each add to persona dialogue: trained, compared, reported
 	$(BIN)/lorascope demo $(DEMO_ARGS)
 
 docs: setup  ## the documentation as a site, in build/site
