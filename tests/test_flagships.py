@@ -59,14 +59,10 @@ def longer(model_directory, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(longer, tmp_path_factory):
-    """A directory with a world, a judge trained on its pairs, and GLUE's files of a handful of sentences."""
+def place(tmp_path_factory):
+    """A directory with a world, and GLUE's files of a handful of sentences."""
     home = tmp_path_factory.mktemp("flagships")
-    call("data", "world", "--out", home / "world", "--size", "20")
-    given = [f"base.model={longer('qwen2')}", f"task.data={home / 'world' / 'dialogue_nli'}", *SMALL]
-    study = ROOT / "examples" / "judge-world.yaml"
-    settings = [part for setting in given for part in ("--set", setting)]
-    call("run", study, "--out", home / "runs" / "judge-world", "--json", *settings)
+    call("data", "world", "--out", home / "world", "--size", "20", "--dialect")
     words = ("warm", "slow", "bright", "wooden", "charming", "long")
     for split in ("train", "dev"):
         rows = [f"{split} {words[n % 6]} {words[n // 6]} {'very ' * (n % 5)}{n}" for n in range(24)]
@@ -87,17 +83,14 @@ def filled(command, home, longer, model_directory):
     study = yaml.safe_load((ROOT / words[2]).read_text(encoding="utf-8"))
     settings = [word for before, word in pairwise(words) if before == "--set"]
     task = next((one.partition("=")[2] for one in settings if one.startswith("task.name=")), study["task"]["name"])
-    (trial,) = (home / "runs" / "judge-world" / "trials").iterdir()
     squad = home / "world" / "squad"
     files = {
         "train: FILE": f"train: {squad / 'train-v1.1.json'}",
         "validation: FILE": f"validation: {squad / 'dev-v1.1.json'}",
         "train: test.jsonl": f"train: {home / 'world' / 'teacher_student' / 'train.jsonl'}",
         "gpt2-shape": str(longer("gpt2")),
-        "lorascope:small": str(longer("qwen2")),
         "base.model=DIR": f"base.model={model_directory('bert')}",
         "task.data=DIR": f"task.data={home / task}",
-        "lorascope:judge": str(trial / "adapter"),
     }
     for name, real in files.items():
         settings = [one.replace(name, real) for one in settings]
@@ -112,9 +105,9 @@ def test_a_flagship_study_runs_without_a_hub_by_the_overrides_that_its_file_give
 ):
     arguments = filled(offline(name)[index], place, longer, model_directory)
     if "base.model=" + str(model_directory("bert")) in arguments:
-        arguments += ["--set", "task.max_length=64"]
+        arguments += ["--set", "task.max_length=64", "--set", "controls=[{method: full}]"]
     if name == "glue-protocol":
-        arguments += ["--set", "controls=[{method: full}]", "--set", "design.over={r: [8, 4], targets: [[query]]}"]
+        arguments += ["--set", "design.over={r: [8, 4], targets: [[query]]}"]
     document = json.loads(call("run", *arguments, "--out", tmp_path / "run", "--json"))
     assert {trial["status"] for trial in document["trials"]} == {"done"}
     assert len(document["trials"]) > 1

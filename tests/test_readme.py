@@ -280,3 +280,9 @@ def test_the_readmes_tree_names_every_module_once_in_its_own_package():
     home = ROOT / "src" / "lorascope"
     present = [str(path.relative_to(home)) for path in home.rglob("*.py") if not path.name.startswith("__")]
     assert sorted(named) == sorted(present)
+
+
+def test_every_page_and_picture_that_the_readme_names_is_there():
+    named = [one for one in re.findall(r"\]\(([^)#]+)", README) if "://" not in one]
+    assert "docs/report-wide.png" in named
+    assert [one for one in named if not (ROOT / one).exists()] == []

@@ -1,6 +1,9 @@
 """The first run: offline, on what comes with Lorascope; a second run shows the results of the first."""
 
 import json
+from pathlib import Path
+
+import yaml
 
 from lorascope.cli.demo import prepare_demo
 from lorascope.config import load_study
@@ -9,15 +12,19 @@ from lorascope.data.task import read_task
 
 def test_the_demo_ranks_the_projections_and_is_shown_again(cli, tmp_path):
     study = prepare_demo(tmp_path / "demo")
-    smaller = study.read_text().replace("max_train: 320, max_eval: 60", "max_train: 16, max_eval: 6")
-    study.write_text(smaller.replace("[42, 1337, 2024]", "[42, 1337]").replace("max_eval: 300", "max_eval: 60"))
+    smaller = yaml.safe_load(study.read_text())
+    smaller["task"] |= {"max_train": 96, "max_eval": 6}
+    smaller["evaluate"]["judge"]["check"]["max_eval"] = 60
+    study.write_text(yaml.safe_dump(smaller | {"seeds": [42, 1337]}))
     ended = cli("demo", "--out", tmp_path / "demo", "--json")
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
     assert [trial["status"] for trial in document["trials"]] == ["done"] * 16
-    assert {"c_score", "rouge_l", "eval_loss"} <= set(document["trials"][0]["metrics"])
     assert document["judge"]["check"]["num_examples"] == 60
-    assert document["shapley"] is not None
+    metrics = document["shapley"]["metrics"]
+    assert list(metrics) == ["eval_loss", "c_score", "rouge_l"]
+    assert all(set(metric["values"]) == {"query", "key", "value"} for metric in metrics.values())
+    assert all(value["estimate"] < 0 for value in metrics["eval_loss"]["values"].values()), "each of them learns"
     assert (tmp_path / "demo" / "study" / "report.html").is_file()
 
     again = cli("demo", "--out", tmp_path / "demo", "--json")
@@ -43,4 +50,12 @@ def test_a_demo_that_cannot_be_written_is_one_line(cli, tmp_path):
 
 def test_a_demo_in_a_place_with_an_odd_name_can_be_read(tmp_path):
     study = load_study(prepare_demo(tmp_path / 'a "quoted": {name} é'))
+    assert len(read_task(study.task).eval) == 60
+
+
+def test_the_demos_study_runs_again_from_anywhere_and_by_default_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = load_study(prepare_demo(Path("runs/demo")))
+    assert not (tmp_path / "runs" / study.name).exists(), "where `lorascope run` puts it"
+    monkeypatch.chdir("/")
     assert len(read_task(study.task).eval) == 60

@@ -52,11 +52,13 @@ def relative(found, wanted):
 
 
 def medium_is_bfloat16():
-    """Whether this processor multiplies bfloat16 so fast that oneDNN takes ``medium`` for it."""
-    layer = layer_of()
-    x = random(64, D, seed=3)
-    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-    return relative(Product(layer, "medium").forward(x, layer.bias), exact) > 1e-4
+    """Whether this processor multiplies bfloat16 so fast that torch takes ``medium`` for it."""
+    one, other = random(64, 64, seed=3), random(64, 64, seed=4)
+    own = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    product = one @ other
+    torch.set_float32_matmul_precision(own)
+    return relative(product, one.double() @ other.double()) > 1e-4
 
 
 def tolerance(path):
@@ -179,7 +181,7 @@ def test_installing_changes_no_class_no_name_no_number_and_can_be_undone(path):
     after = model(x)
     (gradient,) = torch.autograd.grad(after.sum(), x)
     assert relative(after.detach(), before.detach()) < tolerance(path)
-    assert relative(gradient, own) < 10 * tolerance(path)
+    assert relative(gradient, own) < max(1e-5, tolerance(path))
 
     remove(model)
     assert torch.equal(model(x), before)
@@ -253,8 +255,10 @@ def test_a_path_with_too_large_an_error_is_not_taken_however_fast(error, exact_m
 
 
 def test_medium_is_not_taken_where_it_means_bfloat16(monkeypatch):
+    if not medium_is_bfloat16():
+        pytest.skip("on this processor medium is float32")
     with_rates(monkeypatch, {"plain": 10.0, "medium": 1e6, "packed": 5.0})
-    assert choose(Model()).path == ("plain" if medium_is_bfloat16() else "medium")
+    assert choose(Model()).path == "plain"
 
 
 def test_float64_and_a_model_without_linear_layers_stay_plain():

@@ -129,6 +129,18 @@ def test_a_longer_run_has_the_bits_of_one_that_was_planned_so(books, copy, tmp_p
     assert (state["discarded_steps"], planned["discarded_steps"]) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [((1.0, 1.0, 0.4), "bfloat16"), ((1.0, 1.0, 0.6), "float32"), ((1.0, 2.0, 9.0), "float32"), ((1.0, 0.3, 0.2), None)],
+)
+def test_bfloat16_is_taken_where_it_is_twice_as_fast(seconds, wanted, monkeypatch):
+    """The last case: whether ``medium`` is exact is up to the processor, and bfloat16 is not twice as fast as that."""
+    clock = iter([moment for each in seconds for _ in range(20) for moment in (0.0, each)])
+    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: next(clock))
+    found = pretrain.fastest_precision(32, 64)
+    assert found == wanted if wanted else found in ("float32-medium", "bfloat16")
+
+
 def test_a_run_goes_on_with_the_threads_and_the_precision_it_began_with(books, copy, monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setattr(pretrain, "fastest_precision", None)

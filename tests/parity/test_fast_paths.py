@@ -59,6 +59,17 @@ def losses_and_gradients(model, task_type, dropout):
     return losses_N, gradients_NP
 
 
+def torchs_medium_error():
+    """Of torch's own product, whatever this project's paths make of it."""
+    one, other = torch.randn(64, 64), torch.randn(64, 64)
+    own = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    product = one @ other
+    torch.set_float32_matmul_precision(own)
+    exact = one.double() @ other.double()
+    return float((product - exact).norm() / exact.norm())
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(("dtype", "path"), CASES, ids=lambda value: str(value).removeprefix("torch."))
 @pytest.mark.parametrize(
@@ -70,7 +81,7 @@ def test_a_stack_on_a_fast_path_has_the_float64_losses_and_gradients(family, tas
     wanted = losses_and_gradients(exact, task_type, dropout)
     if frozen._try(next(iter(frozen._linears(model, ()).values())), path) is None:
         pytest.skip(f"this processor or build has no {path} product in {dtype}")
-    if path == "medium" and frozen.choose(torch.nn.Linear(64, 64)).errors[path] > 1e-4:
+    if path == "medium" and torchs_medium_error() > 1e-4:
         pytest.skip("this processor takes bfloat16 for medium, which is never chosen then")
     frozen.install(model, path, head_modules(model, task_type))
     fused = elementwise.install(model)

@@ -268,7 +268,7 @@ def demo(
         print_json(document)
         return
     tables.print_results(stdout(), document)
-    tell(f"study file: {study_file}")
+    tell(f"the study; change it, and `lorascope run` it: {study_file}")
     tell(f"results, adapters, predictions and report.html: {out / 'study'}")
 
 

@@ -160,7 +160,7 @@ def world_command(
     size: Annotated[int, typer.Option(metavar="N", help="Training dialogues; everything else goes with them.")] = DEFAULT_SIZE,
     seed: Annotated[int, typer.Option(min=0, help="Which world; equal seeds and sizes give equal files.")] = 0,
     dialect: Annotated[
-        bool, typer.Option("--dialect", help="Who replies speaks a dialect, which lorascope:small has not read.")
+        bool, typer.Option("--dialect", help="Who replies speaks a dialect, in which lorascope:small has read no talk.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

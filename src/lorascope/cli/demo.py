@@ -17,7 +17,7 @@ _BASE, _JUDGE = "lorascope:small", "lorascope:judge"
 _STUDY = """\
 # Which attention projections does persona dialogue need? Every coalition of query, key and value, three seeds.
 # Model and judge come with Lorascope; `lorascope data world` made the data. Change anything, and `lorascope run` this file.
-name: demo
+name: query-key-value
 base: {{model: "{base}"}}
 task: {{name: personachat, data: {dialogues}, max_train: 320, max_eval: 60, max_length: 384}}
 adapter: {{r: 8, lora_alpha: 16}}
@@ -43,8 +43,8 @@ def prepare_demo(directory: Path) -> Path:
         return study
     located(_BASE)
     located_adapter(_JUDGE)
-    data = directory / "world"
-    with atomic_directory(data) as unfinished:
+    data = directory.resolve() / "world"
+    with atomic_directory(directory / "world") as unfinished:
         write(world(_SEED, dialect=True), _SEED, DEFAULT_SIZE, unfinished, dialect=True)
     # JSON's quotes are YAML's, too: the place may have any name.
     dialogues, pairs = (json.dumps(str(data / folder)) for folder in ("personachat", "dialogue_nli"))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lorascope.amounts import bytes_text, counted, seconds_text
 from lorascope.config import AdapterConfig, configuration_of
+from lorascope.embedded import is_embedded
 
 # Shown in every table, whether they vary or not.
 _ALWAYS = ("r", "lora_alpha", "targets")
@@ -319,7 +320,9 @@ def print_judge(console: Console, judge: Mapping[str, Any] | None) -> None:
     if judge is None:
         return
     name = judge["model"] if judge["revision"] is None else f"{judge['model']} at {judge['revision'][:12]}"
-    name = name if judge["adapter"] is None else f"{name} with {judge['adapter']}"
+    adapter = judge["adapter"]
+    if adapter is not None:
+        name = adapter if is_embedded(adapter) else f"{name} with {adapter}"
     check = judge["check"]
     known = (
         "its accuracy was not measured (give evaluate.judge.check)"

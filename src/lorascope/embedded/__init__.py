@@ -8,10 +8,9 @@ names and places. Does not know models. Floor: above ``errors``, below ``config`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from lorascope.errors import AdapterError, LorascopeError, ModelError, did_you_mean
+from lorascope.errors import AdapterError, ModelError, did_you_mean
 
 PREFIX = "lorascope:"
 MODELS = {"lorascope:small": "small"}
@@ -39,10 +38,16 @@ def located(model: str) -> str:
         return model
     if model in ADAPTERS:
         raise ModelError("this is an adapter, no model", where=model, fix=f"name a model such as {next(iter(MODELS))}")
-    advice = "install a released build, make them with models/pretrain.py, or name another base"
-    missing = ModelError("this build of Lorascope ships no weights of its own model", where=model, fix=advice)
-    unknown = ModelError("Lorascope has no model of that name", where=model, fix=did_you_mean(model, [*MODELS, *ADAPTERS]))
-    return _directory(model, MODELS, _MODEL_WEIGHTS, unknown, missing)
+    if model not in MODELS:
+        raise ModelError("Lorascope has no model of that name", where=model, fix=did_you_mean(model, [*MODELS, *ADAPTERS]))
+    directory = _shipped(MODELS[model], _MODEL_WEIGHTS)
+    if directory is None:
+        raise ModelError(
+            "this build of Lorascope ships no weights of its own model",
+            where=model,
+            fix="install a released build, make them with models/pretrain.py, or name another base",
+        )
+    return str(directory)
 
 
 def located_adapter(adapter: str) -> str:
@@ -53,32 +58,33 @@ def located_adapter(adapter: str) -> str:
     """
     if not is_embedded(adapter):
         return adapter
-    advice = "install a released build, export what examples/judge-world.yaml trains, or name another"
-    missing = AdapterError("this build of Lorascope ships no judge of its own", where=adapter, fix=advice)
-    unknown = AdapterError("Lorascope has no adapter of that name", where=adapter, fix=did_you_mean(adapter, list(ADAPTERS)))
-    return _directory(adapter, ADAPTERS, _ADAPTER_WEIGHTS, unknown, missing)
+    if adapter not in ADAPTERS:
+        raise AdapterError("Lorascope has no adapter of that name", where=adapter, fix=did_you_mean(adapter, list(ADAPTERS)))
+    directory = _shipped(ADAPTERS[adapter], _ADAPTER_WEIGHTS)
+    if directory is None:
+        raise AdapterError(
+            "this build of Lorascope ships no judge of its own",
+            where=adapter,
+            fix="install a released build, export what examples/judge-world.yaml trains, or name another",
+        )
+    return str(directory)
 
 
 def embedded_name(place: str) -> str | None:
-    """The name of what comes with Lorascope, from that name or from the directory where it lies; None for all else."""
+    """A name of Lorascope's own as it is, known or not; for the directory where such a thing lies, its name; else None."""
     if is_embedded(place):
         return place
     path = Path(place).expanduser().resolve()
-    names = {(HOME / folder).resolve(): name for name, folder in {**MODELS, **ADAPTERS}.items()}
-    return names.get(path)
+    return next((name for name, folder in {**MODELS, **ADAPTERS}.items() if (HOME / folder).resolve() == path), None)
 
 
 def available() -> list[str]:
     """The names of the models and adapters whose weights are here."""
-    shipped = [(MODELS, _MODEL_WEIGHTS), (ADAPTERS, _ADAPTER_WEIGHTS)]
-    return [name for names, weights in shipped for name, folder in names.items() if (HOME / folder / weights).is_file()]
+    models = [name for name, folder in MODELS.items() if _shipped(folder, _MODEL_WEIGHTS)]
+    return models + [name for name, folder in ADAPTERS.items() if _shipped(folder, _ADAPTER_WEIGHTS)]
 
 
-def _directory(name: str, known: Mapping[str, str], weights: str, unknown: LorascopeError, missing: LorascopeError) -> str:
-    """The directory of what is known by the name and whose weights are here; raises ``unknown`` or ``missing``."""
-    if name not in known:
-        raise unknown
-    directory = HOME / known[name]
-    if not (directory / weights).is_file():
-        raise missing
-    return str(directory)
+def _shipped(folder: str, weights: str) -> Path | None:
+    """The folder beside this file, where the weights are in it."""
+    directory = HOME / folder
+    return directory if (directory / weights).is_file() else None

@@ -20,7 +20,7 @@ def loading(facts: CardFacts) -> str:
     """The section on loading, for PEFT or for transformers, and what is known of vLLM."""
     code = _unknown_task(facts) if facts.task_type is None else "\n".join([*_load(facts), *_use(facts)])
     lines = ["## How to load", "", f"```python\n{code}\n```"]
-    if facts.task_type not in (None, "SEQ_CLS") and facts.study is not None:
+    if facts.task_type is not None and facts.study is not None:
         lines += ["", "The input has to look as in training; `lorascope data preview` shows it, token by token."]
     if facts.form == "adapter" and facts.is_whole:
         place = facts.base.name if facts.base.comes_along else "DIRECTORY-OF-THE-BASE"

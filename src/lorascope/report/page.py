@@ -193,7 +193,9 @@ def _judge(found: Findings) -> str:
         return ""
     check = judge["check"]
     model, adapter = public_name(judge["model"]), judge["adapter"]
-    name = model if adapter is None else public_name(adapter) if is_embedded(adapter) else f"{model} with an adapter"
+    name = model
+    if adapter is not None:
+        name = adapter if is_embedded(adapter) else f"{model} with an adapter"
     if check is None:
         return f"{name}; its accuracy was not measured"
     return f"{name}; accuracy {check['accuracy']:.3f} on {check['num_examples']:,} examples of {check['task']}"

@@ -1,7 +1,7 @@
 """A dialect of no county: a word for a word, so that what is said stays as true as it was.
 
-``lorascope:small`` has read talk of other worlds in the plain words. One who replies in these has something to teach it, and
-how far it was learned can be seen at a glance. Knows words alone.
+``lorascope:small`` has read talk of other worlds in plain words and none in dialect; some of its books have a word of it here
+and there. So there is something to learn, and how far it was learned can be seen at a glance. Knows words alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORDS = {
     "you": "thee",
     "your": "thy",
 }
-# Words before what they begin: "your" before "you".
+# The longest first: "you are" before "you".
 _PLAIN = re.compile(rf"\b({'|'.join(sorted(_WORDS, key=len, reverse=True))})\b", re.IGNORECASE)
 
 

@@ -216,7 +216,8 @@ The texts are free of any licence (CC0). All sets of a split are about the same 
 |---|---|---|---|---|---|
 {rows}
 
-- **train** and the other splits have no person, surname, pet's name or town in common, and no thirteen words in a row.
+- **train** and the other splits have no person, surname, pet's name or town in common, and, but for a few
+  questions, no thirteen words in a row within a set.
 - One wording in four is never used in train: half of **validation** is made of these, all of **test**.
 - Pairs are of three classes in equal parts. Few wordings make many of them: behind the number of pairs stands in how many
   sentence patterns, and `group` names a pair's. An accuracy is one of so many patterns rather than of so many pairs.
