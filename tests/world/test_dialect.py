@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from lorascope.config import TaskConfig
+from lorascope.data.audit import audit
+from lorascope.data.task import read_task
 from lorascope.world.dialect import in_dialect
-from lorascope.world.files import DEFAULT_SIZE, documents, world
+from lorascope.world.files import DEFAULT_SIZE, documents, world, write
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,10 @@ def test_replies_alone_are_in_dialect_and_their_labels_are_those_of_the_plain_wo
 def test_no_two_replies_of_the_default_world_become_one():
     replies = {made.reply for one in world(0, DEFAULT_SIZE)["train"].dialogues for made in one.exchanges}
     assert len({in_dialect(reply) for reply in replies}) == len(replies)
+
+
+@pytest.mark.parametrize("folder", ["personachat", "dialogue_nli"])
+def test_nothing_is_found_wrong_with_a_set_in_dialect(folder, tmp_path):
+    write(world(3, 40, dialect=True), 3, 40, tmp_path, dialect=True)
+    raw = read_task(TaskConfig(name=folder, data=str(tmp_path / folder)), "validation")
+    assert [finding.summary for finding in audit(raw, None, None, 512).findings] == []
